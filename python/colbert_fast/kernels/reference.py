@@ -1,0 +1,400 @@
+"""The specification of every kernel and of the search pipeline, in plain numpy.
+
+Each function is the twin of the function of the same name in :mod:`colbert_fast.kernels.ops`: same
+arguments, same results, float64 inside wherever the definition allows it, one obvious line where
+the kernel has a hundred. Nothing here is optimised and nothing here checks its arguments: messages
+for invalid input belong to the kernels' door.
+
+Shapes: ``K`` centroids of ``dim`` dimensions, ``n`` token vectors laid end to end, ``n_docs``
+documents whose lengths are ``doclens`` (their sum is ``n``), ``nq`` query tokens. ``dim`` is a
+multiple of 8. Values are finite.
+
+Sources: MaxSim, Khattab and Zaharia 2020 (ColBERT), section 3.3; the residual codec, Santhanam et
+al. 2021 (ColBERTv2), section 3.3; the search stages, Santhanam et al. 2022 (PLAID), section 4.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Float32 = npt.NDArray[np.float32]
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+UInt8 = npt.NDArray[np.uint8]
+
+EMPTY_APPROXIMATE_SCORE = -9999.0
+"""Score of a query token in :func:`approximate_maxsim` with no document token to meet (PLAID)."""
+
+SMALLEST_NORM = 1e-12
+"""Norms are clamped here before the division, so that a zero vector stays zero."""
+
+
+class InvertedLists(NamedTuple):
+    """For each centroid the ascending ids of the documents with a token in its cell.
+
+    Attributes
+    ----------
+    counts : int32 (K,)
+        Documents in each list.
+    offsets : int64 (K + 1,)
+        Where each list starts in ``data``; the last entry is ``len(data)``.
+    data : uint8
+        The lists, see :func:`build_lists`.
+    """
+
+    counts: Int32
+    offsets: Int64
+    data: UInt8
+
+
+def _bit_positions(dim: int, nbits: int) -> Int64:
+    """Where the packed row has each bit of each dimension: (dim, nbits), low bit first.
+
+    Position ``p`` is bit ``7 - p % 8`` of byte ``p // 8``, as in :func:`numpy.packbits`. With 1, 2,
+    4 and 8 bits the dimensions follow one another, least significant bit first: the order of PLAID
+    indexes. Three bits are the 2-bit row of the low bits and then a plane of high bits, in which
+    dimensions half a row apart are neighbours.
+    """
+    d = np.arange(dim)
+    if nbits != 3:
+        return (d[:, None] * nbits + np.arange(nbits)).astype(np.int64)
+    i, s, half = d // 4, d % 4, dim // 8
+    high = 8 * (dim // 4 + i % half) + 2 * s + i // half
+    return np.stack([2 * d, 2 * d + 1, high], axis=1).astype(np.int64)
+
+
+def pack_residuals(buckets: UInt8, nbits: int) -> UInt8:
+    """Pack buckets (n, dim), each below ``2**nbits``, into rows of ``dim * nbits // 8`` bytes."""
+    n, dim = buckets.shape
+    bits = np.zeros((n, dim * nbits), np.uint8)
+    values = buckets[:, :, None] >> np.arange(nbits, dtype=np.uint8)
+    bits[:, _bit_positions(dim, nbits)] = values & 1
+    return np.packbits(bits, axis=1)
+
+
+def unpack_residuals(packed: UInt8, nbits: int) -> UInt8:
+    """Inverse of :func:`pack_residuals`: rows of bytes (n, packed_dim) to buckets (n, dim)."""
+    dim = packed.shape[1] * 8 // nbits
+    bits = np.unpackbits(packed, axis=1)[:, _bit_positions(dim, nbits)]
+    values = np.bitwise_or.reduce(bits << np.arange(nbits, dtype=np.uint8), axis=2)
+    return cast(UInt8, values.astype(np.uint8))
+
+
+def compress(embeddings: Array, centroids: Float32, cutoffs: Float32) -> tuple[Int32, UInt8]:
+    """Code and packed residual of each vector.
+
+    Parameters
+    ----------
+    embeddings : (n, dim)
+    centroids : float32 (K, dim)
+    cutoffs : float32 (2**nbits - 1,), ascending
+
+    Returns
+    -------
+    codes : int32 (n,)
+        The centroid with the largest dot product, the lowest of equal ones.
+    residuals : uint8 (n, dim * nbits // 8)
+        Per dimension the number of cutoffs strictly below ``e - c``, subtracted in float32.
+    """
+    nbits = len(cutoffs).bit_length()
+    codes, _ = assign(embeddings, centroids)
+    residual = embeddings.astype(np.float32) - centroids[codes]
+    buckets = (residual[:, :, None] > cutoffs).sum(axis=2)
+    return codes, pack_residuals(buckets.astype(np.uint8), nbits)
+
+
+def _reconstruct(codes: Array, residuals: UInt8, centroids: Float32, weights: Float32) -> Array:
+    """Centroid plus residual, float64 (n, dim), not normalised."""
+    buckets = unpack_residuals(residuals, len(weights).bit_length() - 1)
+    return centroids[codes].astype(np.float64) + weights.astype(np.float64)[buckets]
+
+
+def decompress(codes: Array, residuals: UInt8, centroids: Float32, weights: Float32) -> Float32:
+    """Centroid plus the weight of each bucket, brought to unit length: float32 (n, dim)."""
+    vectors = _reconstruct(codes, residuals, centroids, weights)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return cast(Float32, (vectors / np.maximum(norms, SMALLEST_NORM)).astype(np.float32))
+
+
+def inverse_norms(codes: Array, residuals: UInt8, centroids: Float32, weights: Float32) -> UInt8:
+    """One over the length of each vector before renormalisation, as a byte (n,).
+
+    Byte ``b`` stands for ``2**((b - 127.5) / 127.5)``: 0.5 to 2 in steps of 0.55%. The nearest in
+    the logarithm is taken.
+    """
+    norms = np.linalg.norm(_reconstruct(codes, residuals, centroids, weights), axis=1)
+    level = 127.5 - 127.5 * np.log2(np.maximum(norms, SMALLEST_NORM))
+    return cast(UInt8, np.clip(np.rint(level), 0, 255).astype(np.uint8))
+
+
+def decode_inverse_norms(inverse_norms: UInt8) -> Array:
+    """Numbers that the bytes of :func:`inverse_norms` stand for: float64 (n,)."""
+    return np.exp2((inverse_norms.astype(np.float64) - 127.5) / 127.5)
+
+
+def residual_maxsim(
+    query: Float32,
+    codes: Array,
+    residuals: UInt8,
+    doclens: Int32,
+    centroids: Float32,
+    weights: Float32,
+    *,
+    precision: Literal["float32", "int8"] = "float32",
+    inverse_norms: UInt8 | None = None,
+) -> Float32:
+    """MaxSim of one query (nq, dim) over compressed documents: float32 (n_docs,).
+
+    "float32" is :func:`maxsim` over :func:`decompress`. "int8" is an approximation: the product
+    with the residual by the integers of :func:`_int8_residual_scores`, the norm by its byte.
+    """
+    if precision == "float32":
+        vectors = decompress(codes, residuals, centroids, weights)
+        return cast(Float32, maxsim(query, vectors, doclens))
+    if inverse_norms is None:
+        raise ValueError("inverse_norms: needed by precision='int8', got None")
+    centroid_part = query.astype(np.float64) @ centroids[codes].astype(np.float64).T
+    similarities = centroid_part + _int8_residual_scores(query, residuals, weights)
+    return _sum_of_best(similarities * decode_inverse_norms(inverse_norms), doclens)[0]
+
+
+def _int8_residual_scores(query: Float32, residuals: UInt8, weights: Float32) -> Array:
+    """Products of query rows and residuals by way of 8-bit integers, float64 (nq, n).
+
+    Weights become 7-bit levels, ``w ~ low + step * u`` with u in 0..127, and each query row int8,
+    ``q ~ scale * i``; then ``q . w ~ scale * (step * sum(u i) + low * sum(i))``. Levels, integers
+    and scales come from float32 arithmetic, rounded half to even.
+    """
+    low = weights.min()
+    step = (weights.max() - low) / np.float32(127)
+    levels = np.rint((weights - low) / step if step > 0 else weights * 0).astype(np.int64)
+    scale = np.abs(query).max(axis=1) / np.float32(127)
+    rows = np.rint(query / np.where(scale > 0, scale, 1)[:, None]).astype(np.int64)
+    u = levels[unpack_residuals(residuals, len(weights).bit_length() - 1)]
+    products = float(step) * (rows @ u.T) + float(low) * rows.sum(axis=1, keepdims=True)
+    return cast(Array, scale.astype(np.float64)[:, None] * products)
+
+
+def _offsets(doclens: Array) -> Int64:
+    """First token of each document, and the end: int64 (n_docs + 1,)."""
+    return np.concatenate([[0], np.cumsum(doclens, dtype=np.int64)]).astype(np.int64)
+
+
+def _sum_of_best(similarities: Array, doclens: Array) -> tuple[Float32, Int32]:
+    """MaxSim from similarities (nq, n): scores (n_docs,) and argmax (n_docs, nq)."""
+    starts = _offsets(doclens)
+    n_docs, nq = len(doclens), len(similarities)
+    scores = np.full(n_docs, -np.inf, np.float32)
+    best = np.full((n_docs, nq), -1, np.int32)
+    for doc in np.flatnonzero(doclens):
+        block = similarities[:, starts[doc] : starts[doc + 1]]
+        scores[doc] = block.max(axis=1).sum()
+        best[doc] = block.argmax(axis=1)
+    return scores, best
+
+
+def maxsim(
+    query: Float32, documents: Array, doclens: Int32, *, return_argmax: bool = False
+) -> Float32 | tuple[Float32, Int32]:
+    """Sum over query tokens of the best dot product within each document.
+
+    Parameters
+    ----------
+    query : float32 (nq, dim) or (b, nq, dim)
+    documents : float32, float16 or bfloat16 (n, dim)
+    doclens : int32 (n_docs,)
+    return_argmax : bool
+        Also return which token of the document was met, the lowest of equal ones.
+
+    Returns
+    -------
+    scores : float32 (n_docs,) or (b, n_docs)
+        -inf for a document without tokens.
+    argmax : int32 (..., n_docs, nq)
+        Token index within the document; -1 for a document without tokens.
+    """
+    documents = documents.astype(np.float64)
+    batch = query.astype(np.float64)[None] if query.ndim == 2 else query.astype(np.float64)
+    results = [_sum_of_best(one @ documents.T, doclens) for one in batch]
+    shape = (*query.shape[:-2], len(doclens))
+    scores = np.array([r[0] for r in results], np.float32).reshape(shape)
+    best = np.array([r[1] for r in results], np.int32).reshape(*shape, query.shape[-2])
+    return (scores, best) if return_argmax else scores
+
+
+def centroid_scores(query: Float32, centroids: Float32) -> Float32:
+    """Dot products of query (nq, dim) and centroids (K, dim): float32 (K, nq)."""
+    scores = centroids.astype(np.float64) @ query.astype(np.float64).T
+    return cast(Float32, scores.astype(np.float32))
+
+
+def top_centroids(scores: Float32, nprobe: int) -> Int32:
+    """Best centroids of each query token, from scores (K, nq): int32 (nq, nprobe), best first.
+
+    Of equal scores the lowest centroid comes first.
+    """
+    return np.argsort(-scores, axis=0, kind="stable")[:nprobe].T.astype(np.int32)
+
+
+def build_lists(codes: Array, doclens: Int32, num_centroids: int) -> InvertedLists:
+    """Inverted lists of a collection from codes (n,) and doclens (n_docs,).
+
+    A list is a byte ``width`` and then, ``width`` bits each and least significant bit first, the
+    gaps ``id - previous - 1`` (the id before the first is -1), the last byte filled up with zeros.
+    ``width`` is the bit length of the largest gap. An empty list has no bytes.
+    """
+    documents = np.repeat(np.arange(len(doclens)), doclens)
+    lists = [np.unique(documents[codes == cell]) for cell in range(num_centroids)]
+    packed = [_pack_list(ids) for ids in lists]
+    counts = np.array([len(ids) for ids in lists], np.int32)
+    offsets = _offsets(np.array([len(row) for row in packed]))
+    return InvertedLists(counts, offsets, np.concatenate([*packed, np.zeros(0, np.uint8)]))
+
+
+def _pack_list(ids: Array) -> UInt8:
+    if len(ids) == 0:
+        return np.zeros(0, np.uint8)
+    gaps = np.diff(ids, prepend=-1) - 1
+    width = int(gaps.max()).bit_length()
+    bits = (gaps[:, None] >> np.arange(width)) & 1
+    packed = np.packbits(bits.astype(np.uint8).ravel(), bitorder="little")
+    return np.concatenate([np.array([width], np.uint8), packed])
+
+
+def read_list(lists: InvertedLists, centroid: int) -> Int32:
+    """Ascending ids of the documents with a token in the cell of ``centroid``: int32."""
+    count = int(lists.counts[centroid])
+    if count == 0:
+        return np.zeros(0, np.int32)
+    start, end = int(lists.offsets[centroid]), int(lists.offsets[centroid + 1])
+    width = int(lists.data[start])
+    bits = np.unpackbits(lists.data[start + 1 : end], bitorder="little")[: count * width]
+    gaps = (bits.reshape(count, width).astype(np.int64) << np.arange(width)).sum(axis=1)
+    return (np.cumsum(gaps + 1) - 1).astype(np.int32)
+
+
+def gather_documents(lists: InvertedLists, cells: Int32, n_docs: int) -> Int32:
+    """Ascending ids, each once, of the documents (of ``n_docs``) in any of the cells (m,)."""
+    member = np.zeros(n_docs, bool)
+    for cell in cells:
+        member[read_list(lists, int(cell))] = True
+    return np.flatnonzero(member).astype(np.int32)
+
+
+def approximate_maxsim(
+    scores: Float32,
+    codes: Array,
+    doclens: Int32,
+    candidates: Int32,
+    *,
+    threshold: float | None = None,
+) -> Float32:
+    """MaxSim with each document token replaced by its centroid: float32 (m,).
+
+    Parameters
+    ----------
+    scores : float32 (K, nq)
+        From :func:`centroid_scores`.
+    codes : int32 or uint16 (n,)
+    doclens : int32 (n_docs,)
+    candidates : int32 (m,)
+        Documents to score.
+    threshold : float, optional
+        Leave out the tokens whose centroid scores below this with every query token. A document
+        with no token left scores ``EMPTY_APPROXIMATE_SCORE`` per query token.
+    """
+    starts, nq = _offsets(doclens), scores.shape[1]
+    result = np.full(len(candidates), EMPTY_APPROXIMATE_SCORE * nq, np.float32)
+    for row, doc in enumerate(candidates):
+        tokens = scores[codes[starts[doc] : starts[doc + 1]]].astype(np.float64)
+        if threshold is not None:
+            tokens = tokens[tokens.max(axis=1) >= np.float32(threshold)]
+        if len(tokens):
+            result[row] = tokens.max(axis=0).sum()
+    return result
+
+
+def top_k(scores: Float32, k: int) -> tuple[Float32, Int64]:
+    """Largest ``k`` of scores (n,), or all if fewer: values float32 and indices int64, best first.
+
+    Of equal scores the lowest index comes first.
+    """
+    indices = np.argsort(-scores, kind="stable")[:k].astype(np.int64)
+    return scores[indices], indices
+
+
+def assign(points: Array, centroids: Float32) -> tuple[Int32, Float32]:
+    """Centroid (K, dim) with the largest dot product with each point (n, dim), and that product.
+
+    Of equal products the lowest centroid wins. Returns codes int32 (n,) and best float32 (n,).
+    """
+    similarities = points.astype(np.float64) @ centroids.astype(np.float64).T
+    return similarities.argmax(axis=1).astype(np.int32), similarities.max(axis=1).astype(np.float32)
+
+
+def accumulate(points: Array, codes: Int32, num_centroids: int) -> tuple[Float32, Int64]:
+    """Sum (K, dim) float32 and number (K,) int64 of the points (n, dim) of each cluster."""
+    sums = np.zeros((num_centroids, points.shape[1]))
+    np.add.at(sums, codes, points.astype(np.float64))
+    return sums.astype(np.float32), np.bincount(codes, minlength=num_centroids).astype(np.int64)
+
+
+def search(
+    query: Float32,
+    *,
+    centroids: Float32,
+    codes: Array,
+    doclens: Int32,
+    weights: Float32 | None = None,
+    residuals: UInt8 | None = None,
+    embeddings: Array | None = None,
+    k: int = 10,
+    nprobe: int = 1,
+    ndocs: int = 256,
+    centroid_score_threshold: float | None = 0.5,
+    exhaustive: bool = False,
+    subset: npt.NDArray[np.bool_] | None = None,
+) -> tuple[Int64, Float32]:
+    """Search one query (nq, dim): PLAID's four stages, or every document if ``exhaustive``.
+
+    Documents come as ``residuals`` with ``weights``, or as uncompressed ``embeddings``. The stages:
+    candidates are the documents in the ``nprobe`` best cells of each query token; the ``ndocs``
+    best by approximate score over the centroids that reach the threshold stay; of these the best
+    ``ndocs // 4`` (never fewer than ``k``) by approximate score over all centroids; the exact
+    MaxSim of the rest decides. Equal scores are ordered by document everywhere.
+
+    Parameters
+    ----------
+    subset : bool (n_docs,), optional
+        Documents that may be found; the others are taken out before the first score.
+
+    Returns
+    -------
+    documents : int64 (m,), m <= k
+        Best first; documents without tokens are never found.
+    scores : float32 (m,)
+        MaxSim over the decompressed, renormalised vectors.
+    """
+    allowed = doclens > 0 if subset is None else (doclens > 0) & subset
+    candidates = np.flatnonzero(allowed).astype(np.int32)
+    if not exhaustive:
+        scores = centroid_scores(query, centroids)
+        lists = build_lists(codes, doclens, len(centroids))
+        found = gather_documents(lists, top_centroids(scores, nprobe).ravel(), len(doclens))
+        candidates = found[allowed[found]]
+        for keep, threshold in ((ndocs, centroid_score_threshold), (max(ndocs // 4, k), None)):
+            rough = approximate_maxsim(scores, codes, doclens, candidates, threshold=threshold)
+            candidates = np.sort(candidates[top_k(rough, keep)[1]])
+    tokens = np.repeat(np.isin(np.arange(len(doclens)), candidates), doclens)
+    if embeddings is not None:
+        vectors = embeddings[tokens]
+    elif residuals is not None and weights is not None:
+        vectors = decompress(codes[tokens], residuals[tokens], centroids, weights)
+    else:
+        raise ValueError("embeddings: got None without residuals and weights; pass either")
+    values, order = top_k(cast(Float32, maxsim(query, vectors, doclens[candidates])), k)
+    return candidates[order].astype(np.int64), values
