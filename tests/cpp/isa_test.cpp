@@ -1,0 +1,296 @@
+// Every kernel of every table this CPU can run, against the scalar table: the same bits, for sizes
+// around the lane widths, exact ties, documents without tokens, and outputs that start as garbage.
+#include <algorithm>
+#include <limits>
+
+#include "dispatch.h"
+#include "testing.h"
+
+using namespace colbert_fast;
+using namespace testing;
+
+namespace {
+
+constexpr std::size_t kSizes[] = {0,  1,  2,  3,  7,   8,   15,  16,  17, 31,
+                                  33, 63, 64, 65, 127, 128, 129, 255, 256};
+constexpr std::size_t kDims[] = {8, 16, 24, 32, 40, 64, 96, 128, 128, 136, 384};
+constexpr std::size_t kCounts[] = {1, 2, 7, 15, 16, 17, 31, 32, 32, 33, 48, 65};
+constexpr int kNbits[] = {1, 2, 3, 4, 8};
+constexpr DType kTypes[] = {DType::f32, DType::f16, DType::bf16};
+
+struct Case {
+  std::size_t n, dim, count, centroids;
+  DType type;
+  int nbits;
+  bool whole, wide;
+
+  std::string describe(const Kernels &isa, const char *kernel) const {
+    return std::string(kernel) + " on " + isa.name + ", n " + std::to_string(n) + ", dim " +
+           std::to_string(dim) + ", query " + std::to_string(count) + ", type " +
+           std::to_string(static_cast<int>(type)) + ", nbits " + std::to_string(nbits) +
+           (whole ? ", whole" : "") + (wide ? ", wide codes" : "");
+  }
+};
+
+template <class T, std::size_t N> T pick(Random &random, const T (&from)[N]) {
+  return from[random.below(N)];
+}
+
+template <class F> void sweep(Random &random, int repeats, F check) {
+  for (const std::size_t n : kSizes)
+    for (const int nbits : kNbits)
+      for (int i = 0; i < repeats; ++i)
+        check(Case{n, pick(random, kDims), pick(random, kCounts), 1 + random.below(70),
+                   pick(random, kTypes), nbits, random.below(2) == 0, random.below(2) == 0});
+}
+
+// Codes of either width, in a buffer that ends with them.
+class CodeBuffer {
+public:
+  CodeBuffer(Random &random, const Case &c)
+      : wide_(c.wide), int32_(random.integers<std::int32_t>(c.wide ? c.n : 0, c.centroids)),
+        uint16_(random.integers<std::uint16_t>(c.wide ? 0 : c.n, c.centroids)) {}
+  Codes view() const {
+    return {wide_ ? static_cast<const void *>(int32_.data()) : uint16_.data(), wide_};
+  }
+
+private:
+  bool wide_;
+  Buffer<std::int32_t> int32_;
+  Buffer<std::uint16_t> uint16_;
+};
+
+// A random codec and the tables that the kernels read it from.
+class Codec {
+public:
+  Codec(Random &random, const Case &c)
+      : nbits_(c.nbits), dim_(c.dim), centroids_(random.floats(c.centroids * c.dim, c.whole)),
+        weights_(random.floats(std::size_t{1} << c.nbits, c.whole)),
+        by_byte_(c.nbits == 3 ? 0 : 256 * per_byte()),
+        levels_(random.integers<std::uint8_t>(c.nbits == 8 ? 256 : 16, kMaxLevel + 1)),
+        norms_(random.floats(256)) {
+    for (std::size_t i = 0; i < by_byte_.size(); ++i)
+      by_byte_[i] = weights_[value(i / per_byte(), static_cast<int>(i % per_byte()))];
+  }
+  std::size_t packed_dim() const { return dim_ * static_cast<std::size_t>(nbits_) / 8; }
+  Decoder view() const {
+    return {centroids_.data(),
+            weights_.data(),
+            by_byte_.data(),
+            levels_.data(),
+            norms_.data(),
+            nbits_,
+            dim_,
+            packed_dim()};
+  }
+
+private:
+  std::size_t per_byte() const { return 8 / static_cast<std::size_t>(nbits_); }
+  // The j-th dimension packed in a byte: its bits lie least significant first from bit 7 down.
+  std::size_t value(std::size_t byte, int j) const {
+    std::size_t v = 0;
+    for (int k = 0; k < nbits_; ++k) v |= (byte >> (7 - j * nbits_ - k) & 1) << k;
+    return v;
+  }
+
+  int nbits_;
+  std::size_t dim_;
+  Buffer<float> centroids_, weights_, by_byte_;
+  Buffer<std::uint8_t> levels_;
+  Buffer<float> norms_;
+};
+
+class IsaTest {
+public:
+  IsaTest(const Kernels &isa, const Kernels &scalar, Tally &tally)
+      : isa_(isa), scalar_(scalar), tally_(tally) {}
+
+  void run() {
+    sweep(random_, 2, [this](const Case &c) { maxsim(c); });
+    sweep(random_, 1, [this](const Case &c) { assign(c); });
+    sweep(random_, 1, [this](const Case &c) { sum_rows(c); });
+    sweep(random_, 1, [this](const Case &c) { scores(c); });
+    sweep(random_, 1, [this](const Case &c) { probe(c); });
+    sweep(random_, 1, [this](const Case &c) { approximate(c); });
+    sweep(random_, 1, [this](const Case &c) { pack(c); });
+    sweep(random_, 3, [this](const Case &c) { compress(c); });
+    sweep(random_, 3, [this](const Case &c) { residual(c); });
+    sweep(random_, 3, [this](const Case &c) { residual_i8(c); });
+  }
+
+private:
+  void maxsim(const Case &c) {
+    const Query query(random_.floats(c.count * c.dim, c.whole), c.count, c.dim);
+    const Rows rows = random_.rows(c.type, c.n * c.dim, c.whole);
+    const auto run = [&](const Kernels &k, Buffer<float> &score, Buffer<std::int32_t> &argmax) {
+      score[0] = k.maxsim(query.view(), rows.data(), c.type, c.n, nullptr);
+      score[1] = k.maxsim(query.view(), rows.data(), c.type, c.n, argmax.data());
+    };
+    Buffer<float> got(2), want(2);
+    Buffer<std::int32_t> got_argmax(query.lanes()), want_argmax(query.lanes());
+    run(isa_, got, got_argmax.poison(0xff));
+    run(scalar_, want, want_argmax.poison(0xee));
+    for (std::size_t lane = c.count; lane < query.lanes(); ++lane) // not part of the promise
+      got_argmax[lane] = want_argmax[lane] = 0;
+    tally_.same(got, want, c.describe(isa_, "maxsim"));
+    tally_.same(got_argmax, want_argmax, c.describe(isa_, "maxsim argmax"));
+  }
+
+  void assign(const Case &c) {
+    const Rows points = random_.rows(c.type, c.n * c.dim, c.whole);
+    const Buffer<float> centroids = random_.floats(c.centroids * c.dim, c.whole);
+    const auto run = [&](const Kernels &k, Buffer<std::int32_t> &codes, Buffer<float> &best) {
+      Buffer<float> scratch(kAssignBlock * c.dim);
+      k.assign(points.data(), c.type, c.n, c.dim, centroids.data(), c.centroids,
+               scratch.poison(0xff).data(), codes.data(), best.data());
+    };
+    Buffer<std::int32_t> got(c.n), want(c.n);
+    Buffer<float> got_best(c.n), want_best(c.n);
+    run(isa_, got.poison(0xff), got_best.poison(0xff));
+    run(scalar_, want.poison(0xee), want_best.poison(0xee));
+    tally_.same(got, want, c.describe(isa_, "assign"));
+    tally_.same(got_best, want_best, c.describe(isa_, "assign best"));
+  }
+
+  void sum_rows(const Case &c) {
+    const std::size_t n_points = 1 + random_.below(40);
+    const Rows points = random_.rows(c.type, n_points * c.dim, c.whole);
+    const Buffer<std::int64_t> which = random_.integers<std::int64_t>(c.n, n_points);
+    Buffer<float> got(c.dim), want(c.dim);
+    isa_.sum_rows(points.data(), c.type, c.dim, which.data(), c.n, got.poison(0xff).data());
+    scalar_.sum_rows(points.data(), c.type, c.dim, which.data(), c.n, want.poison(0xee).data());
+    tally_.same(got, want, c.describe(isa_, "sum_rows"));
+  }
+
+  void scores(const Case &c) {
+    const Query query(random_.floats(c.count * c.dim, c.whole), c.count, c.dim);
+    const Buffer<float> rows = random_.floats(c.n * c.dim, c.whole);
+    Buffer<float> got(c.n * query.lanes()), want(c.n * query.lanes());
+    isa_.scores(query.view(), rows.data(), c.n, got.poison(0xff).data());
+    scalar_.scores(query.view(), rows.data(), c.n, want.poison(0xee).data());
+    tally_.same(got, want, c.describe(isa_, "scores"));
+  }
+
+  void probe(const Case &c) {
+    const std::size_t lanes = (c.count + kLanes - 1) / kLanes * kLanes;
+    const std::size_t nprobe = 1 + random_.below(9), split = random_.below(c.n + 1);
+    const Buffer<float> scores = random_.floats(c.n * lanes, c.whole);
+    const auto run = [&](const Kernels &k, Buffer<float> &values, Buffer<std::int32_t> &ids) {
+      std::fill_n(values.data(), values.size(), -std::numeric_limits<float>::infinity());
+      std::fill_n(ids.data(), ids.size(), -1);
+      k.probe(scores.data(), 0, split, lanes, nprobe, values.data(), ids.data());
+      k.probe(scores.data() + split * lanes, split, c.n - split, lanes, nprobe, values.data(),
+              ids.data());
+    };
+    Buffer<float> got(lanes * nprobe), want(lanes * nprobe);
+    Buffer<std::int32_t> got_ids(lanes * nprobe), want_ids(lanes * nprobe);
+    run(isa_, got, got_ids);
+    run(scalar_, want, want_ids);
+    tally_.same(got, want, c.describe(isa_, "probe"));
+    tally_.same(got_ids, want_ids, c.describe(isa_, "probe ids"));
+  }
+
+  void approximate(const Case &c) {
+    const std::size_t lanes = (c.count + kLanes - 1) / kLanes * kLanes;
+    const Buffer<float> scores = random_.floats(c.centroids * lanes, c.whole);
+    const CodeBuffer codes(random_, c);
+    const auto keep = random_.integers<std::uint8_t>(c.centroids, 2);
+    const Buffer<float> init = random_.floats(lanes, c.whole);
+    Buffer<float> got(2), want(2);
+    const auto run = [&](const Kernels &k, Buffer<float> &out) {
+      out[0] = k.approximate(scores.data(), lanes, codes.view(), c.n, nullptr, init.data());
+      out[1] = k.approximate(scores.data(), lanes, codes.view(), c.n, keep.data(), init.data());
+    };
+    run(isa_, got);
+    run(scalar_, want);
+    tally_.same(got, want, c.describe(isa_, "approximate"));
+  }
+
+  void pack(const Case &c) {
+    const auto buckets = random_.integers<std::uint8_t>(c.n * c.dim, std::size_t{1} << c.nbits);
+    const std::size_t packed = c.n * c.dim * static_cast<std::size_t>(c.nbits) / 8;
+    Buffer<std::uint8_t> got(packed), want(packed), back(c.n * c.dim);
+    isa_.pack(buckets.data(), c.n, c.dim, c.nbits, got.poison(0xff).data());
+    scalar_.pack(buckets.data(), c.n, c.dim, c.nbits, want.poison(0xee).data());
+    isa_.unpack(got.data(), c.n, c.dim, c.nbits, back.poison(0xff).data());
+    tally_.same(got, want, c.describe(isa_, "pack"));
+    tally_.same(back, buckets, c.describe(isa_, "unpack"));
+  }
+
+  void compress(const Case &c) {
+    const Rows points = random_.rows(c.type, c.n * c.dim, c.whole);
+    const Buffer<float> centroids = random_.floats(c.centroids * c.dim, c.whole);
+    const auto codes = random_.integers<std::int32_t>(c.n, c.centroids);
+    Buffer<float> cutoffs = random_.floats((std::size_t{1} << c.nbits) - 1, c.whole);
+    std::sort(cutoffs.data(), cutoffs.data() + cutoffs.size());
+    const std::size_t packed = c.n * c.dim * static_cast<std::size_t>(c.nbits) / 8;
+    Buffer<std::uint8_t> got(packed), want(packed);
+    isa_.compress(points.data(), c.type, c.n, c.dim, centroids.data(), codes.data(), cutoffs.data(),
+                  c.nbits, got.poison(0xff).data());
+    scalar_.compress(points.data(), c.type, c.n, c.dim, centroids.data(), codes.data(),
+                     cutoffs.data(), c.nbits, want.poison(0xee).data());
+    tally_.same(got, want, c.describe(isa_, "compress"));
+  }
+
+  void residual(const Case &c) {
+    const Codec codec(random_, c);
+    const CodeBuffer codes(random_, c);
+    const auto residuals = random_.integers<std::uint8_t>(c.n * codec.packed_dim(), 256);
+    const Query query(random_.floats(c.count * c.dim, c.whole), c.count, c.dim);
+    const auto decompress = [&](const Kernels &k, Buffer<float> &out, float *norms) {
+      k.decompress(codec.view(), codes.view(), residuals.data(), c.n, out.data(), norms);
+    };
+    Buffer<float> got(c.n * c.dim), want(c.n * c.dim), got_norms(c.n), want_norms(c.n);
+    decompress(isa_, got.poison(0xff), got_norms.poison(0xff).data());
+    decompress(scalar_, want.poison(0xee), want_norms.poison(0xee).data());
+    tally_.same(got, want, c.describe(isa_, "decompress"));
+    tally_.same(got_norms, want_norms, c.describe(isa_, "decompress norms"));
+    decompress(isa_, got.poison(0xee), nullptr);
+    tally_.same(got, want, c.describe(isa_, "decompress without norms"));
+
+    Buffer<float> fused(1), plain(1);
+    fused[0] =
+        isa_.residual_maxsim(query.view(), codec.view(), codes.view(), residuals.data(), c.n);
+    plain[0] = scalar_.maxsim(query.view(), want.data(), DType::f32, c.n, nullptr);
+    tally_.same(fused, plain, c.describe(isa_, "residual_maxsim"));
+  }
+
+  void residual_i8(const Case &c) {
+    const Codec codec(random_, c);
+    const CodeBuffer codes(random_, c);
+    const auto residuals = random_.integers<std::uint8_t>(c.n * codec.packed_dim(), 256);
+    const auto inverse_norms = random_.integers<std::uint8_t>(c.n, 256);
+    const std::size_t panels = (c.count + kLanes - 1) / kLanes, lanes = panels * kLanes;
+    auto data = random_.integers<std::int8_t>(lanes * c.dim, 255);
+    for (std::size_t i = 0; i < data.size(); ++i) // from -127 to 127
+      data[i] = static_cast<std::int8_t>(data[i] == -128 ? -127 : data[i]);
+    const Buffer<float> scale = random_.floats(lanes), base = random_.floats(lanes);
+    const Buffer<float> scores = random_.floats(c.centroids * lanes, c.whole);
+    const PanelsI8 query{data.data(), scale.data(), base.data(), c.count, panels, c.dim};
+    const auto run = [&](const Kernels &k) {
+      return k.residual_maxsim_i8(query, codec.view(), scores.data(), codes.view(),
+                                  residuals.data(), inverse_norms.data(), c.n);
+    };
+    Buffer<float> got(1), want(1);
+    got[0] = run(isa_);
+    want[0] = run(scalar_);
+    tally_.same(got, want, c.describe(isa_, "residual_maxsim_i8"));
+  }
+
+  const Kernels &isa_, &scalar_;
+  Tally &tally_;
+  Random random_;
+};
+
+} // namespace
+
+int main() {
+  Tally tally;
+  const auto tables = available_kernels();
+  const Kernels &scalar = *tables.back();
+  for (const Kernels *isa : tables) {
+    std::printf("%s\n", isa->name);
+    IsaTest(*isa, scalar, tally).run(); // scalar too: against itself, for what the sanitizers see
+  }
+  return tally.finish();
+}
