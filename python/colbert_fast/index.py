@@ -1,0 +1,440 @@
+"""The public index: build it, open it, search it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from colbert_fast.compress.codec import CodecName, open_codec
+from colbert_fast.errors import CheckpointError, IndexFormatError
+from colbert_fast.search.params import Mode, SearchParams
+from colbert_fast.search.queries import check_vectors, read_queries, read_subset
+from colbert_fast.search.results import Hit
+from colbert_fast.storage.documents import DocumentId, DocumentStore
+from colbert_fast.storage.manifest import Manifest
+from colbert_fast.storage.segments import Segment
+from colbert_fast.storage.transactions import is_building
+
+if TYPE_CHECKING:
+    from colbert_fast.model import ColBERT
+    from colbert_fast.search.pipeline import Searcher
+
+__all__ = ["Index"]
+
+_WIDER = 4  # factor on nprobe when the probed cells hold fewer than k documents
+
+
+class Index:
+    """A searchable collection on disk; see `Index.build` and `Index.open`.
+
+    An index is read-only and can be shared between threads. Use it as a context manager, or call
+    `close`, to let go of its files.
+    """
+
+    def __init__(self, path: Path, *, model: ColBERT | None = None) -> None:
+        self._path = path
+        self._model = model
+        self._manifest = manifest = Manifest.read(path)
+        manifest.check_sizes(path)
+        if model is not None:
+            self._check_model(model)
+        self._codec = open_codec(
+            path,
+            manifest.codec,
+            nbits=manifest.nbits,
+            dim=manifest.dim,
+            num_centroids=manifest.num_centroids,
+        )
+        self._segment: Segment | None = Segment.open(
+            path / manifest.segments[0].name,
+            self._codec.columns,
+            num_documents=manifest.num_documents,
+            num_tokens=manifest.num_tokens,
+            num_centroids=manifest.num_centroids,
+        )
+        self._store = DocumentStore(path / "documents.sqlite", manifest.num_documents)
+
+    @classmethod
+    def build(
+        cls,
+        path: str | os.PathLike[str],
+        documents: Iterable[Any],
+        *,
+        model: ColBERT | None = None,
+        ids: Iterable[DocumentId] | None = None,
+        nbits: int = 2,
+        codec: CodecName = "plaid",
+        num_centroids: int | None = None,
+        kmeans_iterations: int = 4,
+        seed: int = 42,
+        pool_factor: int = 1,
+        overwrite: bool = False,
+        progress: bool = True,
+    ) -> Index:
+        """Build an index in one pass over the documents, and open it.
+
+        The index appears at `path` complete or not at all; memory stays bounded (under 1.5 GB at
+        128 dimensions) however long the stream is.
+
+        Parameters
+        ----------
+        path
+            Folder to create; its parent must exist.
+        documents
+            Any iterable, read once. Each item is a text; ``(id, text)``; a dict with "text" and
+            any of "id" and further keys, kept as metadata; or token embeddings: a (tokens, dim)
+            array or tensor of floats, alone, as ``(id, embeddings)`` or as "embeddings" in a dict.
+            Embeddings are stored as unit vectors: rows of another length are normalised.
+        model
+            Encodes texts. Not needed for embeddings; then it is only noted for later searches.
+        ids
+            One id (str or int) per document, for documents that carry none. By default they are
+            numbered from 0.
+        nbits
+            Bits per dimension for codec "plaid": 1, 2, 3, 4 or 8.
+        codec
+            "plaid": centroid plus residual of `nbits` bits per dimension. "float16": the vectors
+            themselves, 2 bytes per dimension.
+        num_centroids
+            By default 2^floor(log2(16 * sqrt(tokens))), at most the tokens sampled.
+        kmeans_iterations
+            Lloyd steps.
+        seed
+            Of sampling and k-means: the same documents and seed give the same files.
+        pool_factor
+            Merge this many token vectors of a document into one, on average (1: none).
+        overwrite
+            Replace an index that is at `path`; it stays as it is until the new one is complete.
+        progress
+            Show progress bars on stderr.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An argument, a document, an id or a vector is not acceptable; documents are named by id.
+        IndexExistsError
+            Something is at `path` already and `overwrite` is false, or it is not an index.
+        FileNotFoundError
+            The parent folder of `path` does not exist.
+        OSError
+            Writing failed, as on a full disk; nothing is left behind.
+        """
+        from colbert_fast.build import BuildOptions, build_index  # searching needs no build code
+
+        options = BuildOptions(
+            nbits=nbits,
+            codec=codec,
+            num_centroids=num_centroids,
+            kmeans_iterations=kmeans_iterations,
+            seed=seed,
+            pool_factor=pool_factor,
+            overwrite=overwrite,
+            progress=progress,
+        )
+        build_index(Path(path), documents, options, model=model, ids=ids)
+        return cls.open(path, model=model)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, model: ColBERT | None = None) -> Index:
+        """Open an index by mapping its files; only centroids and document lengths are read.
+
+        Parameters
+        ----------
+        path
+            The index folder.
+        model
+            Encodes text queries. By default the model that the index was built with is loaded
+            when the first text query comes.
+
+        Raises
+        ------
+        IndexFormatError
+            There is no index, or a file is missing, truncated, foreign or of a newer version; the
+            message names the file.
+        ValueError
+            The model's dim is not the index's.
+        """
+        folder = Path(path)
+        if is_building(folder):
+            raise IndexFormatError(f"{folder}: an unfinished build; build the index again")
+        return cls(folder, model=model)
+
+    @overload
+    def search(
+        self,
+        query: str,
+        k: int = ...,
+        *,
+        nprobe: int | None = ...,
+        ndocs: int | None = ...,
+        centroid_score_threshold: float | None = ...,
+        subset: Iterable[DocumentId] | npt.NDArray[np.bool_] | None = ...,
+        mode: Mode = ...,
+        exhaustive: bool = ...,
+    ) -> list[Hit]: ...
+
+    @overload
+    def search(
+        self,
+        query: Any,
+        k: int = ...,
+        *,
+        nprobe: int | None = ...,
+        ndocs: int | None = ...,
+        centroid_score_threshold: float | None = ...,
+        subset: Iterable[DocumentId] | npt.NDArray[np.bool_] | None = ...,
+        mode: Mode = ...,
+        exhaustive: bool = ...,
+    ) -> list[Any]: ...
+
+    def search(
+        self,
+        query: Any,
+        k: int = 10,
+        *,
+        nprobe: int | None = None,
+        ndocs: int | None = None,
+        centroid_score_threshold: float | None = None,
+        subset: Iterable[DocumentId] | npt.NDArray[np.bool_] | None = None,
+        mode: Mode = "default",
+        exhaustive: bool = False,
+    ) -> list[Any]:
+        """Find the `k` best documents, best first.
+
+        Parameters
+        ----------
+        query
+            One query (a text, or embeddings (tokens, dim)) gives a list of `Hit`s; a list of them,
+            or an array (n, tokens, dim), gives a list of such lists. Embeddings are used as they
+            are: unit vectors give the scores that text queries give.
+        k
+            Hits wanted; all documents if there are fewer.
+        nprobe, ndocs, centroid_score_threshold, mode, exhaustive
+            See `SearchParams`; the defaults depend on `mode` and `k`.
+        subset
+            Search only these: ids, or a boolean mask (n_docs,) by position.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A parameter is out of range, or a query has no tokens, another dim, or NaNs.
+        UnknownDocumentError
+            An id in `subset` is not in the index.
+        CheckpointError
+            The query is a text and the index's model cannot be loaded.
+        """
+        params = SearchParams.resolve(
+            k,
+            nprobe=nprobe,
+            ndocs=ndocs,
+            centroid_score_threshold=centroid_score_threshold,
+            mode=mode,
+            exhaustive=exhaustive,
+        )
+        searcher = self._searcher
+        queries, single = read_queries(query)
+        mask = None if subset is None else read_subset(subset, self._store, len(self))
+        if not queries:
+            return []
+        texts = queries if isinstance(queries[0], str) else None
+        vectors = queries if texts is None else self.model.encode_queries(texts)
+        found = self._found(searcher, check_vectors(vectors, self._manifest.dim), params, mask)
+        hits = self._hits(*found, texts)
+        return hits[0] if single else hits
+
+    def _found(
+        self,
+        searcher: Searcher,
+        queries: list[npt.NDArray[np.float32]],
+        params: SearchParams,
+        mask: npt.NDArray[np.bool_] | None,
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Positions and scores, with min(k, documents allowed) hits for every query."""
+        allowed = len(self) if mask is None else int(mask.sum())
+        params = dataclasses.replace(params, k=min(params.k, len(self)))
+        if params.mode == "default" and allowed <= params.ndocs:
+            # All of them would be scored exactly in the last stage at most: skip the others.
+            params = dataclasses.replace(params, exhaustive=True)
+        pids, scores = searcher.search(queries, params, subset=mask)
+        wanted = min(params.k, allowed)
+        while not params.exhaustive and params.nprobe < self._manifest.num_centroids:
+            short = np.flatnonzero((pids >= 0).sum(axis=1) < wanted)
+            if len(short) == 0:
+                break
+            params = dataclasses.replace(params, nprobe=params.nprobe * _WIDER)
+            more = [queries[i] for i in short]
+            pids[short], scores[short] = searcher.search(more, params, subset=mask)
+        return pids, scores
+
+    def _hits(
+        self,
+        pids: npt.NDArray[np.int64],
+        scores: npt.NDArray[np.float32],
+        texts: Sequence[str] | None,
+    ) -> list[list[Hit]]:
+        documents = self._store.fetch(pids[pids >= 0].tolist())
+        results = []
+        for row, (row_pids, row_scores) in enumerate(
+            zip(pids.tolist(), scores.tolist(), strict=True)
+        ):
+            query = None if texts is None else texts[row]
+            model = None if query is None else self.model
+            hits = []
+            for pid, score in zip(row_pids, row_scores, strict=True):
+                if pid >= 0:
+                    found = documents[pid]
+                    metadata = found.metadata or {}
+                    hits.append(Hit(found.id, score, found.text, metadata, query, model))
+            results.append(hits)
+        return results
+
+    @functools.cached_property
+    def _searcher(self) -> Searcher:
+        from colbert_fast.kernels.ops import InvertedLists
+        from colbert_fast.search.pipeline import Searcher
+
+        segment = self._arrays()
+        columns = segment.columns
+        return Searcher(
+            centroids=self._codec.centroids,
+            weights=getattr(self._codec, "weights", None),
+            codes=columns["codes"],
+            residuals=columns.get("residuals"),
+            embeddings=columns.get("embeddings"),
+            inverse_norms=columns.get("inverse_norms"),
+            doclens=segment.doclens,
+            lists=InvertedLists(segment.list_counts, segment.list_offsets, segment.list_data),
+        )
+
+    def _arrays(self) -> Segment:
+        if self._segment is None:
+            raise ValueError(f"the index {str(self._path)!r} is closed")
+        return self._segment
+
+    @property
+    def model(self) -> ColBERT:
+        """The model that encodes queries; loaded on first use.
+
+        Raises
+        ------
+        ValueError
+            The index was built from embeddings and none was passed, or its dim is another.
+        CheckpointError
+            The model named in the index cannot be loaded.
+        """
+        if self._model is None:
+            self._model = self._load_model()
+        return self._model
+
+    def _load_model(self) -> ColBERT:
+        name = self._manifest.model
+        if name is None:
+            raise ValueError(
+                "this index was built from embeddings and names no model: pass model= to "
+                "Index.open, or search with query embeddings"
+            )
+        from colbert_fast.model import ColBERT
+
+        try:
+            model = ColBERT.from_pretrained(None if name == "default" else name)
+        except (CheckpointError, OSError) as error:
+            raise CheckpointError(
+                f"this index was built with the model {name!r}, which cannot be loaded ({error}); "
+                "pass model=ColBERT.from_pretrained(...) to Index.open"
+            ) from error
+        self._check_model(model)
+        return model
+
+    def _check_model(self, model: ColBERT) -> None:
+        if model.dim != self._manifest.dim:
+            raise ValueError(
+                f"model: its dim is {model.dim}, the index has dim {self._manifest.dim}; pass the "
+                f"model that the index was built with ({self._manifest.model or 'not recorded'})"
+            )
+
+    @property
+    def path(self) -> Path:
+        """The index folder."""
+        return self._path
+
+    @functools.cached_property
+    def ids(self) -> tuple[DocumentId, ...]:
+        """The ids of all documents, by position; read on first use."""
+        return self._store.ids()
+
+    def info(self) -> dict[str, Any]:
+        """Sizes and settings.
+
+        ``bytes_per_token`` counts all files, ``vector_bytes_per_token`` all but the document store
+        (ids, texts, metadata); the compression ratios compare the latter with uncompressed vectors.
+        """
+        manifest = self._manifest
+        manifest_size = (self._path / "manifest.json").stat().st_size
+        total = manifest_size + sum(record.size for record in manifest.files.values())
+        vectors = total - manifest.files["documents.sqlite"].size
+        tokens = manifest.num_tokens
+        return {
+            "path": str(self._path),
+            "documents": manifest.num_documents,
+            "tokens": tokens,
+            "dim": manifest.dim,
+            "codec": manifest.codec,
+            "nbits": manifest.nbits,
+            "centroids": manifest.num_centroids,
+            "bytes": total,
+            "bytes_per_token": total / tokens,
+            "vector_bytes_per_token": vectors / tokens,
+            "compression_vs_float32": 4 * manifest.dim * tokens / vectors,
+            "compression_vs_float16": 2 * manifest.dim * tokens / vectors,
+            "model": manifest.model,
+            "created_at": manifest.created_at,
+            "library_version": manifest.library_version,
+        }
+
+    def verify(self) -> None:
+        """Read every file and compare it with its checksum; check that all codes are in range.
+
+        Raises
+        ------
+        IndexFormatError
+            A file is damaged; the message names it.
+        """
+        segment = self._arrays()
+        self._manifest.check_checksums(self._path)
+        folder = self._path / self._manifest.segments[0].name
+        segment.check_codes(folder, self._manifest.num_centroids)
+
+    def close(self) -> None:
+        """Let go of the files; any later search raises ValueError."""
+        self._segment = None
+        self.__dict__.pop("_searcher", None)
+        self._store.close()
+
+    def __len__(self) -> int:
+        return self._manifest.num_documents
+
+    def __repr__(self) -> str:
+        manifest = self._manifest
+        return (
+            f"Index({str(self._path)!r}, documents={manifest.num_documents}, "
+            f"tokens={manifest.num_tokens}, codec={manifest.codec!r}, nbits={manifest.nbits})"
+        )
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,296 @@
+"""Documents in, chunks of checked float16 token vectors out: the front half of a build."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from colbert_fast.storage.documents import Document, DocumentId, DocumentWriter, check_id
+
+if TYPE_CHECKING:
+    from colbert_fast.model import ColBERT
+
+__all__ = ["Chunk", "TokenStream", "check_ids", "read_documents"]
+
+logger = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 1 << 25  # float16 vectors per chunk: 32 MiB, 131,072 tokens of 128 dimensions
+_RESERVED = ("id", "text", "embeddings")
+_UNIT_TOLERANCE = 1e-3  # float16 rounding moves a norm by less than 5e-4
+
+
+def read_documents(
+    documents: Iterable[Any], ids: Iterable[DocumentId] | None = None
+) -> Iterator[Document]:
+    """Bring every accepted form of a document to a `Document`, lazily and in order.
+
+    Parameters
+    ----------
+    documents
+        Items are a text; ``(id, text)``; ``(id, embeddings)``; a dict with "text" and/or
+        "embeddings", optionally "id", and any further keys as metadata; or the embeddings
+        themselves, shape (tokens, dim).
+    ids
+        One id per document, for items that carry none. Without it they are numbered from 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An item has no accepted form, or `ids` is shorter or longer than `documents`.
+    """
+    given = None if ids is None else iter(ids)
+    position = -1
+    for position, item in enumerate(documents):
+        fallback: DocumentId = position
+        if given is not None:
+            try:
+                fallback = next(given)
+            except StopIteration:
+                raise ValueError(f"ids: {position} given, but there are more documents") from None
+        own_id, document = _read_item(item, position)
+        if own_id is not None and given is not None:
+            raise ValueError(f"ids: document {position} already carries the id {own_id!r}")
+        chosen = fallback if own_id is None else own_id
+        yield dataclasses.replace(document, id=check_id(chosen, position))
+    if given is not None and next(given, None) is not None:
+        raise ValueError(f"ids: more ids than the {position + 1} documents")
+
+
+def _read_item(item: Any, position: int) -> tuple[Any, Document]:
+    if isinstance(item, str):
+        return None, Document(position, text=item)
+    if isinstance(item, Mapping):
+        return _read_mapping(item, position)
+    if isinstance(item, tuple):
+        if len(item) != 2:
+            raise ValueError(
+                f"documents[{position}]: a tuple must be (id, text) or (id, embeddings), "
+                f"got {len(item)} elements"
+            )
+        if item[0] is None:
+            raise TypeError(f"documents[{position}]: the id is None")
+        return item[0], _text_or_embeddings(item[1], position)
+    return None, _text_or_embeddings(item, position)
+
+
+def _text_or_embeddings(value: Any, position: int) -> Document:
+    if isinstance(value, str):
+        return Document(position, text=value)
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return Document(position, embeddings=value)
+    raise TypeError(
+        f"documents[{position}]: expected a text, (id, text), a dict or a (tokens, dim) array, "
+        f"got {type(value).__name__}"
+    )
+
+
+def _read_mapping(item: Mapping[str, Any], position: int) -> tuple[Any, Document]:
+    metadata = {key: value for key, value in item.items() if key not in _RESERVED}
+    text, embeddings = item.get("text"), item.get("embeddings")
+    if text is None and embeddings is None:
+        raise ValueError(
+            f'documents[{position}]: a dict needs "text" or "embeddings", got keys {list(item)}'
+        )
+    if text is not None and not isinstance(text, str):
+        raise TypeError(f'documents[{position}]: "text" must be a str, got {type(text).__name__}')
+    return item.get("id"), Document(position, text, metadata or None, embeddings)
+
+
+def check_ids(documents: Iterable[Any], ids: Iterable[DocumentId] | None) -> None:
+    """Read a list of documents to its end before any work is done on it, for bad items and ids.
+
+    A stream cannot be read twice: there the same mistakes are found as the documents arrive.
+    """
+    if not isinstance(documents, (list, tuple)) or not (ids is None or hasattr(ids, "__len__")):
+        return
+    seen: set[DocumentId] = set()
+    for document in read_documents(documents, ids):
+        if document.id in seen:
+            raise ValueError(
+                f"ids must be unique: {document.id!r} is the id of more than one document"
+            )
+        seen.add(document.id)
+
+
+class Chunk(NamedTuple):
+    """Whole documents: float16 unit vectors (sum of doclens, dim) and int32 doclens (n_docs,)."""
+
+    embeddings: npt.NDArray[np.float16]
+    doclens: npt.NDArray[np.int32]
+
+
+class TokenStream:
+    """Encode or take over the documents of a build, check them, and hand them on in chunks.
+
+    Iterating writes each document's id, text and metadata to `store` as it is read, and yields
+    `Chunk`s of about 32 MiB. After the last one `num_documents` and `num_tokens` are the totals.
+
+    Parameters
+    ----------
+    documents
+        From `read_documents`; all with texts or all with embeddings.
+    store
+        Where ids, texts and metadata go.
+    model
+        Encodes documents that come without embeddings.
+    pool_factor
+        Tokens merged into one, see `compress.pooling`.
+    on_document
+        Called after every document, for a progress bar.
+    """
+
+    def __init__(
+        self,
+        documents: Iterator[Document],
+        store: DocumentWriter,
+        *,
+        model: ColBERT | None,
+        pool_factor: int,
+        on_document: Callable[[], object],
+    ) -> None:
+        self.num_documents = 0
+        self.num_tokens = 0
+        self.dim = 0
+        self._empty_texts = 0
+        self._rescaled = 0
+        self._documents = documents
+        self._store = store
+        self._model = model
+        self._pool_factor = pool_factor
+        self._on_document = on_document
+
+    def __iter__(self) -> Iterator[Chunk]:
+        pending: list[npt.NDArray[Any]] = []
+        waiting = 0
+        for rows in self._embeddings():
+            self._check_shape(rows)
+            pending.append(rows)
+            waiting += len(rows)
+            self.num_documents += 1
+            self._on_document()
+            if waiting * self.dim * 2 >= _CHUNK_BYTES:
+                yield self._chunk(pending)
+                pending, waiting = [], 0
+        if self.num_documents != self._store.count:
+            raise RuntimeError(
+                f"the model returned {self.num_documents} of {self._store.count} documents"
+            )
+        if pending:
+            yield self._chunk(pending)
+        self._report()
+
+    def _embeddings(self) -> Iterator[npt.NDArray[Any]]:
+        """One array per document, in order."""
+        first = next(self._documents, None)
+        if first is None:
+            raise ValueError("no documents: an index needs at least one")
+        if first.embeddings is None:
+            yield from self._encoded(first)
+            return
+        self._store.add(first)
+        yield self._pooled(first)
+        for document in self._documents:
+            if document.embeddings is None:
+                raise ValueError(f"document {document.id!r} has no embeddings, earlier ones have")
+            self._store.add(document)
+            yield self._pooled(document)
+
+    def _encoded(self, first: Document) -> Iterator[npt.NDArray[Any]]:
+        if self._model is None:
+            raise ValueError(
+                "documents are texts, so a model is needed to encode them: pass "
+                "model=ColBERT.from_pretrained(...)"
+            )
+        texts = self._texts(first)
+        for rows in self._model.encode_documents(
+            texts, pool_factor=self._pool_factor, progress=False
+        ):
+            yield as_array(rows)
+
+    def _texts(self, first: Document) -> Iterator[str]:
+        """The texts for the encoder, which may read ahead; stored as they are read."""
+        document: Document | None = first
+        while document is not None:
+            if document.text is None or document.embeddings is not None:
+                raise ValueError(f"document {document.id!r} has embeddings, earlier ones have none")
+            self._empty_texts += not document.text.strip()
+            self._store.add(document)
+            yield document.text
+            document = next(self._documents, None)
+
+    def _pooled(self, document: Document) -> npt.NDArray[Any]:
+        rows = as_array(document.embeddings)
+        if self._pool_factor == 1 or rows.ndim != 2:
+            return rows
+        from colbert_fast.compress.pooling import pool_tokens  # needs scipy
+
+        return pool_tokens(rows.astype(np.float32), self._pool_factor)
+
+    def _check_shape(self, rows: npt.NDArray[Any]) -> None:
+        position = self.num_documents
+        if rows.ndim != 2 or rows.dtype.kind != "f":
+            raise ValueError(
+                f"{self._name(position)}: embeddings must be floats of shape (tokens, dim), got "
+                f"{rows.dtype} {rows.shape}; a single document goes in a list"
+            )
+        self.dim = self.dim or rows.shape[1]
+        if rows.shape[1] != self.dim or not self.dim:
+            raise ValueError(
+                f"{self._name(position)}: dim is {rows.shape[1]}, earlier documents have {self.dim}"
+            )
+        if len(rows) == 0:
+            raise ValueError(f"{self._name(position)}: no token vectors (0, {self.dim})")
+
+    def _name(self, position: int) -> str:
+        return f"document {self._store.id_of(position)!r}"
+
+    def _chunk(self, pending: list[npt.NDArray[Any]]) -> Chunk:
+        doclens = np.array([len(rows) for rows in pending], np.int32)
+        rows = np.concatenate(pending)
+        norms = _norms(rows)
+        bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
+        if len(bad):
+            document = int(np.searchsorted(np.cumsum(doclens), bad[0], side="right"))
+            position = self.num_documents - len(doclens) + document
+            token = int(bad[0] - doclens[:document].sum(dtype=np.int64))
+            what = "is zero" if norms[bad[0]] == 0 else "is not finite"
+            raise ValueError(f"{self._name(position)}: token vector {token} {what}")
+        off = np.flatnonzero(np.abs(norms - 1) > _UNIT_TOLERANCE)
+        if len(off):
+            scaled = rows.astype(np.float64 if norms.dtype == np.float64 else np.float32)
+            scaled[off] /= norms[off, None]
+            rows = scaled
+            self._rescaled += len(off)
+        self.num_tokens += len(rows)
+        return Chunk(rows.astype(np.float16, copy=False), doclens)
+
+    def _report(self) -> None:
+        if self._empty_texts:
+            logger.warning("%d of %d documents are empty", self._empty_texts, self.num_documents)
+        if self._rescaled:
+            level = logging.WARNING if self._pool_factor == 1 else logging.DEBUG
+            message = "%d of %d token vectors were not of unit length and have been normalised"
+            logger.log(level, message, self._rescaled, self.num_tokens)
+
+
+def as_array(value: Any) -> npt.NDArray[Any]:
+    """A NumPy array of an array or a tensor (on any device; bfloat16 becomes float32)."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":
+            value = value.float()
+        value = value.numpy()
+    return np.asarray(value)
+
+
+def _norms(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Row norms; in float64 when float32 overflows or underflows."""
+    norms = np.linalg.norm(rows.astype(np.float32, copy=False), axis=1)
+    if np.isfinite(norms).all() and norms.all():
+        return norms
+    return np.linalg.norm(rows.astype(np.float64), axis=1)

@@ -1,0 +1,1 @@
+"""Searching an index: parameters, the pipeline, results and their explanation."""

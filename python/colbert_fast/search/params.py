@@ -1,0 +1,104 @@
+"""What a search may be asked to do, with the defaults of each mode."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from typing import Literal
+
+__all__ = ["Mode", "SearchParams"]
+
+Mode = Literal["default", "plaid"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchParams:
+    """Resolved search parameters.
+
+    Attributes
+    ----------
+    k
+        Hits wanted.
+    nprobe
+        Centroids whose documents become candidates, per query token.
+    ndocs
+        Candidates kept after the approximate (centroids only) scores. In mode "plaid" a quarter
+        of them is scored exactly, in mode "default" all.
+    centroid_score_threshold
+        In mode "plaid", document tokens whose centroid scores below it for every query token are
+        left out of the first approximate score. None: none is.
+    mode
+        "plaid": the four stages of PLAID (Santhanam et al. 2022); "default": ours.
+    exhaustive
+        Score every document exactly; all of the above but `k` is ignored.
+    """
+
+    k: int
+    nprobe: int
+    ndocs: int
+    centroid_score_threshold: float | None
+    mode: Mode
+    exhaustive: bool
+
+    @classmethod
+    def resolve(
+        cls,
+        k: int = 10,
+        *,
+        nprobe: int | None = None,
+        ndocs: int | None = None,
+        centroid_score_threshold: float | None = None,
+        mode: Mode = "default",
+        exhaustive: bool = False,
+    ) -> SearchParams:
+        """Check the values given and fill the others with the defaults for `mode` and `k`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A value is of the wrong type or out of range; the message names it.
+        """
+        k = _positive("k", k)
+        if mode not in _DEFAULTS:
+            raise ValueError(f"mode must be one of {tuple(_DEFAULTS)}, got {mode!r}")
+        defaults = _DEFAULTS[mode](k)
+        if ndocs is not None and _positive("ndocs", ndocs) < k:
+            raise ValueError(f"ndocs must be at least k={k}, got {ndocs}")
+        threshold = defaults.centroid_score_threshold
+        if centroid_score_threshold is not None:
+            threshold = float(centroid_score_threshold)
+            if math.isnan(threshold):
+                raise ValueError("centroid_score_threshold is NaN")
+        return dataclasses.replace(
+            defaults,
+            nprobe=defaults.nprobe if nprobe is None else _positive("nprobe", nprobe),
+            ndocs=defaults.ndocs if ndocs is None else int(ndocs),
+            centroid_score_threshold=threshold,
+            exhaustive=bool(exhaustive),
+        )
+
+
+def _plaid(k: int) -> SearchParams:
+    """Table of the PLAID paper and of Stanford's searcher."""
+    if k <= 10:
+        return SearchParams(k, 1, 256, 0.5, "plaid", False)
+    if k <= 100:
+        return SearchParams(k, 2, 1024, 0.45, "plaid", False)
+    return SearchParams(k, 4, max(4 * k, 4096), 0.4, "plaid", False)
+
+
+def _default(k: int) -> SearchParams:
+    return SearchParams(k, 4 if k <= 100 else 8, max(1024, 8 * k), None, "default", False)
+
+
+_DEFAULTS = {"default": _default, "plaid": _plaid}
+
+
+def _positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    number = operator.index(value)
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {number}")
+    return number

@@ -1,0 +1,102 @@
+"""What `Index.search` accepts as queries and as a subset, brought to one form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from colbert_fast.ingest import as_array
+from colbert_fast.storage.documents import DocumentStore
+
+__all__ = ["check_vectors", "read_queries", "read_subset"]
+
+
+def read_queries(query: Any) -> tuple[list[Any], bool]:
+    """A list of queries (all texts, or all arrays), and whether one alone was given.
+
+    Raises
+    ------
+    TypeError
+        `query` is none of: a text, a list of texts, a (tokens, dim) or (n, tokens, dim) array,
+        a list of (tokens, dim) arrays.
+    """
+    if isinstance(query, str):
+        return [query], True
+    if hasattr(query, "shape") and hasattr(query, "dtype"):
+        array = as_array(query)
+        if array.ndim == 2:
+            return [array], True
+        if array.ndim == 3:
+            return list(array), False
+        raise ValueError(
+            f"query: expected shape (tokens, dim) or (n, tokens, dim), got {array.shape}"
+        )
+    if not isinstance(query, (list, tuple)):
+        raise TypeError(
+            "query: expected a text, an array of embeddings, or a list of either, got "
+            f"{type(query).__name__}"
+        )
+    if all(isinstance(item, str) for item in query):
+        return list(query), False
+    for position, item in enumerate(query):
+        if not (hasattr(item, "shape") and hasattr(item, "dtype")):
+            raise TypeError(
+                f"query[{position}]: expected an array like the others, or texts throughout, got "
+                f"{type(item).__name__}"
+            )
+    return [as_array(item) for item in query], False
+
+
+def check_vectors(queries: Iterable[npt.NDArray[Any]], dim: int) -> list[npt.NDArray[np.float32]]:
+    """The queries as C-contiguous float32 (tokens, dim).
+
+    Raises
+    ------
+    TypeError, ValueError
+        A query is not of floats, has no tokens, another dim, or values that are not finite.
+    """
+    checked = []
+    for position, query in enumerate(queries):
+        if query.dtype.kind != "f":
+            raise TypeError(f"query {position}: expected floats, got {query.dtype}")
+        if query.ndim != 2 or len(query) == 0:
+            raise ValueError(
+                f"query {position}: expected (tokens, dim) with at least one token, got "
+                f"{query.shape}"
+            )
+        if query.shape[1] != dim:
+            raise ValueError(
+                f"query {position}: dim is {query.shape[1]}, the index has dim {dim}; "
+                "encode it with the model that the index was built with"
+            )
+        if not np.isfinite(query).all():
+            raise ValueError(f"query {position}: holds NaN or infinite values")
+        checked.append(np.ascontiguousarray(query, np.float32))
+    return checked
+
+
+def read_subset(subset: Any, store: DocumentStore, num_documents: int) -> npt.NDArray[np.bool_]:
+    """A boolean mask (n_docs,) from a mask or from an iterable of ids.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `subset` is one text, or a mask of another shape.
+    UnknownDocumentError
+        Ids that are not in the index.
+    """
+    if isinstance(subset, str) or not isinstance(subset, Iterable):
+        raise TypeError(f"subset: expected ids or a boolean mask, got one {type(subset).__name__}")
+    values = as_array(subset) if hasattr(subset, "dtype") else None
+    if values is not None and values.dtype == np.bool_:
+        if values.shape != (num_documents,):
+            raise ValueError(
+                f"subset: a mask must have shape ({num_documents},), got {values.shape}"
+            )
+        return np.ascontiguousarray(values)
+    mask = np.zeros(num_documents, np.bool_)
+    mask[store.positions(subset if values is None else values.tolist())] = True
+    return mask

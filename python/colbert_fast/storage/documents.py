@@ -1,0 +1,246 @@
+"""The document store: external ids, texts and metadata in one SQLite file."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import operator
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from colbert_fast.errors import IndexFormatError, UnknownDocumentError
+
+__all__ = ["Document", "DocumentId", "DocumentStore", "DocumentWriter", "check_id"]
+
+DocumentId = str | int
+
+_APPLICATION_ID = 0x434F4C42  # "COLB": tells our file from any other SQLite database
+_SCHEMA_VERSION = 1
+_BATCH = 500  # below SQLite's smallest limit on bound variables (999)
+_MAX_NAMED = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """One document: `embeddings` is an array-like (tokens, dim), or None if there is only text."""
+
+    id: DocumentId
+    text: str | None = None
+    metadata: Mapping[str, Any] | None = None
+    embeddings: Any = None
+
+
+def check_id(value: Any, position: int) -> DocumentId:
+    """A plain str or int for `value`, the id at `position` of those given (NumPy scalars too)."""
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(
+            f"ids[{position}]: an id must be a str or an int, got {type(value).__name__}"
+        )
+    number = operator.index(value)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"ids[{position}]: {number} does not fit in 64 bits")
+    return number
+
+
+class DocumentWriter:
+    """Write documents.sqlite in one pass and one transaction.
+
+    There is no journal: the file lies in a folder that is thrown away if anything fails.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        with _NamedErrors(path):
+            self._connection.executescript(
+                f"""
+                PRAGMA page_size = 4096;
+                PRAGMA journal_mode = OFF;
+                PRAGMA synchronous = OFF;
+                PRAGMA locking_mode = EXCLUSIVE;
+                PRAGMA application_id = {_APPLICATION_ID};
+                PRAGMA user_version = {_SCHEMA_VERSION};
+                CREATE TABLE documents (
+                    pid INTEGER PRIMARY KEY, id NOT NULL UNIQUE, text TEXT, metadata TEXT
+                );
+                BEGIN;
+                """
+            )
+
+    def add(self, document: Document) -> None:
+        """Append one document under the next position.
+
+        Raises
+        ------
+        ValueError
+            The id is already there, or text or metadata cannot be stored; the message names the id.
+        """
+        metadata = _dump_metadata(document)
+        row = (self.count, document.id, document.text, metadata)
+        try:
+            with _NamedErrors(self.path):
+                self._connection.execute("INSERT INTO documents VALUES (?, ?, ?, ?)", row)
+        except sqlite3.IntegrityError:
+            raise ValueError(
+                f"ids must be unique: {document.id!r} is the id of more than one document"
+            ) from None
+        except UnicodeEncodeError as error:
+            raise ValueError(f"document {document.id!r}: not valid Unicode ({error})") from error
+        self.count += 1
+
+    def id_of(self, position: int) -> DocumentId:
+        """The id written at `position`, for error messages."""
+        query = "SELECT id FROM documents WHERE pid = ?"
+        found: DocumentId = self._connection.execute(query, (position,)).fetchone()[0]
+        return found
+
+    def close(self) -> None:
+        """Commit and close."""
+        with _NamedErrors(self.path):
+            self._connection.execute("COMMIT")
+        self._connection.close()
+
+    def __enter__(self) -> DocumentWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._connection.close()
+
+
+def _dump_metadata(document: Document) -> str | None:
+    if not document.metadata:
+        return None
+    try:
+        return json.dumps(dict(document.metadata), ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"document {document.id!r}: its metadata cannot be written as JSON ({error})"
+        ) from error
+
+
+class _NamedErrors:
+    """Turn SQLite's own failures (a full disk among them) into an OSError with the file's name."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, sqlite3.OperationalError):
+            code = errno.ENOSPC if "full" in str(error) else errno.EIO
+            raise OSError(code, f"SQLite: {error}", str(self._path)) from error
+
+
+class DocumentStore:
+    """Read documents.sqlite; safe to share between threads.
+
+    Parameters
+    ----------
+    path
+        The file. It is opened read-only and as immutable: no lock, no journal, no side file.
+    num_documents
+        How many documents it must hold.
+
+    Raises
+    ------
+    IndexFormatError
+        The file is missing, foreign or damaged; named.
+    """
+
+    def __init__(self, path: Path, num_documents: int) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        if not path.is_file():
+            raise IndexFormatError(f"{path}: no such file")
+        uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
+        self._connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+        try:
+            self._check(num_documents)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _check(self, num_documents: int) -> None:
+        [(application,)] = self._query("PRAGMA application_id")
+        [(version,)] = self._query("PRAGMA user_version")
+        if (application, version) != (_APPLICATION_ID, _SCHEMA_VERSION):
+            raise IndexFormatError(f"{self.path}: not a document store of this library")
+        [(first, last)] = self._query("SELECT min(pid), max(pid) FROM documents")
+        if (first, last) != (0, num_documents - 1):
+            raise IndexFormatError(
+                f"{self.path}: positions {first}..{last}, expected 0..{num_documents - 1}"
+            )
+
+    def _query(self, statement: str, arguments: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        try:
+            with self._lock:
+                return self._connection.execute(statement, arguments).fetchall()
+        except sqlite3.ProgrammingError:
+            raise ValueError("the index is closed") from None
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            raise IndexFormatError(f"{self.path}: cannot be read ({error})") from error
+
+    def fetch(self, positions: Iterable[int]) -> dict[int, Document]:
+        """Position to document, for the positions given (int, 0-based)."""
+        found: dict[int, Document] = {}
+        for batch in _batches(positions):
+            marks = ",".join("?" * len(batch))
+            for pid, *row in self._query(f"SELECT * FROM documents WHERE pid IN ({marks})", batch):
+                metadata = json.loads(row[2]) if row[2] else None
+                found[pid] = Document(row[0], row[1], metadata)
+        return found
+
+    def positions(self, ids: Iterable[DocumentId]) -> list[int]:
+        """The position of each id, in order.
+
+        Raises
+        ------
+        UnknownDocumentError
+            Ids that are not in the index; the message names up to five.
+        """
+        wanted = [check_id(value, position) for position, value in enumerate(ids)]
+        found: dict[DocumentId, int] = {}
+        for batch in _batches(wanted):
+            marks = ",".join("?" * len(batch))
+            found.update(self._query(f"SELECT id, pid FROM documents WHERE id IN ({marks})", batch))
+        unknown = [value for value in wanted if value not in found]
+        if unknown:
+            shown = ", ".join(repr(value) for value in unknown[:_MAX_NAMED])
+            more = f" and {len(unknown) - _MAX_NAMED} more" if len(unknown) > _MAX_NAMED else ""
+            raise UnknownDocumentError(f"not in the index: {shown}{more}")
+        return [found[value] for value in wanted]
+
+    def ids(self) -> tuple[DocumentId, ...]:
+        """All ids by position."""
+        return tuple(row[0] for row in self._query("SELECT id FROM documents ORDER BY pid"))
+
+    def close(self) -> None:
+        """Close the file; any later read raises ValueError."""
+        with self._lock:
+            self._connection.close()
+
+
+def _batches(values: Iterable[Any]) -> Iterator[list[Any]]:
+    unique = list(dict.fromkeys(values))
+    for start in range(0, len(unique), _BATCH):
+        yield unique[start : start + _BATCH]

@@ -1,0 +1,247 @@
+"""A segment: the arrays of a run of documents as .npy files, appended to, then mapped."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from colbert_fast.errors import IndexFormatError
+
+__all__ = ["Column", "NpyWriter", "Segment", "SegmentWriter", "open_npy", "write_npy"]
+
+_HEADER_BYTES = 128  # a multiple of 64, so mapped data is aligned for every vector width
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """One array with a row per token: its dtype and the shape of a row."""
+
+    dtype: np.dtype[Any]
+    row: tuple[int, ...] = ()
+
+
+class NpyWriter:
+    """Append rows to an .npy file whose final length is not known beforehand.
+
+    The header always takes 128 bytes, so that `close` can rewrite it with the true shape.
+    """
+
+    def __init__(self, path: Path, column: Column) -> None:
+        self.path = path
+        self.rows = 0
+        self._column = column
+        self._file: IO[bytes] = path.open("xb")
+        self._write(self._header())
+
+    def append(self, rows: npt.NDArray[Any]) -> None:
+        """Write `rows`, shape (n, *row), of exactly the column's dtype."""
+        if rows.dtype != self._column.dtype or rows.shape[1:] != self._column.row:
+            raise TypeError(
+                f"{self.path.name}: rows must be {self._column.dtype} (n, *{self._column.row}), "
+                f"got {rows.dtype} {rows.shape}"
+            )
+        self._write(np.ascontiguousarray(rows).data)
+        self.rows += len(rows)
+
+    def close(self) -> None:
+        """Write the final header and close the file."""
+        if self._file.closed:
+            return
+        self._file.seek(0)
+        self._write(self._header())
+        self.abort()
+
+    def abort(self) -> None:
+        """Close the file as it is."""
+        try:
+            self._file.close()
+        except OSError as error:
+            raise _named(error, self.path) from error
+
+    def _write(self, data: bytes | memoryview) -> None:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise _named(error, self.path) from error
+
+    def _header(self) -> bytes:
+        shape = (self.rows, *self._column.row)
+        text = repr({"descr": self._column.dtype.str, "fortran_order": False, "shape": shape})
+        body = text.encode("ascii").ljust(_HEADER_BYTES - 11) + b"\n"
+        return b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    """The same error with the file's name, which a failed write does not carry."""
+    return OSError(error.errno, error.strerror or str(error), str(path))
+
+
+def write_npy(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write one whole array."""
+    writer = NpyWriter(path, Column(array.dtype, array.shape[1:]))
+    try:
+        writer.append(array)
+        writer.close()
+    finally:
+        writer.abort()
+
+
+def open_npy(path: Path, column: Column, rows: int | None = None) -> npt.NDArray[Any]:
+    """Map an .npy file read-only and check its dtype, row shape and number of rows.
+
+    Raises
+    ------
+    IndexFormatError
+        The file is missing, truncated, foreign, or not of this dtype and shape; named.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise IndexFormatError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, EOFError, SyntaxError) as error:
+        raise IndexFormatError(f"{path}: not a readable .npy file ({error})") from error
+    if not isinstance(array, np.ndarray) or not array.flags.c_contiguous:
+        raise IndexFormatError(f"{path}: not a C-contiguous .npy array")
+    length = array.shape[0] if array.ndim and rows is None else rows
+    if array.dtype != column.dtype or array.shape != (length, *column.row):
+        wanted = f"{column.dtype} ({'n' if rows is None else rows}, *{column.row})"
+        raise IndexFormatError(f"{path}: expected {wanted}, got {array.dtype} {array.shape}")
+    return array
+
+
+_DOCLENS = Column(np.dtype(np.int32))
+_COUNTS = Column(np.dtype(np.int32))
+_OFFSETS = Column(np.dtype(np.int64))
+_BYTES = Column(np.dtype(np.uint8))
+
+
+class SegmentWriter:
+    """Append the columns of a segment chunk by chunk, then its inverted lists.
+
+    Use as a context manager: the files are closed on the way out, whatever happened.
+    """
+
+    def __init__(self, folder: Path, columns: Mapping[str, Column]) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.num_tokens = 0
+        self.num_documents = 0
+        self._writers: dict[str, NpyWriter] = {}
+        for name, column in {**columns, "doclens": _DOCLENS}.items():
+            self._writers[name] = NpyWriter(folder / f"{name}.npy", column)
+
+    def append(
+        self, columns: Mapping[str, npt.NDArray[Any]], doclens: npt.NDArray[np.int32]
+    ) -> None:
+        """Add documents: `doclens` says how many rows of every column each one has."""
+        for name, rows in {**columns, "doclens": doclens}.items():
+            self._writers[name].append(rows)
+        self.num_documents += len(doclens)
+        self.num_tokens += int(doclens.sum(dtype=np.int64))
+
+    def close(self) -> None:
+        """Finish the files of all columns."""
+        for writer in self._writers.values():
+            writer.close()
+
+    def write_lists(
+        self,
+        counts: npt.NDArray[np.int32],
+        offsets: npt.NDArray[np.int64],
+        data: npt.NDArray[np.uint8],
+    ) -> None:
+        """Write the inverted lists (`ops.InvertedLists`)."""
+        write_npy(self.folder / "list_counts.npy", counts)
+        write_npy(self.folder / "list_offsets.npy", offsets)
+        write_npy(self.folder / "list_data.npy", data)
+
+    def __enter__(self) -> SegmentWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for writer in self._writers.values():
+            writer.abort()
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """The mapped arrays of a segment.
+
+    `columns` holds a row per token: ``codes`` and what the codec adds; `doclens` int32
+    (n_docs,); `list_counts` int32 (K,), `list_offsets` int64 (K+1,), `list_data` uint8.
+    """
+
+    columns: Mapping[str, npt.NDArray[Any]]
+    doclens: npt.NDArray[np.int32]
+    list_counts: npt.NDArray[np.int32]
+    list_offsets: npt.NDArray[np.int64]
+    list_data: npt.NDArray[np.uint8]
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        columns: Mapping[str, Column],
+        *,
+        num_documents: int,
+        num_tokens: int,
+        num_centroids: int,
+    ) -> Segment:
+        """Map the files of `folder`; check shapes and totals without reading a row per token.
+
+        Raises
+        ------
+        IndexFormatError
+            A file is missing, truncated, foreign or disagrees with the totals; named.
+        """
+        segment = cls(
+            columns={
+                name: open_npy(folder / f"{name}.npy", column, num_tokens)
+                for name, column in columns.items()
+            },
+            doclens=open_npy(folder / "doclens.npy", _DOCLENS, num_documents),
+            list_counts=open_npy(folder / "list_counts.npy", _COUNTS, num_centroids),
+            list_offsets=open_npy(folder / "list_offsets.npy", _OFFSETS, num_centroids + 1),
+            list_data=open_npy(folder / "list_data.npy", _BYTES),
+        )
+        segment._check_totals(folder, num_tokens)
+        return segment
+
+    def _check_totals(self, folder: Path, num_tokens: int) -> None:
+        total = int(self.doclens.sum(dtype=np.int64))
+        if total != num_tokens or self.doclens.min() < 0:
+            raise IndexFormatError(
+                f"{folder / 'doclens.npy'}: lengths sum to {total}, expected {num_tokens}"
+            )
+        counts = self.list_counts
+        if counts.min() < 0 or counts.max() > len(self.doclens):
+            raise IndexFormatError(
+                f"{folder / 'list_counts.npy'}: lists must hold 0 to {len(self.doclens)} documents"
+            )
+        offsets = self.list_offsets
+        if offsets[0] != 0 or (np.diff(offsets) < 0).any() or offsets[-1] != len(self.list_data):
+            raise IndexFormatError(
+                f"{folder / 'list_offsets.npy'}: must ascend from 0 to {len(self.list_data)}"
+            )
+
+    def check_codes(self, folder: Path, num_centroids: int, *, block: int = 1 << 22) -> None:
+        """Read all codes and check that each names a centroid."""
+        codes = self.columns["codes"]
+        for start in range(0, len(codes), block):
+            part = codes[start : start + block]
+            if part.min() < 0 or part.max() >= num_centroids:
+                raise IndexFormatError(
+                    f"{folder / 'codes.npy'}: a code outside 0..{num_centroids - 1} "
+                    f"within tokens {start}..{start + len(part) - 1}"
+                )
