@@ -1,0 +1,325 @@
+"""The ColBERT model: load, encode queries and documents, save."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from colbert_fast.compress.pooling import pool_tokens
+from colbert_fast.errors import CheckpointError
+from colbert_fast.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from colbert_fast.model.config import ModelConfig
+from colbert_fast.model.default import load_default
+from colbert_fast.model.device import DType, check_device, resolve_dtype
+from colbert_fast.model.parts import override_config
+from colbert_fast.model.streaming import Embedding, WindowEncoder, stream
+from colbert_fast.model.tokenizer import Batch, Tokenizer
+from colbert_fast.model.weights import resolve_folder
+
+__all__ = ["ColBERT"]
+
+
+class ColBERT(nn.Module):
+    """A late-interaction encoder: backbone, projection to `config.dim`, unit rows.
+
+    Make one with `ColBERT.from_pretrained`. As a torch module its parameters are float32 and
+    `forward` is differentiable, so it can be trained.
+
+    Attributes
+    ----------
+    config : ModelConfig
+    name : str
+        What `from_pretrained` finds it by again: "default", a hub id, or an absolute path.
+    tokenizer : Tokenizer
+    dtype : {"float32", "bfloat16"}
+        Arithmetic of the backbone in `encode_*`; projection and normalisation are float32.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, name: str, dtype: DType = "auto", device: str = "cpu"
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.config = checkpoint.config
+        self.tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.config)
+        self.backbone = checkpoint.backbone
+        self.projection = checkpoint.projection
+        self.to(check_device(device))
+        self.dtype = resolve_dtype(dtype, self.device)
+        self.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | Path | None = None,
+        *,
+        device: str = "cpu",
+        dtype: DType = "auto",
+        allow_pickle: bool = False,
+        revision: str | None = None,
+        dim: int = 128,
+        seed: int = 0,
+        query_length: int | None = None,
+        document_length: int | None = None,
+        query_prefix: str | None = None,
+        document_prefix: str | None = None,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+        do_query_expansion: bool | None = None,
+        attend_to_expansion_tokens: bool | None = None,
+        skiplist_words: Iterable[str] | None = None,
+    ) -> ColBERT:
+        """Load a checkpoint from a folder or the Hugging Face hub.
+
+        Parameters
+        ----------
+        path_or_hub_id : str or Path, optional
+            A Stanford ColBERT, PyLate, sentence-transformers or plain encoder folder, or a hub id
+            of one. None or "default": the offline default model (extra `demo`).
+        device : str
+            A torch device.
+        dtype : {"auto", "float32", "bfloat16"}
+            Arithmetic of the backbone when encoding. "auto" is bfloat16 where the hardware
+            multiplies it (AVX-512 BF16, AMX, CUDA), else float32.
+        allow_pickle : bool
+            Accept pytorch_model.bin (read with weights_only=True).
+        revision : str, optional
+            Branch, tag or commit on the hub.
+        dim, seed : int
+            Size and seed of the projection that a plain encoder gets; it is untrained.
+        query_length, document_length, query_prefix, document_prefix, query_prompt, \
+document_prompt, do_query_expansion, attend_to_expansion_tokens, skiplist_words
+            Override the checkpoint's ModelConfig; None keeps it.
+
+        Raises
+        ------
+        CheckpointError
+            The folder is missing or foreign, or a weight is missing or of the wrong shape.
+        MissingDependencyError
+            The default model is not installed.
+        BackendUnavailable
+            The device is not there.
+        TypeError, ValueError
+            An override cannot be.
+        """
+        check_device(device)
+        if path_or_hub_id is None or path_or_hub_id == "default":
+            checkpoint, name = load_default(), "default"
+        else:
+            folder = resolve_folder(path_or_hub_id, allow_pickle=allow_pickle, revision=revision)
+            checkpoint = load_checkpoint(folder, allow_pickle=allow_pickle, dim=dim, seed=seed)
+            local = Path(path_or_hub_id).expanduser().is_dir()
+            name = str(folder.resolve()) if local else str(path_or_hub_id)
+        words = None if skiplist_words is None else tuple(skiplist_words)
+        config = override_config(
+            checkpoint.config,
+            query_length=query_length,
+            document_length=document_length,
+            query_prefix=query_prefix,
+            document_prefix=document_prefix,
+            query_prompt=query_prompt,
+            document_prompt=document_prompt,
+            do_query_expansion=do_query_expansion,
+            attend_to_expansion_tokens=attend_to_expansion_tokens,
+            skiplist_words=words,
+        )
+        _check_lengths(config, checkpoint)
+        parts = Checkpoint(config, checkpoint.tokenizer, checkpoint.backbone, checkpoint.projection)
+        return cls(parts, name=name, dtype=dtype, device=device)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write a folder that `from_pretrained`, PyLate and sentence-transformers 6 read.
+
+        Weights are float32 safetensors. Files of the same names are replaced.
+        """
+        parts = Checkpoint(self.config, self.tokenizer.base, self.backbone, self.projection)
+        save_checkpoint(Path(path), parts)
+
+    @property
+    def dim(self) -> int:
+        """Columns of every embedding."""
+        return self.config.dim
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(texts, length) int64 ids and mask to (texts, length, dim) float32 unit rows."""
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
+        # Under autocast the backbone is bfloat16; the projection must not be.
+        with torch.autocast(input_ids.device.type, enabled=False):
+            rows: Tensor = self.projection(hidden.last_hidden_state)
+        return rows
+
+    def encode_queries(
+        self, texts: str | Sequence[str], *, batch_size: int = 32, progress: bool = False
+    ) -> list[Embedding]:
+        """Embed queries.
+
+        Parameters
+        ----------
+        texts : str or sequence of str
+        batch_size : int
+            Queries in one forward pass.
+        progress : bool
+            Show a bar when it takes over two seconds.
+
+        Returns
+        -------
+        list of ndarray of float32, (tokens, dim)
+            Unit rows; `config.query_length` of them with expansion.
+
+        Raises
+        ------
+        TypeError
+            Naming the position of the first text that is not a str.
+        """
+        _check_batch_size(batch_size)
+        texts = [texts] if isinstance(texts, str) else texts
+        tokenizer = self.tokenizer
+        encode = self._window_encoder(tokenizer.tokenize_queries, tokenizer.batch_queries)
+        return list(stream(encode, texts, batch_size, progress, "queries"))
+
+    # A sequence is an iterable too: the first that fits wins.
+    @overload
+    def encode_documents(  # type: ignore[overload-overlap]
+        self,
+        texts: Sequence[str],
+        *,
+        batch_size: int = ...,
+        pool_factor: int = ...,
+        progress: bool = ...,
+    ) -> list[Embedding]: ...
+
+    @overload
+    def encode_documents(
+        self,
+        texts: Iterable[str],
+        *,
+        batch_size: int = ...,
+        pool_factor: int = ...,
+        progress: bool = ...,
+    ) -> Iterator[Embedding]: ...
+
+    def encode_documents(
+        self,
+        texts: Iterable[str],
+        *,
+        batch_size: int = 32,
+        pool_factor: int = 1,
+        progress: bool = True,
+    ) -> list[Embedding] | Iterator[Embedding]:
+        """Embed documents, in order.
+
+        Texts are sorted by length within windows of 4096, so memory is bounded however many there
+        are, and padding is small.
+
+        Parameters
+        ----------
+        texts : str or iterable of str
+            A sequence gives a list; any other iterable is read lazily and gives an iterator.
+        batch_size : int
+            Documents in one forward pass.
+        pool_factor : int
+            Keep about 1 / pool_factor of the rows, by clustering (`pool_tokens`; arXiv
+            2409.14683). Pooled means are scaled back to unit length here.
+        progress : bool
+            Show a bar when it takes over two seconds.
+
+        Returns
+        -------
+        list or iterator of ndarray of float32, (tokens, dim)
+            Unit rows of the tokens that are not in the skip list. An empty text has the rows of
+            its special tokens.
+
+        Raises
+        ------
+        TypeError
+            Naming the position of the first text that is not a str.
+        """
+        _check_batch_size(batch_size)
+        if not isinstance(pool_factor, int) or pool_factor < 1:
+            raise ValueError(f"pool_factor: want an int of at least 1, got {pool_factor!r}")
+        texts = [texts] if isinstance(texts, str) else texts
+        tokenizer = self.tokenizer
+        encode = self._window_encoder(tokenizer.tokenize_documents, tokenizer.batch_documents)
+        rows = stream(encode, texts, batch_size, progress, "documents")
+        if pool_factor > 1:
+            rows = (_unit_rows(pool_tokens(row, pool_factor)) for row in rows)
+        return list(rows) if isinstance(texts, Sequence) else rows
+
+    def document_spans(self, text: str) -> list[tuple[int, int] | None]:
+        """Character span in `text` of each row of `encode_documents([text])`; None for markers."""
+        return self.tokenizer.document_spans(text)
+
+    def query_tokens(self, text: str) -> list[str]:
+        """The token behind each row of `encode_queries(text)`."""
+        return self.tokenizer.query_tokens(text)
+
+    def _window_encoder(
+        self,
+        tokenize: Callable[[Sequence[str]], list[list[int]]],
+        collate: Callable[[Sequence[Sequence[int]]], Batch],
+    ) -> WindowEncoder:
+        """A function from texts to (position, rows) pairs, longest texts first."""
+
+        def encode(texts: Sequence[str], batch_size: int) -> Iterator[tuple[int, Embedding]]:
+            if self.training:
+                raise RuntimeError("the model is in training mode: call model.eval() to encode")
+            ids = tokenize(texts)
+            # Longest first: running out of memory happens at once or never.
+            order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+            for start in range(0, len(order), batch_size):
+                chosen = order[start : start + batch_size]
+                yield from zip(chosen, self._rows(collate([ids[i] for i in chosen])), strict=True)
+
+        return encode
+
+    @torch.inference_mode()
+    def _rows(self, batch: Batch) -> list[Embedding]:
+        """Kept rows of each text of a batch."""
+        device = self.device
+        ids = torch.from_numpy(batch.input_ids).to(device)
+        mask = torch.from_numpy(batch.attention_mask).to(device)
+        # Autocast keeps the softmax and layer norms in float32 and the weights as they are; on a
+        # CPU with AVX-512 BF16 it is as fast as casting the model.
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
+            rows = self(ids, mask)
+        kept: Embedding = rows[torch.from_numpy(batch.keep).to(device)].cpu().numpy()
+        # Copies, so that one row held does not hold its whole batch.
+        ends = np.cumsum(batch.keep.sum(axis=1))[:-1]
+        return [part.copy() for part in np.split(kept, ends)]
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size: want an int of at least 1, got {batch_size!r}")
+
+
+def _unit_rows(rows: Embedding) -> Embedding:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: Embedding = rows / np.maximum(norms, np.float32(1e-12))
+    return unit
+
+
+def _check_lengths(config: ModelConfig, checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError for lengths beyond the backbone's position embeddings."""
+    settings = checkpoint.backbone.config
+    limit = getattr(settings, "max_position_embeddings", None)
+    if limit is None or getattr(settings, "position_embedding_type", "absolute") != "absolute":
+        return
+    if settings.model_type in ("roberta", "xlm-roberta", "xmod", "camembert"):
+        # Positions start behind the padding index in this family.
+        limit -= (settings.pad_token_id or 0) + 1
+    for name in ("query_length", "document_length"):
+        if getattr(config, name) > limit:
+            raise CheckpointError(
+                f"{name}: {getattr(config, name)} is more than the encoder's {limit} positions"
+            )

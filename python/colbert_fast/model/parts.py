@@ -1,0 +1,79 @@
+"""What a model folder holds, and the checks that every reader of one makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from colbert_fast.errors import CheckpointError
+from colbert_fast.model.config import ModelConfig
+from colbert_fast.model.projection import Projection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["Checkpoint", "check_fit", "config_from", "fill_layer", "override_config"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that a model folder holds."""
+
+    config: ModelConfig
+    tokenizer: PreTrainedTokenizerBase
+    backbone: PreTrainedModel
+    projection: Projection
+
+
+def config_from(path: Path, **values: Any) -> ModelConfig:
+    """ModelConfig, with its complaints turned into CheckpointError naming the file."""
+    try:
+        return ModelConfig(**values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def fill_layer(layer: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Copy weights into a layer: every key present, none left over, every shape equal."""
+    own = layer.state_dict()
+    for key, tensor in own.items():
+        if key not in weights:
+            raise CheckpointError(f"{folder}: key {key!r} is missing")
+        if weights[key].shape != tensor.shape:
+            raise CheckpointError(
+                f"{folder}: key {key!r} has shape {list(weights[key].shape)}, "
+                f"want {list(tensor.shape)}"
+            )
+    extra = sorted(set(weights) - set(own))
+    if extra:
+        raise CheckpointError(f"{folder}: unexpected key {extra[0]!r}")
+    layer.load_state_dict({key: weights[key].float() for key in own})
+
+
+def check_fit(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """Raise CheckpointError if the parts do not fit each other."""
+    width = checkpoint.backbone.config.hidden_size
+    for layer in checkpoint.projection.dense_layers:
+        if layer.in_features != width:
+            raise CheckpointError(
+                f"{folder}: key 'linear.weight' takes {layer.in_features} features, "
+                f"but what comes before it gives {width}"
+            )
+        width = layer.out_features
+    rows = len(next(checkpoint.backbone.get_input_embeddings().parameters()))
+    if len(checkpoint.tokenizer) > rows:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {len(checkpoint.tokenizer)} tokens, "
+            f"but the word embeddings only {rows} rows"
+        )
+    return checkpoint
+
+
+def override_config(config: ModelConfig, **changes: object) -> ModelConfig:
+    """The configuration with every change that is not None."""
+    given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
+    return replace(config, **given)

@@ -1,0 +1,206 @@
+"""The PyLate and sentence-transformers layout: modules.json, N_Dense folders, two config files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import save_file
+
+from colbert_fast.errors import CheckpointError
+from colbert_fast.model.config import PUNCTUATION, ModelConfig
+from colbert_fast.model.parts import Checkpoint, check_fit, config_from, fill_layer
+from colbert_fast.model.projection import ACTIVATIONS, Dense, Projection
+from colbert_fast.model.weights import (
+    load_backbone,
+    load_tokenizer,
+    quiet_transformers,
+    read_json,
+    read_weights,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["load_dense", "load_modules", "pylate_config", "save_checkpoint"]
+
+TRANSFORMER = "sentence_transformers.models.Transformer"
+DENSE = "sentence_transformers.models.Dense"
+# The class above is read by everyone, but older versions of it know no residual.
+RESIDUAL_DENSE = "pylate.models.Dense.Dense"
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write the PyLate layout: backbone and tokenizer at the root, one N_Dense folder per layer.
+
+    sentence-transformers 6 (`MultiVectorEncoder`) and PyLate read it with the same embeddings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with quiet_transformers():
+        checkpoint.backbone.save_pretrained(folder)
+    checkpoint.tokenizer.save_pretrained(folder)
+    modules = [_module_entry(0, "", TRANSFORMER)]
+    for number, layer in enumerate(checkpoint.projection.dense_layers, start=1):
+        _save_dense(folder / f"{number}_Dense", layer)
+        kind = RESIDUAL_DENSE if layer.use_residual else DENSE
+        modules.append(_module_entry(number, f"{number}_Dense", kind))
+    config = checkpoint.config
+    longest = max(config.query_length, config.document_length)
+    _write_json(folder / "modules.json", modules)
+    _write_json(
+        folder / "sentence_bert_config.json", {"max_seq_length": longest, "do_lower_case": False}
+    )
+    _write_json(folder / "config_sentence_transformers.json", _pylate_settings(config))
+
+
+def load_modules(folder: Path, *, allow_pickle: bool) -> Checkpoint | None:
+    """A modules.json folder, or None if it makes one vector a text (a plain encoder to us)."""
+    path = folder / "modules.json"
+    entries = [(str(entry["type"]).rsplit(".", 1)[-1], entry) for entry in read_json(path)]
+    kinds = [kind for kind, _ in entries]
+    if not kinds or kinds[0] != "Transformer":
+        raise CheckpointError(f"{path}: the first module must be a Transformer, got {kinds[:1]}")
+    if "Pooling" in kinds or "Dense" not in kinds:
+        return None
+    layers, skip = [], None
+    for kind, entry in entries[1:]:
+        where = folder / str(entry.get("path", ""))
+        if kind == "Dense":
+            layers.append(load_dense(where, allow_pickle=allow_pickle))
+        elif kind == "MultiVectorMask":
+            skip = _multi_vector_skiplist(where / "config.json")
+        elif kind != "Normalize":
+            raise CheckpointError(f"{path}: module {entry['type']!r} is not supported")
+    root = folder / str(entries[0][1].get("path", ""))
+    tokenizer = load_tokenizer(root)
+    settings_path = folder / "config_sentence_transformers.json"
+    settings = read_json(settings_path) if settings_path.is_file() else {}
+    if settings.get("model_type") == "MultiVectorEncoder":
+        config = _multi_vector_config(settings, root, layers[-1].out_features, skip or ())
+    else:
+        config = pylate_config(settings, tokenizer, layers[-1].out_features, settings_path)
+    backbone = load_backbone(root, allow_pickle=allow_pickle)
+    return check_fit(Checkpoint(config, tokenizer, backbone, Projection(layers)), folder)
+
+
+def load_dense(folder: Path, *, allow_pickle: bool) -> Dense:
+    path = folder / "config.json"
+    settings = read_json(path)
+    for key in ("in_features", "out_features"):
+        if not isinstance(settings.get(key), int):
+            raise CheckpointError(f"{path}: key {key!r}: want an int, got {settings.get(key)!r}")
+    name = str(settings.get("activation_function", "torch.nn.modules.linear.Identity"))
+    activation = name.rsplit(".", 1)[-1]
+    if activation not in ACTIVATIONS:
+        raise CheckpointError(
+            f"{path}: key 'activation_function': {name!r} is none of {', '.join(ACTIVATIONS)}"
+        )
+    layer = Dense(
+        settings["in_features"],
+        settings["out_features"],
+        bias=bool(settings.get("bias", True)),
+        activation=activation,
+        use_residual=bool(settings.get("use_residual", False)),
+    )
+    fill_layer(layer, read_weights(folder, allow_pickle=allow_pickle), folder)
+    return layer
+
+
+def _save_dense(folder: Path, layer: Dense) -> None:
+    folder.mkdir(exist_ok=True)
+    kind = type(layer.activation)
+    settings: dict[str, object] = {
+        "in_features": layer.in_features,
+        "out_features": layer.out_features,
+        "bias": layer.linear.bias is not None,
+        "activation_function": f"{kind.__module__}.{kind.__qualname__}",
+    }
+    if layer.use_residual:
+        settings["use_residual"] = True
+    _write_json(folder / "config.json", settings)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in layer.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+
+
+def pylate_config(
+    settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, dim: int, path: Path
+) -> ModelConfig:
+    def value(key: str, default: object) -> Any:
+        found = settings.get(key)
+        return default if found is None else found
+
+    vocabulary = tokenizer.get_vocab()
+    prompts = settings.get("prompts") or {}
+    expansion = value("do_query_expansion", True)
+    return config_from(
+        path,
+        dim=dim,
+        query_length=value("query_length", 32),
+        document_length=value("document_length", 180),
+        query_prefix=value("query_prefix", "[Q] " if "[Q] " in vocabulary else ""),
+        document_prefix=value("document_prefix", "[D] " if "[D] " in vocabulary else ""),
+        query_prompt=prompts.get("query") or "",
+        document_prompt=prompts.get("document") or "",
+        do_query_expansion=expansion,
+        attend_to_expansion_tokens=expansion and value("attend_to_expansion_tokens", False),
+        skiplist_words=tuple(value("skiplist_words", PUNCTUATION)),
+    )
+
+
+def _pylate_settings(config: ModelConfig) -> dict[str, object]:
+    return {
+        "model_type": "ColBERT",
+        "prompts": {"query": config.query_prompt, "document": config.document_prompt},
+        "default_prompt_name": None,
+        "similarity_fn_name": "MaxSim",
+        "query_prefix": config.query_prefix,
+        "document_prefix": config.document_prefix,
+        "query_length": config.query_length,
+        "document_length": config.document_length,
+        "attend_to_expansion_tokens": config.attend_to_expansion_tokens,
+        "skiplist_words": list(config.skiplist_words),
+        "do_query_expansion": config.do_query_expansion,
+    }
+
+
+def _multi_vector_skiplist(path: Path) -> tuple[str, ...]:
+    settings = read_json(path)
+    tasks = settings.get("skiplist_tasks") or ["document"]
+    if tasks != ["document"] or settings.get("keep_only_token_ids"):
+        raise CheckpointError(f"{path}: only a skip list for the task 'document' is supported")
+    return tuple(settings.get("skiplist_words") or ())
+
+
+def _multi_vector_config(
+    settings: Mapping[str, Any], root: Path, dim: int, skip: tuple[str, ...]
+) -> ModelConfig:
+    """A folder saved by sentence-transformers 6's MultiVectorEncoder: markers are prompt text."""
+    path = root / "sentence_bert_config.json"
+    layout = read_json(path) if path.is_file() else {}
+    longest = layout.get("max_seq_length") or 512
+    expansion = layout.get("query_expansion")
+    if expansion and (expansion.get("strategy") != "fixed" or expansion.get("token")):
+        raise CheckpointError(f"{path}: key 'query_expansion': {expansion!r} is not supported")
+    length = expansion["length"] if expansion else layout.get("query_length")
+    prompts = settings.get("prompts") or {}
+    return config_from(
+        path,
+        dim=dim,
+        query_length=length or longest,
+        document_length=layout.get("document_length") or longest,
+        query_prompt=prompts.get("query") or "",
+        document_prompt=prompts.get("document") or "",
+        do_query_expansion=bool(expansion),
+        attend_to_expansion_tokens=bool(expansion and expansion.get("attend")),
+        skiplist_words=skip,
+    )
+
+
+def _module_entry(index: int, path: str, kind: str) -> dict[str, object]:
+    return {"idx": index, "name": str(index), "path": path, "type": kind}
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

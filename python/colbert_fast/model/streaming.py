@@ -1,0 +1,55 @@
+"""Encode any number of texts in windows: sorted by length inside, in order outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+__all__ = ["Embedding", "WindowEncoder", "stream"]
+
+Embedding = npt.NDArray[np.float32]
+# (texts, batch size) to (position in texts, rows), in any order.
+WindowEncoder = Callable[[Sequence[str], int], Iterator[tuple[int, Embedding]]]
+
+# Texts tokenised and sorted by length together: long enough that batches are even, short enough
+# that a stream starts soon and its memory is bounded.
+WINDOW = 4096
+# Seconds before a bar shows.
+PROGRESS_DELAY = 2.0
+
+
+def stream(
+    encode: WindowEncoder, texts: Iterable[str], batch_size: int, progress: bool, unit: str
+) -> Iterator[Embedding]:
+    """Encode window by window and give the rows back in the order of the texts."""
+    total = len(texts) if isinstance(texts, Sequence) else None
+    source = iter(texts)
+    done = 0
+    with tqdm(
+        total=total,
+        desc=f"encode {unit}",
+        unit="text",
+        delay=PROGRESS_DELAY,
+        disable=not progress,
+    ) as bar:
+        while window := list(islice(source, WINDOW)):
+            _check_texts(window, done)
+            rows: list[Embedding | None] = [None] * len(window)
+            for position, row in encode(window, batch_size):
+                rows[position] = row
+                bar.update()
+            for position, finished in enumerate(rows):
+                rows[position] = None
+                if finished is not None:
+                    yield finished
+            done += len(window)
+
+
+def _check_texts(texts: Sequence[object], offset: int) -> None:
+    for position, text in enumerate(texts, start=offset):
+        if not isinstance(text, str):
+            raise TypeError(f"texts[{position}]: want str, got {type(text).__name__}")

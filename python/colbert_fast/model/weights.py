@@ -1,0 +1,215 @@
+"""Files of a Hugging Face model folder: weights, backbone, tokenizer, hub download."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from colbert_fast.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "load_backbone",
+    "load_tokenizer",
+    "quiet_transformers",
+    "read_json",
+    "read_weights",
+    "resolve_folder",
+]
+
+logger = logging.getLogger(__name__)
+
+# Enough for every layout that is read here, without ONNX, OpenVINO or TensorFlow copies.
+HUB_FILES = (
+    "*.json",
+    "*.txt",
+    "*.model",
+    "artifact.metadata",
+    "model*.safetensors",
+    "*_Dense/*.safetensors",
+)
+PICKLES = ("pytorch_model*.bin", "*_Dense/pytorch_model.bin")
+
+# The head that sentence classifiers use; late interaction never does.
+UNUSED_HEAD = "pooler."
+
+
+def resolve_folder(path_or_hub_id: str | Path, *, allow_pickle: bool, revision: str | None) -> Path:
+    """A local folder as it is; anything else is downloaded from, or found in the cache of, the hub.
+
+    Raises
+    ------
+    CheckpointError
+        If it is neither.
+    """
+    folder = Path(path_or_hub_id).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{folder}: want a model folder, got a file")
+    name = str(path_or_hub_id)
+    if isinstance(path_or_hub_id, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise CheckpointError(f"{name}: no such folder")
+    return _download(name, [*HUB_FILES, *(PICKLES if allow_pickle else ())], revision)
+
+
+def _download(name: str, patterns: list[str], revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except HFValidationError as error:
+        raise CheckpointError(f"{name}: no such folder, and no valid hub id") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise CheckpointError(
+            f"{name}: no such folder, and the Hugging Face hub did not give it "
+            f"({type(error).__name__}); check the name and the network, or download the model "
+            "elsewhere and pass its folder"
+        ) from error
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's value; CheckpointError naming the file if it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not JSON ({error})") from error
+
+
+def read_weights(folder: Path, *, allow_pickle: bool) -> dict[str, Tensor]:
+    """All tensors of a folder by key, sharded or not, on the CPU."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names: Mapping[str, str] = read_json(index)["weight_map"]
+        files = sorted(set(names.values()))
+    elif (folder / "model.safetensors").is_file():
+        files = ["model.safetensors"]
+    else:
+        return _read_pickle(folder, allow_pickle=allow_pickle)
+    weights: dict[str, Tensor] = {}
+    for name in files:
+        weights.update(_read_safetensors(folder / name))
+    return weights
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        weights: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: unreadable safetensors: {error}") from error
+    return weights
+
+
+def _read_pickle(folder: Path, *, allow_pickle: bool) -> dict[str, Tensor]:
+    path = _pickle_file(folder, allow_pickle=allow_pickle)
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds, pickle's own included
+        raise CheckpointError(f"{path}: unreadable: {error}") from error
+    if not isinstance(weights, dict):
+        raise CheckpointError(f"{path}: want a dict of tensors, got {type(weights).__name__}")
+    return weights
+
+
+def _pickle_file(folder: Path, *, allow_pickle: bool) -> Path:
+    path = folder / "pytorch_model.bin"
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no model.safetensors and no pytorch_model.bin")
+    if not allow_pickle:
+        raise CheckpointError(
+            f"{path}: weights in pickle format, and no model.safetensors; pass "
+            "allow_pickle=True if you trust the source (it is read with weights_only=True)"
+        )
+    return path
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer; CheckpointError if there is none that transformers can read."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: no readable tokenizer: {_one_line(error)}") from error
+    return tokenizer
+
+
+def load_backbone(
+    folder: Path, *, allow_pickle: bool, extra_keys: Sequence[str] = ()
+) -> PreTrainedModel:
+    """The folder's encoder in float32 and eval mode, with no weight left to chance.
+
+    Parameters
+    ----------
+    folder : Path
+    allow_pickle : bool
+    extra_keys : sequence of str
+        Keys of the file that are known not to be the encoder's.
+
+    Raises
+    ------
+    CheckpointError
+        Naming the first key that is missing or of the wrong shape.
+    """
+    safe = any((folder / f"model.safetensors{end}").is_file() for end in ("", ".index.json"))
+    if not safe:
+        _pickle_file(folder, allow_pickle=allow_pickle)
+    try:
+        with quiet_transformers():
+            backbone, report = AutoModel.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=safe, output_loading_info=True
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: unreadable encoder: {_one_line(error)}") from error
+    _check_report(folder, report, extra_keys)
+    if any(key.startswith(UNUSED_HEAD) for key in report["missing_keys"]):
+        backbone.pooler = None
+    model: PreTrainedModel = backbone.eval()
+    return model
+
+
+def _check_report(folder: Path, report: Mapping[str, Any], extra_keys: Sequence[str]) -> None:
+    missing = sorted(k for k in report["missing_keys"] if not k.startswith(UNUSED_HEAD))
+    if missing:
+        raise CheckpointError(
+            f"{folder}: key {missing[0]!r} is missing ({len(missing)} in all); "
+            "the file does not hold this encoder's weights"
+        )
+    if report["mismatched_keys"]:
+        raise CheckpointError(f"{folder}: wrong shape: {sorted(report['mismatched_keys'])[0]}")
+    left = sorted(set(report["unexpected_keys"]) - set(extra_keys))
+    if left:
+        logger.info("%s: %d keys not of the encoder, first %s", folder, len(left), left[0])
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bar and no report on the console: what matters is checked and raised here."""
+    level = transformers_logging.get_verbosity()
+    bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bar:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
