@@ -66,9 +66,10 @@ public:
   Codec(Random &random, const Case &c)
       : nbits_(c.nbits), dim_(c.dim), centroids_(random.floats(c.centroids * c.dim, c.whole)),
         weights_(random.floats(std::size_t{1} << c.nbits, c.whole)),
-        by_byte_(c.nbits == 3 ? 0 : 256 * per_byte()),
-        levels_(random.integers<std::uint8_t>(c.nbits == 8 ? 256 : 16, kMaxLevel + 1)),
+        by_byte_(c.nbits == 3 ? 0 : 256 * per_byte()), levels_(c.nbits == 8 ? 256 : 16),
         norms_(random.floats(256)) {
+    for (std::size_t i = 0; i < levels_.size(); ++i)
+      levels_[i] = static_cast<std::uint8_t>(kMaxLevel - (c.whole ? 0 : random.below(128)));
     for (std::size_t i = 0; i < by_byte_.size(); ++i)
       by_byte_[i] = weights_[value(i / per_byte(), static_cast<int>(i % per_byte()))];
   }
@@ -261,9 +262,10 @@ private:
     const auto residuals = random_.integers<std::uint8_t>(c.n * codec.packed_dim(), 256);
     const auto inverse_norms = random_.integers<std::uint8_t>(c.n, 256);
     const std::size_t panels = (c.count + kLanes - 1) / kLanes, lanes = panels * kLanes;
-    auto data = random_.integers<std::int8_t>(lanes * c.dim, 255);
-    for (std::size_t i = 0; i < data.size(); ++i) // from -127 to 127
-      data[i] = static_cast<std::int8_t>(data[i] == -128 ? -127 : data[i]);
+    Buffer<std::int8_t> data(lanes * c.dim);
+    for (std::size_t i = 0; i < data.size(); ++i) // all extremes, or from -127 to 127
+      data[i] =
+          static_cast<std::int8_t>(c.whole ? 127 : static_cast<int>(random_.below(255)) - 127);
     const Buffer<float> scale = random_.floats(lanes), base = random_.floats(lanes);
     const Buffer<float> scores = random_.floats(c.centroids * lanes, c.whole);
     const PanelsI8 query{data.data(), scale.data(), base.data(), c.count, panels, c.dim};
