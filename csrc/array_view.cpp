@@ -1,0 +1,109 @@
+#include "array_view.h"
+
+#include <algorithm>
+
+namespace colbert_fast {
+namespace {
+
+struct Named {
+  DType dtype;
+  const char *name;
+};
+constexpr Named kNames[] = {
+    {DType::u8, "uint8"},    {DType::u16, "uint16"},   {DType::i32, "int32"},
+    {DType::i64, "int64"},   {DType::f16, "float16"},  {DType::bf16, "bfloat16"},
+    {DType::f32, "float32"}, {DType::boolean, "bool"},
+};
+
+std::string join(const std::vector<std::int64_t> &shape) {
+  std::string text = "(";
+  for (const std::int64_t n : shape) text += (n == kAny ? "any" : std::to_string(n)) + ", ";
+  if (shape.size() > 1)
+    text.resize(text.size() - 2);
+  else if (shape.size() == 1)
+    text.resize(text.size() - 1);
+  return text + ")";
+}
+
+DType parse_dtype(const std::string &text, const char *name) {
+  for (const Named &named : kNames)
+    if (text == named.name) return named.dtype;
+  throw py::type_error(std::string("`") + name + "`: dtype " + text + " is not supported");
+}
+
+View view_numpy(const py::array &array, const char *name) {
+  View view;
+  view.dtype = parse_dtype(py::str(py::object(array.dtype().attr("name"))), name);
+  if (!array.dtype().attr("isnative").cast<bool>())
+    throw py::type_error(std::string("`") + name + "`: the byte order must be the machine's own");
+  view.data = const_cast<void *>(array.data());
+  view.shape.assign(array.shape(), array.shape() + array.ndim());
+  view.contiguous = (array.flags() & py::array::c_style) != 0;
+  view.writable = array.writeable();
+  return view;
+}
+
+View view_torch(py::handle tensor, const char *name) {
+  const std::string device = py::str(tensor.attr("device").attr("type"));
+  if (device != "cpu")
+    throw py::type_error(std::string("`") + name + "`: a CPU tensor is wanted, got one on " +
+                         device);
+  View view;
+  const std::string dtype = py::str(tensor.attr("dtype"));
+  view.dtype = parse_dtype(dtype.substr(dtype.find('.') + 1), name);
+  view.data = reinterpret_cast<void *>(tensor.attr("data_ptr")().cast<std::uintptr_t>());
+  for (const py::handle n : tensor.attr("shape")) view.shape.push_back(n.cast<std::int64_t>());
+  view.contiguous = tensor.attr("is_contiguous")().cast<bool>();
+  view.writable = true;
+  return view;
+}
+
+[[noreturn]] void wrong(const char *name, const std::string &wanted, const std::string &got) {
+  throw py::value_error(std::string("`") + name + "` must be " + wanted + ", got " + got);
+}
+
+} // namespace
+
+const char *dtype_name(DType dtype) {
+  for (const Named &named : kNames)
+    if (named.dtype == dtype) return named.name;
+  return "?";
+}
+
+View as_view(py::handle object, const char *name) {
+  if (py::isinstance<py::array>(object))
+    return view_numpy(py::reinterpret_borrow<py::array>(object), name);
+  if (py::hasattr(object, "data_ptr") && py::hasattr(object, "is_contiguous"))
+    return view_torch(object, name);
+  throw py::type_error(std::string("`") + name + "` must be a numpy array or a torch tensor, got " +
+                       std::string(py::str(py::type::of(object).attr("__name__"))));
+}
+
+View expect(py::handle object, const char *name, std::initializer_list<DType> dtypes,
+            std::initializer_list<std::int64_t> shape) {
+  View view = as_view(object, name);
+  if (std::find(dtypes.begin(), dtypes.end(), view.dtype) == dtypes.end()) {
+    std::string wanted;
+    for (const DType dtype : dtypes)
+      wanted += (wanted.empty() ? "" : " or ") + std::string(dtype_name(dtype));
+    throw py::type_error(std::string("`") + name + "` must be " + wanted + ", got " +
+                         dtype_name(view.dtype));
+  }
+  const bool same =
+      view.shape.size() == shape.size() &&
+      std::equal(shape.begin(), shape.end(), view.shape.begin(),
+                 [](std::int64_t want, std::int64_t got) { return want == kAny || want == got; });
+  if (!same) wrong(name, "of shape " + join(shape), join(view.shape));
+  if (!view.contiguous)
+    wrong(name, "C-contiguous", "a strided array: pass numpy.ascontiguousarray(...)");
+  return view;
+}
+
+View expect_out(py::handle object, const char *name, DType dtype,
+                std::initializer_list<std::int64_t> shape) {
+  View view = expect(object, name, {dtype}, shape);
+  if (!view.writable) wrong(name, "writable", "a read-only array");
+  return view;
+}
+
+} // namespace colbert_fast

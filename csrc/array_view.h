@@ -1,0 +1,46 @@
+// Arguments at the door: numpy arrays and CPU torch tensors become one View, without a copy and
+// without torch headers. Every message about a wrong argument is made here.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace colbert_fast {
+
+namespace py = pybind11;
+
+struct View {
+  void *data = nullptr;
+  DType dtype{};
+  std::vector<std::int64_t> shape;
+  bool contiguous = false, writable = false;
+
+  std::size_t dim(std::size_t i) const { return static_cast<std::size_t>(shape[i]); }
+  template <class T> T *as() const { return static_cast<T *>(data); }
+};
+
+// Any length, in `expect`.
+constexpr std::int64_t kAny = -1;
+
+// TypeError if `object` is neither a numpy array nor a CPU torch tensor, or has a dtype without a
+// DType. The object must outlive the view.
+View as_view(py::handle object, const char *name);
+
+// Checks dtype (TypeError), number and length of dimensions and C order (ValueError).
+View expect(py::handle object, const char *name, std::initializer_list<DType> dtypes,
+            std::initializer_list<std::int64_t> shape);
+
+// The same for an output, which must also be writable.
+View expect_out(py::handle object, const char *name, DType dtype,
+                std::initializer_list<std::int64_t> shape);
+
+const char *dtype_name(DType dtype);
+
+} // namespace colbert_fast

@@ -1,0 +1,183 @@
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <optional>
+
+#include <pybind11/stl.h>
+
+#include "array_view.h"
+#include "checks.h"
+#include "cpu/dispatch.h"
+#include "search/lists.h"
+#include "search/query_panels.h"
+#include "thread_pool.h"
+
+using namespace colbert_fast;
+
+namespace {
+
+// A (K, nq) table with its rows padded to whole panels.
+std::vector<float> padded(const View &scores, std::size_t lanes) {
+  const std::size_t n = scores.dim(0), nq = scores.dim(1);
+  std::vector<float> table(n * lanes, 0.0f);
+  for (std::size_t c = 0; c < n; ++c)
+    std::memcpy(table.data() + c * lanes, scores.as<const float>() + c * nq, nq * sizeof(float));
+  return table;
+}
+
+std::size_t lanes_of(std::size_t nq) { return (nq + kLanes - 1) / kLanes * kLanes; }
+
+void centroid_scores(const py::object &query, const py::object &centroids,
+                     const py::object &scores) {
+  const View q = expect(query, "query", {DType::f32}, {kAny, kAny});
+  check_dim(q, "query");
+  const View c = expect(centroids, "centroids", {DType::f32}, {kAny, q.shape[1]});
+  const View out = expect_out(scores, "scores", DType::f32, {c.shape[0], q.shape[0]});
+  const std::size_t nq = q.dim(0), dim = q.dim(1);
+  const py::gil_scoped_release release;
+  QueryPanels panels;
+  panels.pack(q.as<const float>(), nq, dim);
+  parallel_for(c.dim(0), 256, [&](std::size_t begin, std::size_t end) {
+    std::vector<float> block((end - begin) * panels.lanes());
+    kernels().scores(panels.f32(), c.as<const float>() + begin * dim, end - begin, block.data());
+    for (std::size_t i = begin; i < end; ++i)
+      std::memcpy(out.as<float>() + i * nq, block.data() + (i - begin) * panels.lanes(),
+                  nq * sizeof(float));
+  });
+}
+
+void top_centroids(const py::object &scores, const py::object &cells) {
+  const View s = expect(scores, "scores", {DType::f32}, {kAny, kAny});
+  const View out = expect_out(cells, "cells", DType::i32, {s.shape[1], kAny});
+  const std::size_t nprobe = out.dim(1), lanes = lanes_of(s.dim(1));
+  if (nprobe < 1 || nprobe > s.dim(0))
+    throw py::value_error("`nprobe` must be from 1 to the number of centroids, " +
+                          std::to_string(s.dim(0)) + ", got " + std::to_string(nprobe));
+  const py::gil_scoped_release release;
+  const std::vector<float> table = padded(s, lanes);
+  std::vector<float> values(lanes * nprobe, -std::numeric_limits<float>::infinity());
+  std::vector<std::int32_t> ids(lanes * nprobe, -1);
+  kernels().probe(table.data(), 0, s.dim(0), lanes, nprobe, values.data(), ids.data());
+  std::copy_n(ids.begin(), s.dim(1) * nprobe, out.as<std::int32_t>());
+}
+
+py::tuple build_lists(const py::object &codes, const py::object &doclens,
+                      std::int64_t n_centroids) {
+  if (n_centroids < 1)
+    throw py::value_error("`num_centroids` must be at least 1, got " + std::to_string(n_centroids));
+  const View ids = expect(codes, "codes", {DType::i32, DType::u16}, {kAny});
+  const View lengths = expect(doclens, "doclens", {DType::i32}, {kAny});
+  check_doclens(lengths, ids.shape[0]);
+  const Codes checked = check_codes(ids, n_centroids);
+  std::vector<std::int32_t> counts, documents;
+  std::vector<std::int64_t> offsets;
+  std::vector<std::uint8_t> data;
+  {
+    const py::gil_scoped_release release;
+    invert(checked, lengths.as<const std::int32_t>(), lengths.dim(0),
+           static_cast<std::size_t>(n_centroids), counts, documents);
+    encode_lists(counts, documents, offsets, data);
+  }
+  return py::make_tuple(
+      py::array_t<std::int32_t>(static_cast<py::ssize_t>(counts.size()), counts.data()),
+      py::array_t<std::int64_t>(static_cast<py::ssize_t>(offsets.size()), offsets.data()),
+      py::array_t<std::uint8_t>(static_cast<py::ssize_t>(data.size()), data.data()));
+}
+
+py::array_t<std::int32_t> read_lists(const py::object &counts, const py::object &offsets,
+                                     const py::object &data, const py::object &cells,
+                                     std::int64_t n_docs) {
+  const View n = expect(counts, "counts", {DType::i32}, {kAny});
+  const View at = expect(offsets, "offsets", {DType::i64}, {n.shape[0] + 1});
+  const View bytes = expect(data, "data", {DType::u8}, {kAny});
+  const View which = expect(cells, "cells", {DType::i32}, {kAny});
+  const auto *ends = at.as<const std::int64_t>();
+  if (ends[0] != 0 || !std::is_sorted(ends, ends + at.dim(0)) || ends[n.dim(0)] != bytes.shape[0])
+    throw py::value_error("`offsets` must rise from 0 to the length of `data`");
+  const Lists lists{n.as<const std::int32_t>(), ends, bytes.as<const std::uint8_t>(), n.dim(0)};
+  std::vector<std::int32_t> ids;
+  for (std::size_t i = 0; i < which.dim(0); ++i) {
+    const std::int32_t cell = which.as<const std::int32_t>()[i];
+    if (cell < 0 || cell >= n.shape[0])
+      throw py::value_error("`cells` must be from 0 to " + std::to_string(n.shape[0] - 1) +
+                            ", got " + std::to_string(cell));
+    try {
+      read_list(lists, static_cast<std::size_t>(cell), static_cast<std::size_t>(n_docs), ids);
+    } catch (const std::runtime_error &error) { throw py::value_error(error.what()); }
+  }
+  std::sort(ids.begin(), ids.end());
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  return py::array_t<std::int32_t>(static_cast<py::ssize_t>(ids.size()), ids.data());
+}
+
+void approximate_maxsim(const py::object &scores, const py::object &codes,
+                        const py::object &doclens, const py::object &candidates,
+                        std::optional<float> threshold, const py::object &out) {
+  const View s = expect(scores, "scores", {DType::f32}, {kAny, kAny});
+  const View ids = expect(codes, "codes", {DType::i32, DType::u16}, {kAny});
+  const Codes checked = check_codes(ids, s.shape[0]);
+  const View lengths = expect(doclens, "doclens", {DType::i32}, {kAny});
+  const std::vector<std::int64_t> offsets = check_doclens(lengths, ids.shape[0]);
+  const View which = expect(candidates, "candidates", {DType::i32}, {kAny});
+  const auto *documents = which.as<const std::int32_t>();
+  for (std::size_t i = 0; i < which.dim(0); ++i)
+    if (documents[i] < 0 || documents[i] >= lengths.shape[0])
+      throw py::value_error("`candidates` must be from 0 to " +
+                            std::to_string(lengths.shape[0] - 1) + ", got " +
+                            std::to_string(documents[i]));
+  const View result = expect_out(out, "out", DType::f32, {which.shape[0]});
+
+  const py::gil_scoped_release release;
+  const std::size_t nq = s.dim(1), lanes = lanes_of(nq);
+  const std::vector<float> table = padded(s, lanes);
+  std::vector<float> init(lanes, 0.0f);
+  std::fill_n(init.begin(), nq, -9999.0f); // PLAID's score of a token that nothing matched
+  std::vector<std::uint8_t> keep;
+  if (threshold)
+    for (std::size_t c = 0; c < s.dim(0); ++c) {
+      const float *row = table.data() + c * lanes;
+      keep.push_back(*std::max_element(row, row + nq) >= *threshold);
+    }
+  parallel_for(which.dim(0), 256, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      const auto first = static_cast<std::size_t>(offsets[static_cast<std::size_t>(documents[i])]);
+      const auto n = static_cast<std::size_t>(lengths.as<const std::int32_t>()[documents[i]]);
+      result.as<float>()[i] =
+          kernels().approximate(table.data(), lanes, codes_from(checked, first), n,
+                                threshold ? keep.data() : nullptr, init.data());
+    }
+  });
+}
+
+void top_k(const py::object &scores, const py::object &values, const py::object &indices) {
+  const View s = expect(scores, "scores", {DType::f32}, {kAny});
+  const View out = expect_out(values, "values", DType::f32, {kAny});
+  const View at = expect_out(indices, "indices", DType::i64, {out.shape[0]});
+  if (out.dim(0) > s.dim(0)) throw py::value_error("`values` must not be longer than `scores`");
+  const py::gil_scoped_release release;
+  const auto *x = s.as<const float>();
+  std::vector<std::int64_t> order(s.dim(0));
+  std::iota(order.begin(), order.end(), 0);
+  std::partial_sort(
+      order.begin(), order.begin() + out.shape[0], order.end(),
+      [&](std::int64_t a, std::int64_t b) { return x[a] != x[b] ? x[a] > x[b] : a < b; });
+  for (std::size_t i = 0; i < out.dim(0); ++i) {
+    out.as<float>()[i] = x[order[i]];
+    at.as<std::int64_t>()[i] = order[i];
+  }
+}
+
+} // namespace
+
+void bind_candidates(py::module_ &m) {
+  using py::arg;
+  m.def("centroid_scores", &centroid_scores, arg("query"), arg("centroids"), arg("scores"));
+  m.def("top_centroids", &top_centroids, arg("scores"), arg("cells"));
+  m.def("build_lists", &build_lists, arg("codes"), arg("doclens"), arg("num_centroids"));
+  m.def("read_lists", &read_lists, arg("counts"), arg("offsets"), arg("data"), arg("cells"),
+        arg("n_docs"));
+  m.def("approximate_maxsim", &approximate_maxsim, arg("scores"), arg("codes"), arg("doclens"),
+        arg("candidates"), arg("threshold"), arg("out"));
+  m.def("top_k", &top_k, arg("scores"), arg("values"), arg("indices"));
+}

@@ -1,0 +1,192 @@
+#include <algorithm>
+
+#include "array_view.h"
+#include "checks.h"
+#include "cpu/dispatch.h"
+#include "search/codec_tables.h"
+#include "search/query_panels.h"
+#include "thread_pool.h"
+
+using namespace colbert_fast;
+
+namespace {
+
+// Tokens that a thread takes at once.
+constexpr std::size_t kGrain = 1024;
+
+void pack(const py::object &buckets, int nbits, const py::object &packed) {
+  check_nbits(nbits);
+  const View in = expect(buckets, "buckets", {DType::u8}, {kAny, kAny});
+  check_dim(in, "buckets");
+  const View out = expect_out(packed, "packed", DType::u8, {in.shape[0], in.shape[1] * nbits / 8});
+  const std::size_t n = in.dim(0), dim = in.dim(1), width = out.dim(1);
+  const auto *values = in.as<const std::uint8_t>();
+  const std::uint8_t *largest = std::max_element(values, values + n * dim);
+  if (n > 0 && *largest >= 1u << nbits)
+    throw py::value_error("`buckets` must be below " + std::to_string(1 << nbits) + " for nbits=" +
+                          std::to_string(nbits) + ", got " + std::to_string(*largest));
+  const py::gil_scoped_release release;
+  parallel_for(n, kGrain, [&](std::size_t begin, std::size_t end) {
+    kernels().pack(values + begin * dim, end - begin, dim, nbits,
+                   out.as<std::uint8_t>() + begin * width);
+  });
+}
+
+void unpack(const py::object &packed, int nbits, const py::object &buckets) {
+  check_nbits(nbits);
+  const View out = expect_out(buckets, "buckets", DType::u8, {kAny, kAny});
+  check_dim(out, "buckets");
+  const View in = expect(packed, "packed", {DType::u8}, {out.shape[0], out.shape[1] * nbits / 8});
+  const std::size_t dim = out.dim(1), width = in.dim(1);
+  const py::gil_scoped_release release;
+  parallel_for(in.dim(0), kGrain, [&](std::size_t begin, std::size_t end) {
+    kernels().unpack(in.as<const std::uint8_t>() + begin * width, end - begin, dim, nbits,
+                     out.as<std::uint8_t>() + begin * dim);
+  });
+}
+
+void compress(const py::object &embeddings, const py::object &centroids, const py::object &cutoffs,
+              const py::object &codes, const py::object &residuals) {
+  const View points =
+      expect(embeddings, "embeddings", {DType::f32, DType::f16, DType::bf16}, {kAny, kAny});
+  check_dim(points, "embeddings");
+  const View c = expect(centroids, "centroids", {DType::f32}, {kAny, points.shape[1]});
+  const View cuts = expect(cutoffs, "cutoffs", {DType::f32}, {kAny});
+  const int nbits = nbits_of(cuts.dim(0) + 1);
+  if (nbits == 0)
+    throw py::value_error("`cutoffs` must hold 1, 3, 7, 15 or 255 values, got " +
+                          std::to_string(cuts.dim(0)));
+  if (c.shape[0] == 0) throw py::value_error("`centroids` must not be empty");
+  const View out_codes = expect_out(codes, "codes", DType::i32, {points.shape[0]});
+  const View out =
+      expect_out(residuals, "residuals", DType::u8, {points.shape[0], points.shape[1] * nbits / 8});
+  const std::size_t dim = points.dim(1), bytes = points.dtype == DType::f32 ? 4 : 2;
+
+  const py::gil_scoped_release release;
+  parallel_for(points.dim(0), kAssignBlock, [&](std::size_t begin, std::size_t end) {
+    std::vector<float> scratch(kAssignBlock * dim);
+    float best[kAssignBlock];
+    const char *at = points.as<const char>() + begin * dim * bytes;
+    std::int32_t *codes_at = out_codes.as<std::int32_t>() + begin;
+    kernels().assign(at, points.dtype, end - begin, dim, c.as<const float>(), c.dim(0),
+                     scratch.data(), codes_at, best);
+    kernels().compress(at, points.dtype, end - begin, dim, c.as<const float>(), codes_at,
+                       cuts.as<const float>(), nbits, out.as<std::uint8_t>() + begin * out.dim(1));
+  });
+}
+
+// The arguments that every reader of residuals has, checked.
+struct Packed {
+  Codes codes;
+  const std::uint8_t *residuals;
+  std::size_t n;
+  CodecTables tables;
+
+  static Packed check(const py::object &codes, const py::object &residuals,
+                      const py::object &centroids, const py::object &weights) {
+    const View c = expect(centroids, "centroids", {DType::f32}, {kAny, kAny});
+    check_dim(c, "centroids");
+    const View w = expect(weights, "weights", {DType::f32}, {kAny});
+    const int nbits = check_weights(w, "weights");
+    const View ids = expect(codes, "codes", {DType::i32, DType::u16}, {kAny});
+    const View r =
+        expect(residuals, "residuals", {DType::u8}, {ids.shape[0], c.shape[1] * nbits / 8});
+    return {check_codes(ids, c.shape[0]), r.as<const std::uint8_t>(), ids.dim(0),
+            CodecTables(c.as<const float>(), w.as<const float>(), nbits, c.dim(1))};
+  }
+};
+
+void decompress(const py::object &codes, const py::object &residuals, const py::object &centroids,
+                const py::object &weights, const py::object &embeddings) {
+  const Packed packed = Packed::check(codes, residuals, centroids, weights);
+  const Decoder decoder = packed.tables.decoder();
+  const auto n = static_cast<std::int64_t>(packed.n);
+  const View out =
+      expect_out(embeddings, "embeddings", DType::f32, {n, static_cast<std::int64_t>(decoder.dim)});
+  const py::gil_scoped_release release;
+  parallel_for(packed.n, kGrain, [&](std::size_t begin, std::size_t end) {
+    kernels().decompress(decoder, codes_from(packed.codes, begin),
+                         packed.residuals + begin * decoder.packed_dim, end - begin,
+                         out.as<float>() + begin * decoder.dim, nullptr);
+  });
+}
+
+void inverse_norms(const py::object &codes, const py::object &residuals,
+                   const py::object &centroids, const py::object &weights,
+                   const py::object &norms) {
+  const Packed packed = Packed::check(codes, residuals, centroids, weights);
+  const Decoder decoder = packed.tables.decoder();
+  const View out =
+      expect_out(norms, "inverse_norms", DType::u8, {static_cast<std::int64_t>(packed.n)});
+  const py::gil_scoped_release release;
+  parallel_for(packed.n, kGrain, [&](std::size_t begin, std::size_t end) {
+    float inverse[kGrain];
+    kernels().decompress(decoder, codes_from(packed.codes, begin),
+                         packed.residuals + begin * decoder.packed_dim, end - begin, nullptr,
+                         inverse);
+    for (std::size_t i = begin; i < end; ++i)
+      out.as<std::uint8_t>()[i] = encode_inverse_norm(inverse[i - begin]);
+  });
+}
+
+// `inverse_norms` None: float32, the exact scores. Given: the int8 approximation.
+void residual_maxsim(const py::object &query, const py::object &codes, const py::object &residuals,
+                     const py::object &doclens, const py::object &centroids,
+                     const py::object &weights, const py::object &inverse_norms,
+                     const py::object &scores) {
+  const Packed packed = Packed::check(codes, residuals, centroids, weights);
+  const Decoder decoder = packed.tables.decoder();
+  const auto dim = static_cast<std::int64_t>(decoder.dim);
+  const View q = expect(query, "query", {DType::f32}, {kAny, dim});
+  const View lengths = expect(doclens, "doclens", {DType::i32}, {kAny});
+  const std::vector<std::int64_t> offsets =
+      check_doclens(lengths, static_cast<std::int64_t>(packed.n));
+  const View out = expect_out(scores, "scores", DType::f32, {lengths.shape[0]});
+  const bool int8 = !inverse_norms.is_none();
+  const std::uint8_t *norms = nullptr;
+  if (int8)
+    norms =
+        expect(inverse_norms, "inverse_norms", {DType::u8}, {static_cast<std::int64_t>(packed.n)})
+            .as<const std::uint8_t>();
+  const std::size_t n_centroids = as_view(centroids, "centroids").dim(0);
+
+  const py::gil_scoped_release release;
+  QueryPanels panels;
+  panels.pack(q.as<const float>(), q.dim(0), decoder.dim);
+  std::vector<float> table;
+  if (int8) {
+    panels.pack_i8(decoder.nbits, packed.tables.low(), packed.tables.step());
+    table.resize(n_centroids * panels.lanes());
+    parallel_for(n_centroids, 256, [&](std::size_t begin, std::size_t end) {
+      kernels().scores(panels.f32(), decoder.centroids + begin * decoder.dim, end - begin,
+                       table.data() + begin * panels.lanes());
+    });
+  }
+  parallel_for(lengths.dim(0), 16, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      const auto first = static_cast<std::size_t>(offsets[i]),
+                 n = static_cast<std::size_t>(offsets[i + 1]) - first;
+      const Codes at = codes_from(packed.codes, first);
+      const std::uint8_t *bytes = packed.residuals + first * decoder.packed_dim;
+      out.as<float>()[i] = int8 ? kernels().residual_maxsim_i8(panels.i8(), decoder, table.data(),
+                                                               at, bytes, norms + first, n)
+                                : kernels().residual_maxsim(panels.f32(), decoder, at, bytes, n);
+    }
+  });
+}
+
+} // namespace
+
+void bind_residual(py::module_ &m) {
+  using py::arg;
+  m.def("pack", &pack, arg("buckets"), arg("nbits"), arg("packed"));
+  m.def("unpack", &unpack, arg("packed"), arg("nbits"), arg("buckets"));
+  m.def("compress", &compress, arg("embeddings"), arg("centroids"), arg("cutoffs"), arg("codes"),
+        arg("residuals"));
+  m.def("decompress", &decompress, arg("codes"), arg("residuals"), arg("centroids"), arg("weights"),
+        arg("embeddings"));
+  m.def("inverse_norms", &inverse_norms, arg("codes"), arg("residuals"), arg("centroids"),
+        arg("weights"), arg("inverse_norms"));
+  m.def("residual_maxsim", &residual_maxsim, arg("query"), arg("codes"), arg("residuals"),
+        arg("doclens"), arg("centroids"), arg("weights"), arg("inverse_norms"), arg("scores"));
+}

@@ -1,0 +1,72 @@
+// Checks that several topics share, beyond dtype and shape.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "array_view.h"
+#include "search/codec_tables.h"
+
+namespace colbert_fast {
+
+inline void check_dim(const View &view, const char *name) {
+  const std::int64_t dim = view.shape.back();
+  if (dim % 8 != 0 || dim < 8 || dim > static_cast<std::int64_t>(kMaxDim))
+    throw py::value_error(std::string("`") + name +
+                          "` must have a dimension that is a multiple of 8 from 8 to " +
+                          std::to_string(kMaxDim) + ", got " + std::to_string(dim));
+}
+
+inline void check_nbits(int nbits) {
+  if (nbits != 1 && nbits != 2 && nbits != 3 && nbits != 4 && nbits != 8)
+    throw py::value_error("`nbits` must be 1, 2, 3, 4 or 8, got " + std::to_string(nbits));
+}
+
+inline int check_weights(const View &weights, const char *name) {
+  const int nbits = nbits_of(weights.dim(0));
+  if (nbits == 0)
+    throw py::value_error(std::string("`") + name + "` must hold 2, 4, 8, 16 or 256 values, got " +
+                          std::to_string(weights.dim(0)));
+  return nbits;
+}
+
+// Offsets of the documents' first tokens; the lengths must be there, and sum to n_tokens.
+inline std::vector<std::int64_t> check_doclens(const View &doclens, std::int64_t n_tokens) {
+  std::vector<std::int64_t> offsets(doclens.dim(0) + 1, 0);
+  for (std::size_t i = 0; i < doclens.dim(0); ++i) {
+    const std::int32_t length = doclens.as<const std::int32_t>()[i];
+    if (length < 0)
+      throw py::value_error("`doclens` must not be negative, got " + std::to_string(length) +
+                            " at " + std::to_string(i));
+    offsets[i + 1] = offsets[i] + length;
+  }
+  if (offsets.back() != n_tokens)
+    throw py::value_error("`doclens` must sum to the number of tokens, " +
+                          std::to_string(n_tokens) + ", got " + std::to_string(offsets.back()));
+  return offsets;
+}
+
+inline Codes codes_of(const View &codes) { return {codes.data, codes.dtype == DType::i32}; }
+
+// Kernels index by code, so one out of range must not reach them.
+inline Codes check_codes(const View &codes, std::int64_t n_centroids) {
+  const std::size_t n = codes.dim(0);
+  std::int64_t low = 0, high = -1;
+  if (codes.dtype == DType::i32) {
+    const auto *values = codes.as<const std::int32_t>();
+    for (std::size_t i = 0; i < n; ++i)
+      low = std::min<std::int64_t>(low, values[i]), high = std::max<std::int64_t>(high, values[i]);
+  } else {
+    const auto *values = codes.as<const std::uint16_t>();
+    for (std::size_t i = 0; i < n; ++i) high = std::max<std::int64_t>(high, values[i]);
+  }
+  if (low < 0 || high >= n_centroids)
+    throw py::value_error("`codes` must be from 0 to " + std::to_string(n_centroids - 1) +
+                          ", got " + std::to_string(low < 0 ? low : high));
+  return codes_of(codes);
+}
+
+} // namespace colbert_fast

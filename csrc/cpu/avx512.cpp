@@ -1,0 +1,77 @@
+// AVX-512 F/DQ/BW/VL + VNNI. Tile: 8 rows x 2 panels = 16 accumulators; per dimension 2 panel loads
+// and 8 broadcasts feed 16 fmas, so the two fma ports stay the bound (floor: 4 ns per 32 x 128
+// token at 32 lanes x 4 GHz, 64 vpdpbusd = 32 cycles per token for int8).
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+#include "kernels.h"
+
+namespace {
+
+constexpr std::size_t kTileRows = 8, kTilePanels = 2, kBytes = 32;
+
+using F32x16 = __m512;
+using I32x16 = __m512i;
+using Mask = __mmask16;
+using Bytes = __m256i;
+
+inline F32x16 set1(float x) { return _mm512_set1_ps(x); }
+inline F32x16 load(const float *p) { return _mm512_loadu_ps(p); }
+inline void store(float *p, F32x16 a) { _mm512_storeu_ps(p, a); }
+inline F32x16 load_bf16(const std::uint16_t *p) {
+  const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+inline F32x16 load_f16(const std::uint16_t *p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+}
+inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return _mm512_fmadd_ps(a, b, c); }
+inline F32x16 add(F32x16 a, F32x16 b) { return _mm512_add_ps(a, b); }
+inline F32x16 sub(F32x16 a, F32x16 b) { return _mm512_sub_ps(a, b); }
+inline F32x16 mul(F32x16 a, F32x16 b) { return _mm512_mul_ps(a, b); }
+inline F32x16 max(F32x16 a, F32x16 b) { return _mm512_max_ps(a, b); }
+inline Mask gt(F32x16 a, F32x16 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+inline unsigned bits(Mask m) { return m; }
+inline float reduce_add(F32x16 a) {
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+inline I32x16 set1(std::int32_t x) { return _mm512_set1_epi32(x); }
+inline I32x16 load(const std::int32_t *p) { return _mm512_loadu_si512(p); }
+inline void store(std::int32_t *p, I32x16 a) { _mm512_storeu_si512(p, a); }
+inline I32x16 select(Mask m, I32x16 a, I32x16 b) { return _mm512_mask_blend_epi32(m, b, a); }
+inline I32x16 count(I32x16 a, Mask m) {
+  return _mm512_mask_add_epi32(a, m, a, _mm512_set1_epi32(1));
+}
+inline F32x16 to_float(I32x16 a) { return _mm512_cvtepi32_ps(a); }
+inline I32x16 dot4(I32x16 acc, const std::uint8_t *u, const std::int8_t *s) {
+  std::int32_t four;
+  memcpy(&four, u, 4);
+  return _mm512_dpbusd_epi32(acc, _mm512_set1_epi32(four), _mm512_loadu_si512(s));
+}
+
+inline Bytes load_bytes(const std::uint8_t *p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+}
+inline Bytes load_table(const std::uint8_t *p) {
+  return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+}
+inline void store_bytes(std::uint8_t *p, Bytes a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), a);
+}
+inline Bytes field(Bytes a, int shift, std::uint8_t mask) {
+  return _mm256_and_si256(_mm256_srl_epi16(a, _mm_cvtsi32_si128(shift)),
+                          _mm256_set1_epi8(static_cast<char>(mask)));
+}
+inline Bytes add_bytes(Bytes a, Bytes b) { return _mm256_add_epi8(a, b); }
+inline Bytes lookup(Bytes table, Bytes index) { return _mm256_shuffle_epi8(table, index); }
+
+} // namespace
+
+#define COLBERT_FAST_TABLE kernels_avx512
+#define COLBERT_FAST_ISA_NAME "avx512"
+#include "table-inl.h"

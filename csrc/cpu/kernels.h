@@ -1,0 +1,129 @@
+// The CPU kernels: one table of function pointers per instruction set, and what each entry
+// promises.
+//
+// Kernels are pure: pointers in, pointer out; they never throw, allocate, lock or start threads.
+//
+// One contract holds for all of them: every float dot product is a single chain of fused
+// multiply-adds in ascending dimension (the SIMD lanes are different dot products, never different
+// dimensions), and every other sum follows a fixed tree. Integer work is exact. So all tables
+// return the same bits, and neither the instruction set nor the number of threads can change an
+// index.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace colbert_fast {
+
+enum class DType { u8, u16, i32, i64, f16, bf16, f32, boolean };
+
+// Lanes of a panel: 16 query tokens (or points) side by side, whatever the register width is.
+constexpr std::size_t kLanes = 16;
+constexpr std::size_t kMaxDim = 1024;
+// Points that `assign` takes at once; bounds its scratch.
+constexpr std::size_t kAssignBlock = 256;
+// The int8 kernel's levels stay below 128, so that AVX2's u8 x s8 pair sums fit 16 bits
+// (2 * 127 * 127 = 32258) and NEON may read them as signed bytes.
+constexpr int kMaxLevel = 127;
+
+// `count` rows transposed for the SIMD lanes: data[panel][dim][kLanes]; missing rows are zero.
+struct Panels {
+  const float *data;
+  std::size_t count, n_panels, dim;
+};
+
+// The same for int8: data[panel][dim / 4][kLanes][4], dimensions in the order that `expand` yields
+// for `nbits`. q.w ~ scale[lane] * dot + base[lane].
+struct PanelsI8 {
+  const std::int8_t *data;
+  const float *scale, *base;
+  std::size_t count, n_panels, dim;
+};
+
+// Centroid ids, 2 or 4 bytes each.
+struct Codes {
+  const void *data;
+  bool wide;
+};
+
+// Unnamed, so that no translation unit can end up with another's copy compiled for a newer CPU.
+namespace {
+inline std::size_t code_at(Codes codes, std::size_t i) {
+  return codes.wide ? static_cast<std::size_t>(static_cast<const std::int32_t *>(codes.data)[i])
+                    : static_cast<std::size_t>(static_cast<const std::uint16_t *>(codes.data)[i]);
+}
+inline Codes codes_from(Codes codes, std::size_t i) {
+  return {static_cast<const char *>(codes.data) + i * (codes.wide ? 4 : 2), codes.wide};
+}
+} // namespace
+
+// Everything that decoding a residual needs. `by_byte[byte][j]` is the weight of the j-th dimension
+// packed in that byte (unused for 3 bits); `levels` are the int8 kernel's 7-bit weights, indexed by
+// the field as it lies in the byte: 256 entries for 8 bits, else 16; `norms[256]` decodes inverse
+// norms.
+struct Decoder {
+  const float *centroids, *weights, *by_byte;
+  const std::uint8_t *levels;
+  const float *norms;
+  int nbits;
+  std::size_t dim, packed_dim;
+};
+
+struct Kernels {
+  const char *name;
+
+  // -- maxsim ------------------------------------------------------------------------------------
+  // Sum over query tokens of the best dot product with `n` rows of `type` (f32, f16, bf16),
+  // row-major. n == 0 gives -inf. `argmax` (null, or one entry per lane) receives the first best
+  // row, or -1.
+  float (*maxsim)(const Panels &query, const void *rows, DType type, std::size_t n,
+                  std::int32_t *argmax);
+
+  // -- kmeans ------------------------------------------------------------------------------------
+  // Nearest centroid by dot product (ties: the lowest) of n <= kAssignBlock points.
+  // `scratch`: kAssignBlock * dim floats.
+  void (*assign)(const void *points, DType type, std::size_t n, std::size_t dim,
+                 const float *centroids, std::size_t n_centroids, float *scratch,
+                 std::int32_t *codes, float *best);
+  // out[dim] = sum of the points named by which[n], in that order.
+  void (*sum_rows)(const void *points, DType type, std::size_t dim, const std::int64_t *which,
+                   std::size_t n, float *out);
+
+  // -- candidates --------------------------------------------------------------------------------
+  // out[row][lane] = dot(row, query lane); out is n x (n_panels * kLanes).
+  void (*scores)(const Panels &query, const float *rows, std::size_t n, float *out);
+  // Best `nprobe` rows of each lane, in descending order (ties: the lowest row): values and ids are
+  // lanes x nprobe, prefilled by the caller with earlier winners (or -inf and -1); row ids start at
+  // `first`, so that a score matrix can be fed in ascending blocks.
+  void (*probe)(const float *scores, std::size_t first, std::size_t n, std::size_t lanes,
+                std::size_t nprobe, float *values, std::int32_t *ids);
+  // Sum over lanes of the best scores[code] among n codes; lanes start at init[lane]. With `keep`
+  // (null, or one byte per centroid), codes whose byte is 0 do not count.
+  float (*approximate)(const float *scores, std::size_t lanes, Codes codes, std::size_t n,
+                       const std::uint8_t *keep, const float *init);
+
+  // -- residual ----------------------------------------------------------------------------------
+  // Buckets (one byte per dimension) to packed rows and back; the bit order is told in bits-inl.h.
+  void (*pack)(const std::uint8_t *buckets, std::size_t n, std::size_t dim, int nbits,
+               std::uint8_t *packed);
+  void (*unpack)(const std::uint8_t *packed, std::size_t n, std::size_t dim, int nbits,
+                 std::uint8_t *buckets);
+  // Quantise and pack point - centroid[code]: a value's bucket is the number of cutoffs below it.
+  void (*compress)(const void *points, DType type, std::size_t n, std::size_t dim,
+                   const float *centroids, const std::int32_t *codes, const float *cutoffs,
+                   int nbits, std::uint8_t *residuals);
+  // out[n][dim] = unit(centroid + weights); inverse_norms (or null) receives 1 / |centroid +
+  // weights|.
+  void (*decompress)(const Decoder &decoder, Codes codes, const std::uint8_t *residuals,
+                     std::size_t n, float *out, float *inverse_norms);
+  // maxsim(query, decompress(...)) without writing the vectors: the same bits.
+  float (*residual_maxsim)(const Panels &query, const Decoder &decoder, Codes codes,
+                           const std::uint8_t *residuals, std::size_t n);
+  // Approximate MaxSim: (centroid score + int8 query . 7-bit levels) * byte-decoded inverse norm.
+  // `scores` is the centroid score table, n_panels * kLanes wide.
+  float (*residual_maxsim_i8)(const PanelsI8 &query, const Decoder &decoder, const float *scores,
+                              Codes codes, const std::uint8_t *residuals,
+                              const std::uint8_t *inverse_norms, std::size_t n);
+};
+
+} // namespace colbert_fast

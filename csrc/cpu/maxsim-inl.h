@@ -1,0 +1,141 @@
+// Exact MaxSim, and the tile that k-means and centroid scores share with it.
+//
+// A tile multiplies kTileRows rows with kTilePanels panels of 16 query tokens: per dimension it
+// loads the panels once and broadcasts each row's value into a fused multiply-add. Nothing is
+// summed across lanes until the end, so the maximum over rows costs one instruction per row and
+// panel. A last, partial tile repeats its last row: a maximum does not mind.
+#pragma once
+
+namespace {
+
+using namespace colbert_fast;
+
+constexpr float kMinusInf = -HUGE_VALF;
+
+inline std::size_t min_of(std::size_t a, std::size_t b) { return a < b ? a : b; }
+
+inline std::size_t n_panels_of(std::size_t count) { return (count + kLanes - 1) / kLanes; }
+
+inline F32x16 load_row(const float *row, std::size_t d, std::size_t dim) {
+  if (d + kLanes <= dim) return load(row + d);
+  float tail[kLanes] = {};
+  memcpy(tail, row + d, (dim - d) * sizeof(float));
+  return load(tail);
+}
+
+// Sixteen values of a row from dimension d, zero past its end.
+inline F32x16 load_row(const void *rows, DType type, std::size_t row, std::size_t d,
+                       std::size_t dim) {
+  if (type == DType::f32) return load_row(static_cast<const float *>(rows) + row * dim, d, dim);
+  const std::uint16_t *at = static_cast<const std::uint16_t *>(rows) + row * dim + d;
+  std::uint16_t tail[kLanes] = {};
+  if (d + kLanes > dim) {
+    memcpy(tail, at, (dim - d) * sizeof tail[0]);
+    at = tail;
+  }
+  return type == DType::f16 ? load_f16(at) : load_bf16(at);
+}
+
+using Rows = const float *[kTileRows];
+
+// A source of row tiles; tile(i, n, rows) points rows[] at rows i, i + 1, ..., repeating n - 1.
+struct FloatRows {
+  const float *data;
+  std::size_t dim;
+  void tile(std::size_t i, std::size_t n, Rows &rows) const {
+    for (std::size_t t = 0; t < kTileRows; ++t) rows[t] = data + min_of(i + t, n - 1) * dim;
+  }
+};
+
+struct WidenedRows {
+  const void *data;
+  DType type;
+  std::size_t dim;
+  float scratch[kTileRows][kMaxDim];
+  void tile(std::size_t i, std::size_t n, Rows &rows) {
+    for (std::size_t t = 0; t < kTileRows; ++t) {
+      rows[t] = scratch[t];
+      for (std::size_t d = 0; d < dim; d += kLanes)
+        store(scratch[t] + d, load_row(data, type, min_of(i + t, n - 1), d, dim));
+    }
+  }
+};
+
+template <std::size_t P>
+inline void dot_tile(const Rows &rows, const float *panel, std::size_t dim,
+                     F32x16 (&acc)[kTileRows][P]) {
+  for (std::size_t t = 0; t < kTileRows; ++t)
+    for (std::size_t p = 0; p < P; ++p) acc[t][p] = set1(0.0f);
+  for (std::size_t d = 0; d < dim; ++d) {
+    F32x16 q[P];
+    for (std::size_t p = 0; p < P; ++p) q[p] = load(panel + (p * dim + d) * kLanes);
+    for (std::size_t t = 0; t < kTileRows; ++t) {
+      const F32x16 x = set1(rows[t][d]);
+      for (std::size_t p = 0; p < P; ++p) acc[t][p] = fma(x, q[p], acc[t][p]);
+    }
+  }
+}
+
+// best[lane] = max over rows; arg[lane] = first + the row that reached it first.
+template <bool kArg, std::size_t P, class Source>
+inline void max_dot(Source &source, std::size_t n, const float *panel, std::size_t dim,
+                    std::size_t first, F32x16 (&best)[P], I32x16 (&arg)[P]) {
+  for (std::size_t i = 0; i < n; i += kTileRows) {
+    Rows rows;
+    source.tile(i, n, rows);
+    F32x16 acc[kTileRows][P];
+    dot_tile<P>(rows, panel, dim, acc);
+    for (std::size_t t = 0; t < kTileRows; ++t)
+      for (std::size_t p = 0; p < P; ++p) {
+        if constexpr (kArg) {
+          const I32x16 row = set1(static_cast<std::int32_t>(first + min_of(i + t, n - 1)));
+          arg[p] = select(gt(acc[t][p], best[p]), row, arg[p]);
+        }
+        best[p] = max(acc[t][p], best[p]);
+      }
+  }
+}
+
+// f(panel index, P as a tag): kTilePanels at a time, then the rest singly.
+template <std::size_t P> struct PanelCount {
+  static constexpr std::size_t value = P;
+};
+template <class F> inline void for_panels(std::size_t n_panels, F f) {
+  std::size_t p = 0;
+  for (; p + kTilePanels <= n_panels; p += kTilePanels) f(p, PanelCount<kTilePanels>{});
+  for (; p < n_panels; ++p) f(p, PanelCount<1>{});
+}
+
+template <bool kArg, class Source>
+inline float sum_of_max(const Panels &query, Source &source, std::size_t n, std::int32_t *argmax) {
+  F32x16 total = set1(0.0f);
+  for_panels(query.n_panels, [&](std::size_t p, auto width) {
+    constexpr std::size_t P = decltype(width)::value;
+    F32x16 best[P];
+    I32x16 arg[P];
+    for (std::size_t j = 0; j < P; ++j) best[j] = set1(kMinusInf), arg[j] = set1(std::int32_t{-1});
+    max_dot<kArg, P>(source, n, query.data + p * query.dim * kLanes, query.dim, 0, best, arg);
+    for (std::size_t j = 0; j < P; ++j) {
+      total = add(total, best[j]);
+      if constexpr (kArg) store(argmax + (p + j) * kLanes, arg[j]);
+    }
+  });
+  return reduce_add(total);
+}
+
+template <class Source>
+inline float sum_of_max(const Panels &query, Source &&source, std::size_t n, std::int32_t *argmax) {
+  return argmax == nullptr ? sum_of_max<false>(query, source, n, argmax)
+                           : sum_of_max<true>(query, source, n, argmax);
+}
+
+float maxsim(const Panels &query, const void *rows, DType type, std::size_t n,
+             std::int32_t *argmax) {
+  if (type == DType::f32)
+    return sum_of_max(query, FloatRows{static_cast<const float *>(rows), query.dim}, n, argmax);
+  WidenedRows source;
+  source.data = rows, source.type = type, source.dim = query.dim;
+  return sum_of_max(query, source, n, argmax);
+}
+
+} // namespace

@@ -1,0 +1,118 @@
+// NEON as every AArch64 has it. Sixteen lanes are four registers; tile: 4 rows x 1 panel = 16 of
+// the 32 registers. Levels below 128 read the same as signed bytes, so u8 x s8 is vmull_s8, and two
+// widening pair sums bring four products into each 32-bit lane, exactly.
+#include <arm_neon.h>
+#include <math.h>
+#include <string.h>
+
+#include "kernels.h"
+
+namespace {
+
+constexpr std::size_t kTileRows = 4, kTilePanels = 1, kBytes = 16;
+
+struct F32x16 {
+  float32x4_t v[4];
+};
+struct I32x16 {
+  int32x4_t v[4];
+};
+struct Mask {
+  uint32x4_t v[4];
+};
+using Bytes = uint8x16_t;
+
+template <class T, class F> inline T each(F f) { return T{{f(0), f(1), f(2), f(3)}}; }
+
+inline F32x16 set1(float x) {
+  return each<F32x16>([&](int) { return vdupq_n_f32(x); });
+}
+inline F32x16 load(const float *p) {
+  return each<F32x16>([&](int i) { return vld1q_f32(p + 4 * i); });
+}
+inline void store(float *p, F32x16 a) {
+  for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, a.v[i]);
+}
+inline F32x16 load_bf16(const std::uint16_t *p) {
+  return each<F32x16>(
+      [&](int i) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16)); });
+}
+inline F32x16 load_f16(const std::uint16_t *p) {
+  return each<F32x16>(
+      [&](int i) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i))); });
+}
+inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+  return each<F32x16>([&](int i) { return vfmaq_f32(c.v[i], a.v[i], b.v[i]); });
+}
+inline F32x16 add(F32x16 a, F32x16 b) {
+  return each<F32x16>([&](int i) { return vaddq_f32(a.v[i], b.v[i]); });
+}
+inline F32x16 sub(F32x16 a, F32x16 b) {
+  return each<F32x16>([&](int i) { return vsubq_f32(a.v[i], b.v[i]); });
+}
+inline F32x16 mul(F32x16 a, F32x16 b) {
+  return each<F32x16>([&](int i) { return vmulq_f32(a.v[i], b.v[i]); });
+}
+inline Mask gt(F32x16 a, F32x16 b) {
+  return each<Mask>([&](int i) { return vcgtq_f32(a.v[i], b.v[i]); });
+}
+// a > b ? a : b, as x86 has it; vmaxq would differ in the sign of zero.
+inline F32x16 max(F32x16 a, F32x16 b) {
+  return each<F32x16>([&](int i) { return vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]); });
+}
+inline unsigned bits(Mask m) {
+  const uint32x4_t weights = {1, 2, 4, 8};
+  unsigned r = 0;
+  for (int i = 0; i < 4; ++i) r |= vaddvq_u32(vandq_u32(m.v[i], weights)) << (4 * i);
+  return r;
+}
+inline float reduce_add(F32x16 a) {
+  const float32x4_t four = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
+  const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+  return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+}
+
+inline I32x16 set1(std::int32_t x) {
+  return each<I32x16>([&](int) { return vdupq_n_s32(x); });
+}
+inline I32x16 load(const std::int32_t *p) {
+  return each<I32x16>([&](int i) { return vld1q_s32(p + 4 * i); });
+}
+inline void store(std::int32_t *p, I32x16 a) {
+  for (int i = 0; i < 4; ++i) vst1q_s32(p + 4 * i, a.v[i]);
+}
+inline I32x16 select(Mask m, I32x16 a, I32x16 b) {
+  return each<I32x16>([&](int i) { return vbslq_s32(m.v[i], a.v[i], b.v[i]); });
+}
+inline I32x16 count(I32x16 a, Mask m) {
+  return each<I32x16>([&](int i) { return vsubq_s32(a.v[i], vreinterpretq_s32_u32(m.v[i])); });
+}
+inline F32x16 to_float(I32x16 a) {
+  return each<F32x16>([&](int i) { return vcvtq_f32_s32(a.v[i]); });
+}
+inline I32x16 dot4(I32x16 acc, const std::uint8_t *u, const std::int8_t *s) {
+  std::int32_t four;
+  memcpy(&four, u, 4);
+  const int8x8_t all = vreinterpret_s8_s32(vdup_n_s32(four));
+  return each<I32x16>([&](int i) {
+    const int8x16_t q = vld1q_s8(s + 16 * i);
+    const int32x4_t low = vpaddlq_s16(vmull_s8(all, vget_low_s8(q)));
+    const int32x4_t high = vpaddlq_s16(vmull_s8(all, vget_high_s8(q)));
+    return vaddq_s32(acc.v[i], vpaddq_s32(low, high));
+  });
+}
+
+inline Bytes load_bytes(const std::uint8_t *p) { return vld1q_u8(p); }
+inline Bytes load_table(const std::uint8_t *p) { return vld1q_u8(p); }
+inline void store_bytes(std::uint8_t *p, Bytes a) { vst1q_u8(p, a); }
+inline Bytes field(Bytes a, int shift, std::uint8_t mask) {
+  return vandq_u8(vshlq_u8(a, vdupq_n_s8(static_cast<std::int8_t>(-shift))), vdupq_n_u8(mask));
+}
+inline Bytes add_bytes(Bytes a, Bytes b) { return vaddq_u8(a, b); }
+inline Bytes lookup(Bytes table, Bytes index) { return vqtbl1q_u8(table, index); }
+
+} // namespace
+
+#define COLBERT_FAST_TABLE kernels_neon
+#define COLBERT_FAST_ISA_NAME "neon"
+#include "table-inl.h"

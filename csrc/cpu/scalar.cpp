@@ -1,0 +1,135 @@
+// The SIMD vocabulary as plain loops: the table every machine has, and the yardstick for the
+// others. Without a hardware fma (x86-64 baseline) fmaf is a library call: right, and slow.
+#include <math.h>
+#include <string.h>
+
+#include "kernels.h"
+
+namespace {
+
+constexpr std::size_t kTileRows = 1, kTilePanels = 1, kBytes = 16;
+
+struct F32x16 {
+  float v[16];
+};
+struct I32x16 {
+  std::int32_t v[16];
+};
+struct Mask {
+  bool v[16];
+};
+struct Bytes {
+  std::uint8_t v[16];
+};
+
+template <class T, class F> inline T each(F f) {
+  T r;
+  for (int i = 0; i < 16; ++i) r.v[i] = f(i);
+  return r;
+}
+
+inline F32x16 set1(float x) {
+  return each<F32x16>([&](int) { return x; });
+}
+inline F32x16 load(const float *p) {
+  return each<F32x16>([&](int i) { return p[i]; });
+}
+inline void store(float *p, F32x16 a) { memcpy(p, a.v, sizeof a.v); }
+inline F32x16 load_bf16(const std::uint16_t *p) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) {
+    const std::uint32_t bits = static_cast<std::uint32_t>(p[i]) << 16;
+    memcpy(&r.v[i], &bits, 4);
+  }
+  return r;
+}
+inline float half(std::uint16_t h) {
+  // Shift exponent and mantissa into place and rescale by 2^112: exact for subnormals too.
+  const std::uint32_t magnitude = (h & 0x7fffu) << 13, scale = 239u << 23, inf = 255u << 23;
+  float x, s;
+  memcpy(&x, &magnitude, 4);
+  memcpy(&s, &scale, 4);
+  x *= s;
+  std::uint32_t bits;
+  memcpy(&bits, &x, 4);
+  if ((h & 0x7c00u) == 0x7c00u) bits = inf | magnitude;
+  bits |= (h & 0x8000u) << 16;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+inline F32x16 load_f16(const std::uint16_t *p) {
+  return each<F32x16>([&](int i) { return half(p[i]); });
+}
+inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+  return each<F32x16>([&](int i) { return fmaf(a.v[i], b.v[i], c.v[i]); });
+}
+inline F32x16 add(F32x16 a, F32x16 b) {
+  return each<F32x16>([&](int i) { return a.v[i] + b.v[i]; });
+}
+inline F32x16 sub(F32x16 a, F32x16 b) {
+  return each<F32x16>([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline F32x16 mul(F32x16 a, F32x16 b) {
+  return each<F32x16>([&](int i) { return a.v[i] * b.v[i]; });
+}
+inline Mask gt(F32x16 a, F32x16 b) {
+  return each<Mask>([&](int i) { return a.v[i] > b.v[i]; });
+}
+inline F32x16 max(F32x16 a, F32x16 b) {
+  return each<F32x16>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline float reduce_add(F32x16 a) {
+  for (int half = 8; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) a.v[i] += a.v[i + half];
+  return a.v[0];
+}
+inline unsigned bits(Mask m) {
+  unsigned r = 0;
+  for (int i = 0; i < 16; ++i) r |= static_cast<unsigned>(m.v[i]) << i;
+  return r;
+}
+
+inline I32x16 set1(std::int32_t x) {
+  return each<I32x16>([&](int) { return x; });
+}
+inline I32x16 load(const std::int32_t *p) {
+  return each<I32x16>([&](int i) { return p[i]; });
+}
+inline void store(std::int32_t *p, I32x16 a) { memcpy(p, a.v, sizeof a.v); }
+inline I32x16 select(Mask m, I32x16 a, I32x16 b) {
+  return each<I32x16>([&](int i) { return m.v[i] ? a.v[i] : b.v[i]; });
+}
+inline I32x16 count(I32x16 a, Mask m) {
+  return each<I32x16>([&](int i) { return a.v[i] + m.v[i]; });
+}
+inline F32x16 to_float(I32x16 a) {
+  return each<F32x16>([&](int i) { return static_cast<float>(a.v[i]); });
+}
+// acc[lane] += sum of u[j] * s[lane][j] over four dimensions; u < 128.
+inline I32x16 dot4(I32x16 acc, const std::uint8_t *u, const std::int8_t *s) {
+  return each<I32x16>([&](int i) {
+    return acc.v[i] + u[0] * s[4 * i] + u[1] * s[4 * i + 1] + u[2] * s[4 * i + 2] +
+           u[3] * s[4 * i + 3];
+  });
+}
+
+inline Bytes load_bytes(const std::uint8_t *p) {
+  return each<Bytes>([&](int i) { return p[i]; });
+}
+inline Bytes load_table(const std::uint8_t *p) { return load_bytes(p); }
+inline void store_bytes(std::uint8_t *p, Bytes a) { memcpy(p, a.v, sizeof a.v); }
+inline Bytes field(Bytes a, int shift, std::uint8_t mask) {
+  return each<Bytes>([&](int i) { return static_cast<std::uint8_t>((a.v[i] >> shift) & mask); });
+}
+inline Bytes add_bytes(Bytes a, Bytes b) {
+  return each<Bytes>([&](int i) { return static_cast<std::uint8_t>(a.v[i] + b.v[i]); });
+}
+inline Bytes lookup(Bytes table, Bytes index) {
+  return each<Bytes>([&](int i) { return table.v[index.v[i]]; });
+}
+
+} // namespace
+
+#define COLBERT_FAST_TABLE kernels_scalar
+#define COLBERT_FAST_ISA_NAME "scalar"
+#include "table-inl.h"

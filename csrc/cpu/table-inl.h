@@ -1,0 +1,18 @@
+// Included last by each ISA file: the four families over that file's vocabulary, and their table.
+#include "bits-inl.h"
+#include "maxsim-inl.h"
+
+#include "candidates-inl.h"
+#include "kmeans-inl.h"
+#include "residual-inl.h"
+
+namespace colbert_fast {
+
+extern const Kernels COLBERT_FAST_TABLE;
+const Kernels COLBERT_FAST_TABLE = {
+    COLBERT_FAST_ISA_NAME, maxsim, assign, sum_rows, scores,     probe,
+    approximate,           pack,   unpack, compress, decompress, residual_maxsim,
+    residual_maxsim_i8,
+};
+
+} // namespace colbert_fast

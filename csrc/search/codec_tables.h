@@ -1,0 +1,42 @@
+// The tables that decoding needs, made once from a codec's weights.
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace colbert_fast {
+
+// Fields of a packed byte (of the low part, for 3 bits): the planes that dimensions are split into.
+constexpr std::size_t planes_of(int nbits) {
+  return nbits == 3 ? 4 : static_cast<std::size_t>(8 / nbits);
+}
+
+// nbits of a codec with 2^nbits weights, or 0 if it has none that we store.
+int nbits_of(std::size_t n_weights);
+
+// Inverse norms as a byte: b stands for 2^((b - 127.5) / 127.5), so [0.5, 2] at 0.3 % or better.
+std::uint8_t encode_inverse_norm(float inverse);
+
+class CodecTables {
+public:
+  // Keeps `centroids` (K, dim) and `weights` (2^nbits,) by reference.
+  CodecTables(const float *centroids, const float *weights, int nbits, std::size_t dim);
+
+  Decoder decoder() const;
+  // w = low + step * level
+  float low() const { return low_; }
+  float step() const { return step_; }
+
+private:
+  const float *centroids_, *weights_;
+  int nbits_;
+  std::size_t dim_;
+  float low_, step_;
+  std::vector<float> by_byte_;
+  std::array<std::uint8_t, 256> levels_{};
+  std::array<float, 256> norms_{};
+};
+
+} // namespace colbert_fast

@@ -1,0 +1,77 @@
+"""From text to ColBERTv2 late-interaction search.
+
+Importing this package loads neither torch nor transformers: names arrive when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from colbert_fast._version import __version__
+
+if TYPE_CHECKING:
+    from colbert_fast.errors import (
+        BackendUnavailable,
+        CheckpointError,
+        ColbertFastError,
+        IndexExistsError,
+        IndexFormatError,
+        MissingDependencyError,
+        UnknownDocumentError,
+    )
+    from colbert_fast.evaluation import evaluate
+    from colbert_fast.index import Index
+    from colbert_fast.kernels.backend import backend_info, get_num_threads, set_num_threads
+    from colbert_fast.kernels.ops import maxsim
+    from colbert_fast.model.colbert import ColBERT
+    from colbert_fast.search.results import Hit
+
+_HOME = {
+    "BackendUnavailable": "errors",
+    "CheckpointError": "errors",
+    "ColBERT": "model.colbert",
+    "ColbertFastError": "errors",
+    "Hit": "search.results",
+    "Index": "index",
+    "IndexExistsError": "errors",
+    "IndexFormatError": "errors",
+    "MissingDependencyError": "errors",
+    "UnknownDocumentError": "errors",
+    "backend_info": "kernels.backend",
+    "evaluate": "evaluation",
+    "get_num_threads": "kernels.backend",
+    "maxsim": "kernels.ops",
+    "set_num_threads": "kernels.backend",
+}
+
+__all__ = [
+    "BackendUnavailable",
+    "CheckpointError",
+    "ColBERT",
+    "ColbertFastError",
+    "Hit",
+    "Index",
+    "IndexExistsError",
+    "IndexFormatError",
+    "MissingDependencyError",
+    "UnknownDocumentError",
+    "__version__",
+    "backend_info",
+    "evaluate",
+    "get_num_threads",
+    "maxsim",
+    "set_num_threads",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'colbert_fast' has no attribute {name!r}")
+    value = getattr(import_module(f"colbert_fast.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

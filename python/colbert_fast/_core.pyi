@@ -1,0 +1,82 @@
+"""The extension. Private: every public function is in kernels.ops, with its shapes and dtypes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+compiler: str
+max_dim: int
+
+def available_isas() -> list[str]: ...
+def isa() -> str: ...
+def set_isa(name: str) -> None: ...
+def get_num_threads() -> int: ...
+def set_num_threads(n: int) -> None: ...
+def maxsim(query: Any, documents: Any, doclens: Any, scores: Any, argmax: Any) -> None: ...
+def pack(buckets: Any, nbits: int, packed: Any) -> None: ...
+def unpack(packed: Any, nbits: int, buckets: Any) -> None: ...
+def compress(embeddings: Any, centroids: Any, cutoffs: Any, codes: Any, residuals: Any) -> None: ...
+def decompress(
+    codes: Any, residuals: Any, centroids: Any, weights: Any, embeddings: Any
+) -> None: ...
+def inverse_norms(
+    codes: Any, residuals: Any, centroids: Any, weights: Any, inverse_norms: Any
+) -> None: ...
+def residual_maxsim(
+    query: Any,
+    codes: Any,
+    residuals: Any,
+    doclens: Any,
+    centroids: Any,
+    weights: Any,
+    inverse_norms: Any,
+    scores: Any,
+) -> None: ...
+def centroid_scores(query: Any, centroids: Any, scores: Any) -> None: ...
+def top_centroids(scores: Any, cells: Any) -> None: ...
+def build_lists(
+    codes: Any, doclens: Any, num_centroids: int
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.uint8]]: ...
+def read_lists(
+    counts: Any, offsets: Any, data: Any, cells: Any, n_docs: int
+) -> NDArray[np.int32]: ...
+def approximate_maxsim(
+    scores: Any, codes: Any, doclens: Any, candidates: Any, threshold: float | None, out: Any
+) -> None: ...
+def top_k(scores: Any, values: Any, indices: Any) -> None: ...
+def assign(points: Any, centroids: Any, codes: Any, best: Any) -> None: ...
+def accumulate(points: Any, codes: Any, sums: Any, counts: Any) -> None: ...
+
+class Searcher:
+    def __init__(
+        self,
+        *,
+        centroids: Any,
+        weights: Any,
+        codes: Any,
+        residuals: Any,
+        embeddings: Any,
+        inverse_norms: Any,
+        doclens: Any,
+        counts: Any,
+        offsets: Any,
+        data: Any,
+    ) -> None: ...
+    def search(
+        self,
+        queries: Any,
+        starts: Any,
+        *,
+        nprobe: int,
+        ndocs: int,
+        plaid: bool,
+        threshold: float,
+        exhaustive: bool,
+        subset: Any,
+        ids: Any,
+        scores: Any,
+    ) -> None: ...

@@ -1,0 +1,454 @@
+"""The kernels as functions: numpy arrays in and out, or CPU torch tensors in and out, without a
+copy.
+
+All arrays are C-contiguous. A wrong dtype is a TypeError; a wrong shape, a strided array or a
+value out of range is a ValueError that names the argument. `dim` is a multiple of 8 from 8 to
+1024. `nbits` is 1, 2, 3, 4 or 8, and a packed row takes ``dim * nbits // 8`` bytes.
+
+Results are the same bits on every instruction set and for any number of threads. `reference` has
+the same functions in plain numpy: they say what each of these means.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from colbert_fast import _core
+
+__all__ = [
+    "InvertedLists",
+    "accumulate",
+    "approximate_maxsim",
+    "assign",
+    "build_lists",
+    "centroid_scores",
+    "compress",
+    "decompress",
+    "gather_documents",
+    "inverse_norms",
+    "maxsim",
+    "pack_residuals",
+    "read_list",
+    "residual_maxsim",
+    "top_centroids",
+    "top_k",
+    "unpack_residuals",
+]
+
+# A numpy array or a CPU torch tensor; results are of the same kind as the first argument.
+Array: TypeAlias = Any
+
+
+class InvertedLists(NamedTuple):
+    """For each centroid, the ascending ids of the documents that have a token there.
+
+    List c holds ``counts[c]`` ids in the bytes ``data[offsets[c]:offsets[c + 1]]``: one byte
+    `width`, then the gaps ``id - previous - 1`` (the first previous is -1) in `width` bits each,
+    least significant first.
+    """
+
+    counts: NDArray[np.int32]  # (K,)
+    offsets: NDArray[np.int64]  # (K + 1,)
+    data: NDArray[np.uint8]
+
+
+def _empty(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
+    """An uninitialised array of the caller's kind. Only a caller with tensors has torch loaded."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(like, torch.Tensor):
+        return torch.empty(shape, dtype=getattr(torch, dtype))
+    return np.empty(shape, dtype)
+
+
+def _shape(array: Array, name: str, ndim: int) -> tuple[int, ...]:
+    shape = getattr(array, "shape", None)
+    if shape is None:
+        kind = type(array).__name__
+        raise TypeError(f"`{name}` must be a numpy array or a torch tensor, got {kind}")
+    if len(shape) != ndim:
+        raise ValueError(f"`{name}` must have {ndim} dimensions, got {tuple(shape)}")
+    return tuple(shape)
+
+
+def _check_nbits(nbits: int) -> None:
+    if nbits not in (1, 2, 3, 4, 8):
+        raise ValueError(f"`nbits` must be 1, 2, 3, 4 or 8, got {nbits!r}")
+
+
+# -- residual ----------------------------------------------------------------------------------
+
+
+def pack_residuals(buckets: Array, nbits: int) -> Array:
+    """Pack buckets into bytes, in PLAID's bit order.
+
+    Dimensions in order, each `nbits` least significant bit first, fill bytes from the top. With 3
+    bits, dimension ``4 * i + s`` keeps its low two bits as the 2-bit order does, in the first
+    ``dim / 4`` bytes, and its high bit at bit ``7 - (2 * s + i // (dim // 8))`` of byte ``dim // 4
+    + i % (dim // 8)``.
+
+    Parameters
+    ----------
+    buckets : uint8 (n, dim), each below ``2 ** nbits``
+    nbits : 1, 2, 3, 4 or 8
+
+    Returns
+    -------
+    uint8 (n, dim * nbits // 8)
+    """
+    _check_nbits(nbits)
+    n, dim = _shape(buckets, "buckets", 2)
+    packed = _empty(buckets, (n, dim * nbits // 8), "uint8")
+    _core.pack(buckets, nbits, packed)
+    return packed
+
+
+def unpack_residuals(packed: Array, nbits: int) -> Array:
+    """The inverse of `pack_residuals`.
+
+    Parameters
+    ----------
+    packed : uint8 (n, dim * nbits // 8)
+    nbits : 1, 2, 3, 4 or 8
+
+    Returns
+    -------
+    uint8 (n, dim)
+    """
+    _check_nbits(nbits)
+    n, width = _shape(packed, "packed", 2)
+    if width * 8 % nbits:
+        raise ValueError(f"`packed` rows of {width} bytes do not hold whole {nbits}-bit values")
+    buckets = _empty(packed, (n, width * 8 // nbits), "uint8")
+    _core.unpack(packed, nbits, buckets)
+    return buckets
+
+
+def compress(embeddings: Array, centroids: Array, cutoffs: Array) -> tuple[Array, Array]:
+    """Assign, quantise and pack in one pass (ColBERTv2, arXiv 2112.01488, section 3.3).
+
+    A token's code is its nearest centroid by dot product (ties: the lowest); a dimension's bucket
+    is the number of cutoffs strictly below ``embedding - centroid``.
+
+    Parameters
+    ----------
+    embeddings : float32, float16 or bfloat16 (n, dim)
+    centroids : float32 (K, dim)
+    cutoffs : float32 (2 ** nbits - 1,), ascending
+
+    Returns
+    -------
+    codes : int32 (n,)
+    residuals : uint8 (n, dim * nbits // 8)
+    """
+    n, dim = _shape(embeddings, "embeddings", 2)
+    (n_cutoffs,) = _shape(cutoffs, "cutoffs", 1)
+    nbits = (n_cutoffs + 1).bit_length() - 1
+    codes = _empty(embeddings, (n,), "int32")
+    residuals = _empty(embeddings, (n, dim * nbits // 8), "uint8")
+    _core.compress(embeddings, centroids, cutoffs, codes, residuals)
+    return codes, residuals
+
+
+def decompress(codes: Array, residuals: Array, centroids: Array, weights: Array) -> Array:
+    """``centroid + weights[bucket]`` per token, scaled to unit length (norms below 1e-12 count as
+    1e-12).
+
+    Parameters
+    ----------
+    codes : int32 or uint16 (n,)
+    residuals : uint8 (n, dim * nbits // 8)
+    centroids : float32 (K, dim)
+    weights : float32 (2 ** nbits,)
+
+    Returns
+    -------
+    float32 (n, dim)
+    """
+    (n,) = _shape(codes, "codes", 1)
+    _, dim = _shape(centroids, "centroids", 2)
+    embeddings = _empty(codes, (n, dim), "float32")
+    _core.decompress(codes, residuals, centroids, weights, embeddings)
+    return embeddings
+
+
+def inverse_norms(codes: Array, residuals: Array, centroids: Array, weights: Array) -> Array:
+    """The scale that `decompress` applies to each token, as a byte for the int8 stage.
+
+    Byte b stands for ``2 ** ((b - 127.5) / 127.5)``: 0.5 to 2, to 0.3 %. Arguments as in
+    `decompress`.
+
+    Returns
+    -------
+    uint8 (n,)
+    """
+    (n,) = _shape(codes, "codes", 1)
+    norms = _empty(codes, (n,), "uint8")
+    _core.inverse_norms(codes, residuals, centroids, weights, norms)
+    return norms
+
+
+def residual_maxsim(
+    query: Array,
+    codes: Array,
+    residuals: Array,
+    doclens: Array,
+    centroids: Array,
+    weights: Array,
+    *,
+    precision: Literal["float32", "int8"] = "float32",
+    inverse_norms: Array | None = None,
+) -> Array:
+    """MaxSim of one query with compressed documents, without writing their vectors.
+
+    Parameters
+    ----------
+    query : float32 (nq, dim)
+    codes, residuals, centroids, weights
+        As in `decompress`, the documents' tokens one after the other.
+    doclens : int32 (n_docs,)
+        Tokens per document.
+    precision
+        "float32": the same bits as ``maxsim(query, decompress(...), doclens)``. "int8": the query
+        as int8 per row, weights as 7-bit levels, norms by byte; about 0.02 off for 32 query
+        tokens, for choosing what to score exactly.
+    inverse_norms : uint8 (n,)
+        From `inverse_norms`; "int8" needs it.
+
+    Returns
+    -------
+    float32 (n_docs,); -inf for a document without tokens
+    """
+    if precision not in ("float32", "int8"):
+        raise ValueError(f"`precision` must be 'float32' or 'int8', got {precision!r}")
+    if precision == "int8" and inverse_norms is None:
+        raise ValueError("precision='int8' needs `inverse_norms`")
+    (n_docs,) = _shape(doclens, "doclens", 1)
+    scores = _empty(query, (n_docs,), "float32")
+    norms = inverse_norms if precision == "int8" else None
+    _core.residual_maxsim(query, codes, residuals, doclens, centroids, weights, norms, scores)
+    return scores
+
+
+# -- maxsim ------------------------------------------------------------------------------------
+
+
+def maxsim(
+    query: Array, documents: Array, doclens: Array, *, return_argmax: bool = False
+) -> Array | tuple[Array, Array]:
+    """Exact MaxSim: for each query token its best dot product with a document's tokens, summed.
+
+    Documents lie one after the other, without padding (ColBERT, arXiv 2004.12832, section 3.2).
+
+    Parameters
+    ----------
+    query : float32 (nq, dim) or (b, nq, dim)
+    documents : float32, float16 or bfloat16 (n_tokens, dim)
+    doclens : int32 (n_docs,), summing to n_tokens
+    return_argmax
+        Also return the token that each query token met.
+
+    Returns
+    -------
+    scores : float32 (n_docs,) or (b, n_docs); -inf for a document without tokens
+    argmax : int32 (n_docs, nq) or (b, n_docs, nq), if asked for
+        Index within the document (ties: the first), -1 where it has no tokens.
+    """
+    single = len(getattr(query, "shape", ())) == 2
+    queries = query[None] if single else query
+    b, nq, _ = _shape(queries, "query", 3)
+    (n_docs,) = _shape(doclens, "doclens", 1)
+    scores = _empty(query, (b, n_docs), "float32")
+    argmax = _empty(query, (b, n_docs, nq), "int32") if return_argmax else None
+    _core.maxsim(queries, documents, doclens, scores, argmax)
+    if single:
+        scores = scores[0]
+        argmax = argmax[0] if return_argmax else None
+    return (scores, argmax) if return_argmax else scores
+
+
+# -- candidates --------------------------------------------------------------------------------
+
+
+def centroid_scores(query: Array, centroids: Array) -> Array:
+    """Dot product of every centroid with every query token.
+
+    Parameters
+    ----------
+    query : float32 (nq, dim)
+    centroids : float32 (K, dim)
+
+    Returns
+    -------
+    float32 (K, nq): centroid-major, so that a code reads one run of memory
+    """
+    (nq, _), (k, _) = _shape(query, "query", 2), _shape(centroids, "centroids", 2)
+    scores = _empty(query, (k, nq), "float32")
+    _core.centroid_scores(query, centroids, scores)
+    return scores
+
+
+def top_centroids(scores: Array, nprobe: int) -> Array:
+    """Best centroids of each query token, in descending score (ties: the lowest).
+
+    Parameters
+    ----------
+    scores : float32 (K, nq)
+    nprobe : 1 to K
+
+    Returns
+    -------
+    int32 (nq, nprobe)
+    """
+    k, nq = _shape(scores, "scores", 2)
+    if not 1 <= nprobe <= k:
+        raise ValueError(f"`nprobe` must be from 1 to the number of centroids, {k}, got {nprobe}")
+    cells = _empty(scores, (nq, nprobe), "int32")
+    _core.top_centroids(scores, cells)
+    return cells
+
+
+def build_lists(codes: Array, doclens: Array, num_centroids: int) -> InvertedLists:
+    """Inverted lists of documents by centroid.
+
+    Parameters
+    ----------
+    codes : int32 or uint16 (n,), below `num_centroids`
+    doclens : int32 (n_docs,), summing to n
+    num_centroids : K
+
+    Returns
+    -------
+    InvertedLists, in numpy arrays
+    """
+    return InvertedLists(*_core.build_lists(codes, doclens, num_centroids))
+
+
+def read_list(lists: InvertedLists, centroid: int) -> NDArray[np.int32]:
+    """The ascending document ids of one list.
+
+    Raises
+    ------
+    ValueError
+        The list's bytes do not fit what they claim.
+    """
+    cell = np.array([centroid], np.int32)
+    return _core.read_lists(*lists, cell, np.iinfo(np.int32).max)
+
+
+def gather_documents(lists: InvertedLists, cells: Array, n_docs: int) -> NDArray[np.int32]:
+    """The documents of several lists, each once, ascending.
+
+    Parameters
+    ----------
+    lists : InvertedLists
+    cells : int32 (m,)
+        Centroids, such as ``top_centroids(...).ravel()``.
+    n_docs
+        Documents of the collection; an id that is not below it is a ValueError.
+
+    Returns
+    -------
+    int32 (any,)
+    """
+    return _core.read_lists(*lists, cells, n_docs)
+
+
+def approximate_maxsim(
+    scores: Array,
+    codes: Array,
+    doclens: Array,
+    candidates: Array,
+    *,
+    threshold: float | None = None,
+) -> Array:
+    """MaxSim of candidates with each token replaced by its centroid (PLAID, arXiv 2205.09707,
+    section 4.3).
+
+    Parameters
+    ----------
+    scores : float32 (K, nq)
+        From `centroid_scores`.
+    codes : int32 or uint16 (n,)
+    doclens : int32 (n_docs,), summing to n
+    candidates : int32 (m,)
+        Documents to score.
+    threshold
+        Count only centroids whose best score over the query is at least this (section 4.4).
+
+    Returns
+    -------
+    float32 (m,); a document with nothing left counts -9999 for each query token
+    """
+    (m,) = _shape(candidates, "candidates", 1)
+    out = _empty(scores, (m,), "float32")
+    _core.approximate_maxsim(scores, codes, doclens, candidates, threshold, out)
+    return out
+
+
+def top_k(scores: Array, k: int) -> tuple[Array, Array]:
+    """The `k` highest scores, in descending order (ties: the lowest index first).
+
+    Parameters
+    ----------
+    scores : float32 (n,)
+    k : at least 1
+
+    Returns
+    -------
+    values : float32 (min(k, n),)
+    indices : int64 (min(k, n),)
+    """
+    (n,) = _shape(scores, "scores", 1)
+    if k < 1:
+        raise ValueError(f"`k` must be at least 1, got {k}")
+    values, indices = _empty(scores, (min(k, n),), "float32"), _empty(scores, (min(k, n),), "int64")
+    _core.top_k(scores, values, indices)
+    return values, indices
+
+
+# -- kmeans ------------------------------------------------------------------------------------
+
+
+def assign(points: Array, centroids: Array) -> tuple[Array, Array]:
+    """Nearest centroid of each point by dot product (ties: the lowest). Never holds n x K scores.
+
+    Parameters
+    ----------
+    points : float32, float16 or bfloat16 (n, dim)
+    centroids : float32 (K, dim)
+
+    Returns
+    -------
+    codes : int32 (n,)
+    best : float32 (n,)
+        The dot product with that centroid.
+    """
+    n, _ = _shape(points, "points", 2)
+    codes, best = _empty(points, (n,), "int32"), _empty(points, (n,), "float32")
+    _core.assign(points, centroids, codes, best)
+    return codes, best
+
+
+def accumulate(points: Array, codes: Array, num_centroids: int) -> tuple[Array, Array]:
+    """Sum of each cluster's points, in point order: the same bits for any number of threads.
+
+    Parameters
+    ----------
+    points : float32, float16 or bfloat16 (n, dim)
+    codes : int32 (n,), below `num_centroids`
+    num_centroids : K
+
+    Returns
+    -------
+    sums : float32 (K, dim)
+    counts : int64 (K,)
+    """
+    _, dim = _shape(points, "points", 2)
+    sums = _empty(points, (num_centroids, dim), "float32")
+    counts = _empty(points, (num_centroids,), "int64")
+    _core.accumulate(points, codes, sums, counts)
+    return sums, counts

@@ -1,0 +1,105 @@
+"""The query pipeline: a batch of queries is one call into C++."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from colbert_fast import _core
+
+if TYPE_CHECKING:
+    from colbert_fast.kernels.ops import InvertedLists
+    from colbert_fast.search.params import SearchParams
+
+__all__ = ["Searcher"]
+
+
+class Searcher:
+    """Search over the arrays of one index, which are read in place and may be memory maps.
+
+    Parameters
+    ----------
+    centroids : float32 (K, dim)
+    weights : float32 (2 ** nbits,), or None with `embeddings`
+    codes : uint16 or int32 (n_tokens,)
+    residuals : uint8 (n_tokens, dim * nbits // 8), or None with `embeddings`
+    embeddings : float16 (n_tokens, dim), or None with `residuals`
+    inverse_norms : uint8 (n_tokens,), or None with `embeddings`
+    doclens : int32 (n_docs,)
+    lists : InvertedLists
+    """
+
+    def __init__(
+        self,
+        *,
+        centroids: NDArray[np.float32],
+        weights: NDArray[np.float32] | None,
+        codes: NDArray[np.uint16] | NDArray[np.int32],
+        residuals: NDArray[np.uint8] | None,
+        embeddings: NDArray[np.float16] | None,
+        inverse_norms: NDArray[np.uint8] | None,
+        doclens: NDArray[np.int32],
+        lists: InvertedLists,
+    ) -> None:
+        self._dim = centroids.shape[1]
+        self._core = _core.Searcher(
+            centroids=centroids,
+            weights=weights,
+            codes=codes,
+            residuals=residuals,
+            embeddings=embeddings,
+            inverse_norms=inverse_norms,
+            doclens=doclens,
+            counts=lists.counts,
+            offsets=lists.offsets,
+            data=lists.data,
+        )
+
+    def search(
+        self,
+        queries: Sequence[NDArray[np.float32]],
+        params: SearchParams,
+        *,
+        subset: NDArray[np.bool_] | None = None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Documents by descending MaxSim over the decompressed vectors.
+
+        Parameters
+        ----------
+        queries : float32 (nq, dim) each
+        params
+            Resolved parameters; what they mean is told there.
+        subset : bool (n_docs,)
+            Search only the documents that are True.
+
+        Returns
+        -------
+        ids : int64 (n, k), filled up with -1
+        scores : float32 (n, k), filled up with -inf
+        """
+        starts = np.zeros(len(queries) + 1, np.int64)
+        np.cumsum([len(query) for query in queries], out=starts[1:])
+        rows = (
+            np.ascontiguousarray(np.concatenate(queries), np.float32)
+            if queries
+            else np.empty((0, self._dim), np.float32)
+        )
+        ids = np.empty((len(queries), params.k), np.int64)
+        scores = np.empty((len(queries), params.k), np.float32)
+        threshold = params.centroid_score_threshold
+        self._core.search(
+            rows,
+            starts,
+            nprobe=params.nprobe,
+            ndocs=params.ndocs,
+            plaid=params.mode == "plaid",
+            threshold=-np.inf if threshold is None else threshold,
+            exhaustive=params.exhaustive,
+            subset=subset,
+            ids=ids,
+            scores=scores,
+        )
+        return ids, scores
