@@ -93,6 +93,7 @@ inline I32x16 dot4(I32x16 acc, const std::uint8_t *u, const std::int8_t *s) {
 }
 
 inline Bytes load_bytes(const std::uint8_t *p) { return loadi(p); }
+inline Bytes load_16_bytes(const std::uint8_t *p) { return _mm256_zextsi128_si256(loadi128(p)); }
 inline Bytes load_table(const std::uint8_t *p) { return _mm256_broadcastsi128_si256(loadi128(p)); }
 inline void store_bytes(std::uint8_t *p, Bytes a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), a);

@@ -57,12 +57,13 @@ inline Codes codes_from(Codes codes, std::size_t i) {
 }
 } // namespace
 
-// Everything that decoding a residual needs. `by_byte[byte][j]` is the weight of the j-th dimension
-// packed in that byte (unused for 3 bits); `levels` are the int8 kernel's 7-bit weights, indexed by
-// the field as it lies in the byte: 256 entries for 8 bits, else 16; `norms[256]` decodes inverse
-// norms.
+// Everything that decoding a residual needs. `by_byte[index][j]` is the weight of the j-th of a
+// byte's dimensions: 256 rows of 8 / nbits, or for 3 bits 4096 of 4, whose index has the byte's
+// high bits at bits 8 to 11, the first dimension's on top. `levels` are the int8 kernel's 7-bit
+// weights, indexed by the field as it lies in the byte: 256 entries for 8 bits, else 16.
+// `norms[256]` decodes inverse norms.
 struct Decoder {
-  const float *centroids, *weights, *by_byte;
+  const float *centroids, *by_byte;
   const std::uint8_t *levels;
   const float *norms;
   int nbits;

@@ -103,6 +103,7 @@ inline I32x16 dot4(I32x16 acc, const std::uint8_t *u, const std::int8_t *s) {
 }
 
 inline Bytes load_bytes(const std::uint8_t *p) { return vld1q_u8(p); }
+inline Bytes load_16_bytes(const std::uint8_t *p) { return load_bytes(p); }
 inline Bytes load_table(const std::uint8_t *p) { return vld1q_u8(p); }
 inline void store_bytes(std::uint8_t *p, Bytes a) { vst1q_u8(p, a); }
 inline Bytes field(Bytes a, int shift, std::uint8_t mask) {

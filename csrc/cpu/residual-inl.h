@@ -30,17 +30,20 @@ void compress(const void *points, DType type, std::size_t n, std::size_t dim,
   }
 }
 
-// The weights of a packed row, in dimension order.
+// The weights of a packed row, in dimension order: one table look-up per byte. With 3 bits the four
+// high bits that belong to a byte join it as bits 8 to 11 of the index.
 template <int B>
 inline void weights_row(const Decoder &decoder, const std::uint8_t *packed, float *out) {
-  if constexpr (B == 3) {
-    std::uint8_t buckets[kMaxDim];
-    unpack_row<3>(packed, decoder.dim, buckets);
-    for (std::size_t d = 0; d < decoder.dim; ++d) out[d] = decoder.weights[buckets[d]];
-  } else {
-    constexpr std::size_t kPerByte = 8 / B;
-    for (std::size_t i = 0; i < decoder.packed_dim; ++i)
-      memcpy(out + i * kPerByte, decoder.by_byte + packed[i] * kPerByte, kPerByte * sizeof(float));
+  constexpr std::size_t kPerByte = n_planes(B);
+  const std::size_t width = decoder.dim / kPerByte, eighth = decoder.dim / 8;
+  for (std::size_t i = 0; i < width; ++i) {
+    std::size_t index = packed[i];
+    if constexpr (B == 3) {
+      unsigned high = packed[width + i % eighth] >> (1 - i / eighth) & 0x55u;
+      high = (high | high >> 1) & 0x33u;
+      index |= std::size_t{(high | high >> 2) & 0x0fu} << 8;
+    }
+    memcpy(out + i * kPerByte, decoder.by_byte + index * kPerByte, kPerByte * sizeof(float));
   }
 }
 
@@ -96,26 +99,31 @@ float residual_maxsim(const Panels &query, const Decoder &decoder, Codes codes,
   return sum_of_max(query, source, n, nullptr);
 }
 
-inline Bytes load_some(const std::uint8_t *p, std::size_t n) {
-  if (n >= kBytes) return load_bytes(p);
-  std::uint8_t tail[kBytes] = {};
-  memcpy(tail, p, n);
-  return load_bytes(tail);
-}
-
 // table[(a >> shift) & mask] of n bytes; with `high`, its bit (high >> high_shift) & 1 counts four
-// in the index. May write, but never reads, up to kBytes - 1 bytes past the end.
+// in the index. May write, but never reads, up to kBytes - 1 bytes past the end. Half a register at
+// a time before single bytes: short rows (1 and 3 bits) would else stall on a copy that loads must
+// see.
 inline void expand_run(const std::uint8_t *a, int shift, std::uint8_t mask,
                        const std::uint8_t *high, int high_shift, std::size_t n, Bytes table,
                        std::uint8_t *out) {
-  for (std::size_t i = 0; i < n; i += kBytes) {
-    Bytes index = field(load_some(a + i, n - i), shift, mask);
+  const auto expand_at = [&](std::size_t i, auto load_at) {
+    Bytes index = field(load_at(a + i), shift, mask);
     if (high != nullptr) {
-      const Bytes bit = field(load_some(high + i, n - i), high_shift, 1), two = add_bytes(bit, bit);
+      const Bytes bit = field(load_at(high + i), high_shift, 1), two = add_bytes(bit, bit);
       index = add_bytes(index, add_bytes(two, two));
     }
     store_bytes(out + i, lookup(table, index));
-  }
+  };
+  std::size_t i = 0;
+  for (; i + kBytes <= n; i += kBytes)
+    expand_at(i, [](const std::uint8_t *p) { return load_bytes(p); });
+  for (; i + 16 <= n; i += 16) expand_at(i, [](const std::uint8_t *p) { return load_16_bytes(p); });
+  if (i < n)
+    expand_at(i, [&](const std::uint8_t *p) {
+      std::uint8_t tail[kBytes] = {};
+      memcpy(tail, p, n - i);
+      return load_bytes(tail);
+    });
 }
 
 // The 7-bit levels of a packed row, plane by plane.

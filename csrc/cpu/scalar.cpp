@@ -116,6 +116,7 @@ inline I32x16 dot4(I32x16 acc, const std::uint8_t *u, const std::int8_t *s) {
 inline Bytes load_bytes(const std::uint8_t *p) {
   return each<Bytes>([&](int i) { return p[i]; });
 }
+inline Bytes load_16_bytes(const std::uint8_t *p) { return load_bytes(p); }
 inline Bytes load_table(const std::uint8_t *p) { return load_bytes(p); }
 inline void store_bytes(std::uint8_t *p, Bytes a) { memcpy(p, a.v, sizeof a.v); }
 inline Bytes field(Bytes a, int shift, std::uint8_t mask) {

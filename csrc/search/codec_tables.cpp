@@ -31,7 +31,7 @@ std::uint8_t encode_inverse_norm(float inverse) {
 }
 
 CodecTables::CodecTables(const float *centroids, const float *weights, int nbits, std::size_t dim)
-    : centroids_(centroids), weights_(weights), nbits_(nbits), dim_(dim) {
+    : centroids_(centroids), nbits_(nbits), dim_(dim) {
   const std::size_t n = std::size_t{1} << nbits;
   const auto [low, high] = std::minmax_element(weights, weights + n);
   low_ = *low;
@@ -43,24 +43,21 @@ CodecTables::CodecTables(const float *centroids, const float *weights, int nbits
   }
   for (std::size_t b = 0; b < 256; ++b)
     norms_[b] = std::exp2((static_cast<float>(b) - 127.5f) / 127.5f);
-  if (nbits == 3) return;
-  const std::size_t per_byte = 8 / static_cast<std::size_t>(nbits);
-  for (std::size_t byte = 0; byte < 256; ++byte)
-    for (std::size_t j = 0; j < per_byte; ++j) {
-      const std::size_t field = byte >> (8 - static_cast<std::size_t>(nbits) * (j + 1)) & (n - 1);
+  // The fields of a packed byte, first dimension on top; for 3 bits its low parts, and above it the
+  // nibble of high bits.
+  const int low_bits = nbits == 3 ? 2 : nbits;
+  const std::size_t planes = planes_of(nbits), mask = (std::size_t{1} << low_bits) - 1;
+  for (std::size_t index = 0; index < (nbits == 3 ? 4096u : 256u); ++index)
+    for (std::size_t j = 0; j < planes; ++j) {
+      std::size_t field = index >> (8 - static_cast<std::size_t>(low_bits) * (j + 1)) & mask;
+      if (nbits == 3) field |= (index >> (11 - j) & 1) << 2;
       by_byte_.push_back(weights[bucket_of(field, nbits)]);
     }
 }
 
 Decoder CodecTables::decoder() const {
-  return {centroids_,
-          weights_,
-          by_byte_.data(),
-          levels_.data(),
-          norms_.data(),
-          nbits_,
-          dim_,
-          dim_ * static_cast<std::size_t>(nbits_) / 8};
+  const std::size_t packed_dim = dim_ * static_cast<std::size_t>(nbits_) / 8;
+  return {centroids_, by_byte_.data(), levels_.data(), norms_.data(), nbits_, dim_, packed_dim};
 }
 
 } // namespace colbert_fast

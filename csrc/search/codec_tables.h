@@ -21,7 +21,7 @@ std::uint8_t encode_inverse_norm(float inverse);
 
 class CodecTables {
 public:
-  // Keeps `centroids` (K, dim) and `weights` (2^nbits,) by reference.
+  // Keeps `centroids` (K, dim) by reference; `weights` has 2^nbits values.
   CodecTables(const float *centroids, const float *weights, int nbits, std::size_t dim);
 
   Decoder decoder() const;
@@ -30,7 +30,7 @@ public:
   float step() const { return step_; }
 
 private:
-  const float *centroids_, *weights_;
+  const float *centroids_;
   int nbits_;
   std::size_t dim_;
   float low_, step_;

@@ -1,3 +1,3 @@
-"""The kernels: public functions (ops), their specification (reference), gradients, what is running."""
+"""The kernels: public functions (ops), their specification (reference), gradients, backend."""
 
 from __future__ import annotations
