@@ -14,7 +14,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from colbert_fast.compress.codec import Codec, CodecName, Float16Codec, ResidualCodec, check_nbits
+from colbert_fast.compress.codec import (
+    Codec,
+    CodecName,
+    Float16Codec,
+    ResidualCodec,
+    check_dim,
+    check_nbits,
+)
 from colbert_fast.compress.kmeans import fit_centroids
 from colbert_fast.ingest import Chunk, TokenStream, check_ids, read_documents
 from colbert_fast.kernels import ops
@@ -63,16 +70,12 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if self.codec not in ("plaid", "float16"):
             raise ValueError(f"codec must be 'plaid' or 'float16', got {self.codec!r}")
-        self.check_dim(None)
+        if self.codec == "plaid":
+            check_nbits(self.nbits)
         for name, least in (("num_centroids", 1), ("kmeans_iterations", 0), ("pool_factor", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
-
-    def check_dim(self, dim: int | None) -> None:
-        """Raise ValueError unless vectors of `dim` dimensions can be stored as asked."""
-        if self.codec == "plaid":
-            check_nbits(self.nbits, dim)
 
 
 def build_index(
@@ -87,19 +90,19 @@ def build_index(
     _check_documents(documents, ids)
     check_target(path, overwrite=options.overwrite)
     if model is not None:
-        options.check_dim(model.dim)
-    expected = len(documents) if hasattr(documents, "__len__") else None
+        check_dim(model.dim)
+    expected = _length(documents, ids)
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(replace_folder(path, overwrite=options.overwrite))
         store = stack.enter_context(DocumentWriter(folder / _STORE))
-        bar = stack.enter_context(_bar("documents", "doc", expected, options))
         stream = TokenStream(
             read_documents(documents, ids),
             store,
             model=model,
             pool_factor=options.pool_factor,
-            on_document=bar.update,
+            expected=expected,
+            progress=options.progress,
         )
         codec, segment = _write_segment(folder, stream, expected, options)
         store.close()
@@ -121,13 +124,21 @@ def _check_documents(documents: Iterable[Any], ids: Iterable[DocumentId] | None)
     check_ids(documents, ids)
 
 
+def _length(*sources: Any) -> int | None:
+    """How many there will be, where any of the sources knows."""
+    for source in sources:
+        if isinstance(source, Sized):
+            return len(source)
+    return None
+
+
 def _write_segment(
     folder: Path, stream: TokenStream, expected: int | None, options: BuildOptions
 ) -> tuple[Codec, SegmentWriter]:
     """Everything between the documents and the finished segment files."""
     chunks = iter(stream)
     with Spill(folder / "spill.tmp") as spill:
-        complete = _fill(spill, chunks, options)
+        complete = _fill(spill, chunks)
         codec = _fit(spill, expected if not complete else None, options)
         spilled = itertools.starmap(Chunk, spill.chunks())
         total = spill.num_tokens if complete else None
@@ -143,10 +154,10 @@ def _write_segment(
     return codec, segment
 
 
-def _fill(spill: Spill, chunks: Iterator[Chunk], options: BuildOptions) -> bool:
+def _fill(spill: Spill, chunks: Iterator[Chunk]) -> bool:
     """Spill chunks until they end (True) or the spill is full (False)."""
     for chunk in chunks:
-        options.check_dim(chunk.embeddings.shape[1])
+        check_dim(chunk.embeddings.shape[1])
         spill.append(*chunk)
         if spill.num_tokens >= _SPILL_TOKENS:
             return False

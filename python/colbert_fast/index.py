@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
@@ -17,7 +16,8 @@ from colbert_fast.compress.codec import CodecName, open_codec
 from colbert_fast.errors import CheckpointError, IndexFormatError
 from colbert_fast.search.params import Mode, SearchParams
 from colbert_fast.search.queries import check_vectors, read_queries, read_subset
-from colbert_fast.search.results import Hit
+from colbert_fast.search.results import Hit, make_hits
+from colbert_fast.search.retrieve import retrieve
 from colbert_fast.storage.documents import DocumentId, DocumentStore
 from colbert_fast.storage.manifest import Manifest
 from colbert_fast.storage.segments import Segment
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from colbert_fast.search.pipeline import Searcher
 
 __all__ = ["Index"]
-
-_WIDER = 4  # factor on nprobe when the probed cells hold fewer than k documents
 
 
 class Index:
@@ -139,7 +137,7 @@ class Index:
             overwrite=overwrite,
             progress=progress,
         )
-        build_index(Path(path), documents, options, model=model, ids=ids)
+        build_index(Path(path).absolute(), documents, options, model=model, ids=ids)
         return cls.open(path, model=model)
 
     @classmethod
@@ -162,7 +160,7 @@ class Index:
         ValueError
             The model's dim is not the index's.
         """
-        folder = Path(path)
+        folder = Path(path).absolute()
         if is_building(folder):
             raise IndexFormatError(f"{folder}: an unfinished build; build the index again")
         return cls(folder, model=model)
@@ -245,56 +243,14 @@ class Index:
         if not queries:
             return []
         texts = queries if isinstance(queries[0], str) else None
-        vectors = queries if texts is None else self.model.encode_queries(texts)
-        found = self._found(searcher, check_vectors(vectors, self._manifest.dim), params, mask)
-        hits = self._hits(*found, texts)
+        model = None if texts is None else self.model
+        vectors = queries if model is None else model.encode_queries(queries)
+        vectors = check_vectors(vectors, self._manifest.dim)
+        pids, scores = retrieve(
+            searcher, vectors, params, mask, len(self), self._manifest.num_centroids
+        )
+        hits = make_hits(self._store, pids, scores, texts, model)
         return hits[0] if single else hits
-
-    def _found(
-        self,
-        searcher: Searcher,
-        queries: list[npt.NDArray[np.float32]],
-        params: SearchParams,
-        mask: npt.NDArray[np.bool_] | None,
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Positions and scores, with min(k, documents allowed) hits for every query."""
-        allowed = len(self) if mask is None else int(mask.sum())
-        params = dataclasses.replace(params, k=min(params.k, len(self)))
-        if params.mode == "default" and allowed <= params.ndocs:
-            # All of them would be scored exactly in the last stage at most: skip the others.
-            params = dataclasses.replace(params, exhaustive=True)
-        pids, scores = searcher.search(queries, params, subset=mask)
-        wanted = min(params.k, allowed)
-        while not params.exhaustive and params.nprobe < self._manifest.num_centroids:
-            short = np.flatnonzero((pids >= 0).sum(axis=1) < wanted)
-            if len(short) == 0:
-                break
-            params = dataclasses.replace(params, nprobe=params.nprobe * _WIDER)
-            more = [queries[i] for i in short]
-            pids[short], scores[short] = searcher.search(more, params, subset=mask)
-        return pids, scores
-
-    def _hits(
-        self,
-        pids: npt.NDArray[np.int64],
-        scores: npt.NDArray[np.float32],
-        texts: Sequence[str] | None,
-    ) -> list[list[Hit]]:
-        documents = self._store.fetch(pids[pids >= 0].tolist())
-        results = []
-        for row, (row_pids, row_scores) in enumerate(
-            zip(pids.tolist(), scores.tolist(), strict=True)
-        ):
-            query = None if texts is None else texts[row]
-            model = None if query is None else self.model
-            hits = []
-            for pid, score in zip(row_pids, row_scores, strict=True):
-                if pid >= 0:
-                    found = documents[pid]
-                    metadata = found.metadata or {}
-                    hits.append(Hit(found.id, score, found.text, metadata, query, model))
-            results.append(hits)
-        return results
 
     @functools.cached_property
     def _searcher(self) -> Searcher:

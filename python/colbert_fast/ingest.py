@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
+from colbert_fast.arrays import as_array
 from colbert_fast.storage.documents import Document, DocumentId, DocumentWriter, check_id
 
 if TYPE_CHECKING:
@@ -57,8 +60,8 @@ def read_documents(
             raise ValueError(f"ids: document {position} already carries the id {own_id!r}")
         chosen = fallback if own_id is None else own_id
         yield dataclasses.replace(document, id=check_id(chosen, position))
-    if given is not None and next(given, None) is not None:
-        raise ValueError(f"ids: more ids than the {position + 1} documents")
+    for extra in given or ():
+        raise ValueError(f"ids: {extra!r} is one more than the {position + 1} documents")
 
 
 def _read_item(item: Any, position: int) -> tuple[Any, Document]:
@@ -140,8 +143,10 @@ class TokenStream:
         Encodes documents that come without embeddings.
     pool_factor
         Tokens merged into one, see `compress.pooling`.
-    on_document
-        Called after every document, for a progress bar.
+    expected
+        How many documents there will be, if that is known.
+    progress
+        Show a progress bar (the encoder's own for texts, which it takes in large windows).
     """
 
     def __init__(
@@ -151,7 +156,8 @@ class TokenStream:
         *,
         model: ColBERT | None,
         pool_factor: int,
-        on_document: Callable[[], object],
+        expected: int | None,
+        progress: bool,
     ) -> None:
         self.num_documents = 0
         self.num_tokens = 0
@@ -162,7 +168,8 @@ class TokenStream:
         self._store = store
         self._model = model
         self._pool_factor = pool_factor
-        self._on_document = on_document
+        self._expected = expected
+        self._progress = progress
 
     def __iter__(self) -> Iterator[Chunk]:
         pending: list[npt.NDArray[Any]] = []
@@ -172,7 +179,6 @@ class TokenStream:
             pending.append(rows)
             waiting += len(rows)
             self.num_documents += 1
-            self._on_document()
             if waiting * self.dim * 2 >= _CHUNK_BYTES:
                 yield self._chunk(pending)
                 pending, waiting = [], 0
@@ -192,9 +198,14 @@ class TokenStream:
         if first.embeddings is None:
             yield from self._encoded(first)
             return
-        self._store.add(first)
-        yield self._pooled(first)
-        for document in self._documents:
+        bar = tqdm(
+            itertools.chain([first], self._documents),
+            desc="read documents",
+            total=self._expected,
+            unit="doc",
+            disable=not self._progress,
+        )
+        for document in bar:
             if document.embeddings is None:
                 raise ValueError(f"document {document.id!r} has no embeddings, earlier ones have")
             self._store.add(document)
@@ -206,9 +217,9 @@ class TokenStream:
                 "documents are texts, so a model is needed to encode them: pass "
                 "model=ColBERT.from_pretrained(...)"
             )
-        texts = self._texts(first)
+        texts = _Hinted(self._texts(first), self._expected)
         for rows in self._model.encode_documents(
-            texts, pool_factor=self._pool_factor, progress=False
+            texts, pool_factor=self._pool_factor, progress=self._progress
         ):
             yield as_array(rows)
 
@@ -225,19 +236,24 @@ class TokenStream:
 
     def _pooled(self, document: Document) -> npt.NDArray[Any]:
         rows = as_array(document.embeddings)
-        if self._pool_factor == 1 or rows.ndim != 2:
+        if self._pool_factor == 1 or rows.ndim != 2 or rows.dtype.kind != "f":
             return rows
+        norms = _norms(rows)
+        if _unusable(norms).any():
+            return rows  # named by `_chunk`
         from colbert_fast.compress.pooling import pool_tokens  # needs scipy
 
-        return pool_tokens(rows.astype(np.float32), self._pool_factor)
+        return pool_tokens((rows / norms[:, None]).astype(np.float32), self._pool_factor)
 
     def _check_shape(self, rows: npt.NDArray[Any]) -> None:
         position = self.num_documents
-        if rows.ndim != 2 or rows.dtype.kind != "f":
+        if rows.ndim != 2:
             raise ValueError(
-                f"{self._name(position)}: embeddings must be floats of shape (tokens, dim), got "
-                f"{rows.dtype} {rows.shape}; a single document goes in a list"
+                f"{self._name(position)}: embeddings must have the shape (tokens, dim), got "
+                f"{rows.shape}; a single document goes in a list"
             )
+        if rows.dtype.kind != "f":
+            raise TypeError(f"{self._name(position)}: embeddings must be floats, got {rows.dtype}")
         self.dim = self.dim or rows.shape[1]
         if rows.shape[1] != self.dim or not self.dim:
             raise ValueError(
@@ -253,7 +269,7 @@ class TokenStream:
         doclens = np.array([len(rows) for rows in pending], np.int32)
         rows = np.concatenate(pending)
         norms = _norms(rows)
-        bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
+        bad = np.flatnonzero(_unusable(norms))
         if len(bad):
             document = int(np.searchsorted(np.cumsum(doclens), bad[0], side="right"))
             position = self.num_documents - len(doclens) + document
@@ -278,19 +294,29 @@ class TokenStream:
             logger.log(level, message, self._rescaled, self.num_tokens)
 
 
-def as_array(value: Any) -> npt.NDArray[Any]:
-    """A NumPy array of an array or a tensor (on any device; bfloat16 becomes float32)."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":
-            value = value.float()
-        value = value.numpy()
-    return np.asarray(value)
+class _Hinted(Iterator[str]):
+    """An iterator that tells, for progress bars, how many items it expects to give."""
+
+    def __init__(self, items: Iterator[str], expected: int | None) -> None:
+        self._items = items
+        self._expected = expected
+
+    def __next__(self) -> str:
+        return next(self._items)
+
+    def __length_hint__(self) -> int:
+        return NotImplemented if self._expected is None else self._expected
 
 
 def _norms(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Row norms; in float64 when float32 overflows or underflows."""
-    norms = np.linalg.norm(rows.astype(np.float32, copy=False), axis=1)
-    if np.isfinite(norms).all() and norms.all():
-        return norms
-    return np.linalg.norm(rows.astype(np.float64), axis=1)
+    norms: npt.NDArray[Any] = np.linalg.norm(rows.astype(np.float32, copy=False), axis=1)
+    if not (np.isfinite(norms).all() and norms.all()):
+        norms = np.linalg.norm(rows.astype(np.float64), axis=1)
+    return norms
+
+
+def _unusable(norms: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which rows have no direction: zero, NaN or infinite."""
+    unusable: npt.NDArray[np.bool_] = ~np.isfinite(norms) | (norms == 0)
+    return unusable

@@ -19,6 +19,7 @@ __all__ = ["NBITS", "Codec", "CodecName", "Float16Codec", "ResidualCodec", "open
 CodecName = Literal["plaid", "float16"]
 NBITS = (1, 2, 3, 4, 8)
 _MAX_UINT16_CENTROIDS = 1 << 16
+_MAX_DIM = 1024
 
 Columns = Mapping[str, npt.NDArray[Any]]
 
@@ -98,7 +99,7 @@ class ResidualCodec:
         nbits
             1, 2, 3, 4 or 8.
         """
-        check_nbits(nbits, centroids.shape[1])
+        check_nbits(nbits)
         rounded = round_centroids(centroids)
         codes, _ = ops.assign(heldout, rounded)
         residuals = heldout.astype(np.float32)
@@ -194,14 +195,18 @@ def float16_columns(num_centroids: int, dim: int) -> dict[str, Column]:
     }
 
 
-def check_nbits(nbits: int, dim: int | None = None) -> None:
-    """Raise ValueError unless residuals of `dim` dimensions can be stored with `nbits` bits."""
+def check_nbits(nbits: int) -> None:
+    """Raise ValueError unless residuals can be stored with `nbits` bits."""
     if nbits not in NBITS:
         raise ValueError(f"nbits must be one of {NBITS}, got {nbits!r}")
-    if dim is not None and dim % 8:
+
+
+def check_dim(dim: int) -> None:
+    """Raise ValueError unless the kernels take vectors of `dim` dimensions."""
+    if dim % 8 or not 8 <= dim <= _MAX_DIM:
         raise ValueError(
-            f"dim must be a multiple of 8 for the plaid codec, got {dim}: pad the vectors with "
-            "zeros or use codec='float16'"
+            f"dim must be a multiple of 8 from 8 to {_MAX_DIM}, got {dim}; vectors padded with "
+            "zeros keep their scores"
         )
 
 
@@ -215,6 +220,8 @@ def open_codec(
     IndexFormatError
         A file is missing, truncated, foreign or of another shape; named.
     """
+    if dim % 8 or dim > _MAX_DIM or (nbits != 16 and nbits not in NBITS):
+        raise IndexFormatError(f"{folder / 'manifest.json'}: nbits {nbits} with dim {dim}")
     float16, float32 = np.dtype(np.float16), np.dtype(np.float32)
     stored = open_npy(folder / "centroids.npy", Column(float16, (dim,)), num_centroids)
     centroids = stored.astype(np.float32)
@@ -222,8 +229,6 @@ def open_codec(
         raise IndexFormatError(f"{folder / 'centroids.npy'}: holds values that are not finite")
     if name == "float16":
         return Float16Codec(centroids)
-    if nbits not in NBITS or dim % 8:
-        raise IndexFormatError(f"{folder / 'manifest.json'}: nbits {nbits} with dim {dim}")
     cutoffs = open_npy(folder / "cutoffs.npy", Column(float32), (1 << nbits) - 1)
     weights = open_npy(folder / "weights.npy", Column(float32), 1 << nbits)
     return ResidualCodec(centroids, np.array(cutoffs), np.array(weights))

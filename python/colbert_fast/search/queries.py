@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from colbert_fast.ingest import as_array
+from colbert_fast.arrays import as_array
 from colbert_fast.storage.documents import DocumentStore
 
 __all__ = ["check_vectors", "read_queries", "read_subset"]

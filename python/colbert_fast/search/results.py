@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from colbert_fast.storage.documents import DocumentId
+import numpy as np
+import numpy.typing as npt
+
+from colbert_fast.storage.documents import DocumentId, DocumentStore
 
 if TYPE_CHECKING:
     from colbert_fast.model import ColBERT
     from colbert_fast.search.explain import Match
 
-__all__ = ["Hit"]
+__all__ = ["Hit", "make_hits"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,3 +61,27 @@ class Hit:
         from colbert_fast.search.explain import explain
 
         return explain(self._model, self._query, self.text)
+
+
+def make_hits(
+    store: DocumentStore,
+    pids: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float32],
+    texts: Sequence[str] | None,
+    model: ColBERT | None,
+) -> list[list[Hit]]:
+    """Hits for each row of positions and scores (queries, k); positions below 0 are left out.
+
+    `texts` are the queries, where they were texts, and `model` encoded them.
+    """
+    documents = store.fetch(pids[pids >= 0].tolist())
+    results = []
+    for row, (row_pids, row_scores) in enumerate(zip(pids.tolist(), scores.tolist(), strict=True)):
+        query = None if texts is None else texts[row]
+        hits = []
+        for pid, score in zip(row_pids, row_scores, strict=True):
+            if pid >= 0:
+                found = documents[pid]
+                hits.append(Hit(found.id, score, found.text, found.metadata or {}, query, model))
+        results.append(hits)
+    return results

@@ -8,6 +8,7 @@ import json
 import operator
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -59,6 +60,7 @@ class DocumentWriter:
         self.path = path
         self.count = 0
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        weakref.finalize(self, self._connection.close)
         with _NamedErrors(path):
             self._connection.executescript(
                 f"""
@@ -174,11 +176,8 @@ class DocumentStore:
             raise IndexFormatError(f"{path}: no such file")
         uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
         self._connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
-        try:
-            self._check(num_documents)
-        except BaseException:
-            self._connection.close()
-            raise
+        weakref.finalize(self, self._connection.close)
+        self._check(num_documents)
 
     def _check(self, num_documents: int) -> None:
         [(application,)] = self._query("PRAGMA application_id")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +39,7 @@ class NpyWriter:
         self.rows = 0
         self._column = column
         self._file: IO[bytes] = path.open("xb")
-        self._write(self._header())
+        self._write(_header(column, 0))
 
     def append(self, rows: npt.NDArray[Any]) -> None:
         """Write `rows`, shape (n, *row), of exactly the column's dtype."""
@@ -54,7 +56,7 @@ class NpyWriter:
         if self._file.closed:
             return
         self._file.seek(0)
-        self._write(self._header())
+        self._write(_header(self._column, self.rows))
         self.abort()
 
     def abort(self) -> None:
@@ -70,11 +72,13 @@ class NpyWriter:
         except OSError as error:
             raise _named(error, self.path) from error
 
-    def _header(self) -> bytes:
-        shape = (self.rows, *self._column.row)
-        text = repr({"descr": self._column.dtype.str, "fortran_order": False, "shape": shape})
-        body = text.encode("ascii").ljust(_HEADER_BYTES - 11) + b"\n"
-        return b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body
+
+def _header(column: Column, rows: int) -> bytes:
+    """The .npy header, version 1.0, padded to `_HEADER_BYTES`."""
+    shape = (rows, *column.row)
+    text = repr({"descr": column.dtype.str, "fortran_order": False, "shape": shape})
+    body = text.encode("ascii").ljust(_HEADER_BYTES - 11) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body
 
 
 def _named(error: OSError, path: Path) -> OSError:
@@ -93,26 +97,43 @@ def write_npy(path: Path, array: npt.NDArray[Any]) -> None:
 
 
 def open_npy(path: Path, column: Column, rows: int | None = None) -> npt.NDArray[Any]:
-    """Map an .npy file read-only and check its dtype, row shape and number of rows.
+    """Map an .npy file of this module read-only.
+
+    The header must be byte for byte what `NpyWriter` writes for this dtype and shape, so nothing
+    of an unknown file is parsed.
+
+    Parameters
+    ----------
+    path
+        The file.
+    column
+        Its dtype and row shape.
+    rows
+        Its length; None takes any.
 
     Raises
     ------
     IndexFormatError
         The file is missing, truncated, foreign, or not of this dtype and shape; named.
     """
+    row_bytes = column.dtype.itemsize * math.prod(column.row)
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            found = file.read(_HEADER_BYTES)
     except OSError as error:
         raise IndexFormatError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, EOFError, SyntaxError) as error:
-        raise IndexFormatError(f"{path}: not a readable .npy file ({error})") from error
-    if not isinstance(array, np.ndarray) or not array.flags.c_contiguous:
-        raise IndexFormatError(f"{path}: not a C-contiguous .npy array")
-    length = array.shape[0] if array.ndim and rows is None else rows
-    if array.dtype != column.dtype or array.shape != (length, *column.row):
-        wanted = f"{column.dtype} ({'n' if rows is None else rows}, *{column.row})"
-        raise IndexFormatError(f"{path}: expected {wanted}, got {array.dtype} {array.shape}")
-    return array
+    if rows is None:
+        rows = max(size - _HEADER_BYTES, 0) // row_bytes
+    if found != _header(column, rows):
+        shape = (rows, *column.row)
+        raise IndexFormatError(f"{path}: not an .npy file of {column.dtype} {shape}")
+    if size != _HEADER_BYTES + rows * row_bytes:
+        raise IndexFormatError(
+            f"{path}: {size} bytes, expected {_HEADER_BYTES + rows * row_bytes}: truncated"
+        )
+    mapped = np.memmap(path, column.dtype, "r", _HEADER_BYTES, (rows, *column.row))
+    return mapped.view(np.ndarray)
 
 
 _DOCLENS = Column(np.dtype(np.int32))
@@ -170,8 +191,9 @@ class SegmentWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for writer in self._writers.values():
-            writer.abort()
+        with contextlib.ExitStack() as stack:
+            for writer in self._writers.values():
+                stack.callback(writer.abort)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,53 @@
+"""Run the pipeline so that every query gets as many hits as there are to be had."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from colbert_fast.search.params import SearchParams
+
+if TYPE_CHECKING:
+    from colbert_fast.search.pipeline import Searcher
+
+__all__ = ["retrieve"]
+
+_WIDER = 4  # factor on nprobe for queries whose cells hold fewer than k documents
+
+
+def retrieve(
+    searcher: Searcher,
+    queries: Sequence[npt.NDArray[np.float32]],
+    params: SearchParams,
+    subset: npt.NDArray[np.bool_] | None,
+    num_documents: int,
+    num_centroids: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Search, with ``min(k, documents allowed)`` hits for every query.
+
+    Where the allowed documents are no more than mode "default" would score exactly, all of them
+    are. Otherwise a query whose probed cells hold too few documents is searched again with more.
+
+    Returns
+    -------
+    int64 positions and float32 scores, both (queries, min(k, num_documents)), best first, filled
+    up with -1 and -inf.
+    """
+    allowed = num_documents if subset is None else int(np.count_nonzero(subset))
+    params = dataclasses.replace(params, k=min(params.k, num_documents))
+    if params.mode == "default" and allowed <= params.ndocs:
+        params = dataclasses.replace(params, exhaustive=True)
+    pids, scores = searcher.search(queries, params, subset=subset)
+    wanted = min(params.k, allowed)
+    while not params.exhaustive and params.nprobe < num_centroids:
+        short = np.flatnonzero((pids >= 0).sum(axis=1) < wanted)
+        if len(short) == 0:
+            break
+        params = dataclasses.replace(params, nprobe=min(params.nprobe * _WIDER, num_centroids))
+        again = [queries[row] for row in short.tolist()]
+        pids[short], scores[short] = searcher.search(again, params, subset=subset)
+    return pids, scores

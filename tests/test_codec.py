@@ -1,0 +1,155 @@
+"""The codecs: buckets at the quantiles, encode and decode as the reference, files read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic import clustered, unit
+
+from colbert_fast.compress.codec import (
+    NBITS,
+    Float16Codec,
+    ResidualCodec,
+    check_dim,
+    check_nbits,
+    open_codec,
+)
+from colbert_fast.errors import IndexFormatError
+from colbert_fast.kernels import reference
+from colbert_fast.storage.segments import write_npy
+
+
+@pytest.fixture
+def points(rng: np.random.Generator) -> np.ndarray:
+    return np.concatenate(clustered(rng, 300))
+
+
+@pytest.fixture
+def centroids(points: np.ndarray) -> np.ndarray:
+    return points[:32].copy()
+
+
+@pytest.mark.parametrize("nbits", NBITS)
+def test_buckets_are_the_quantiles_of_all_residual_components(
+    points: np.ndarray, centroids: np.ndarray, nbits: int
+) -> None:
+    codec = ResidualCodec.fit(centroids, points, nbits=nbits)
+    assert codec.nbits == nbits
+    rounded = centroids.astype(np.float16).astype(np.float64)
+    np.testing.assert_array_equal(codec.centroids, rounded)
+    nearest = (points.astype(np.float64) @ rounded.T).argmax(axis=1)
+    residuals = (points - rounded[nearest]).ravel()
+    levels = 2**nbits
+    expected = np.quantile(residuals, np.arange(1, levels) / levels)
+    np.testing.assert_allclose(codec.cutoffs, expected, atol=1e-6)
+    expected = np.quantile(residuals, (np.arange(levels) + 0.5) / levels)
+    np.testing.assert_allclose(codec.weights, expected, atol=1e-6)
+    assert (codec.weights[:-1] <= codec.cutoffs).all()
+    assert (codec.cutoffs <= codec.weights[1:]).all()
+
+
+@pytest.mark.parametrize("nbits", NBITS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_encode_and_decode_follow_the_reference(
+    points: np.ndarray, centroids: np.ndarray, nbits: int, dtype: type
+) -> None:
+    codec = ResidualCodec.fit(centroids, points, nbits=nbits)
+    points = points.astype(dtype)
+    columns = codec.encode(points)
+    codes, residuals = reference.compress(points, codec.centroids, codec.cutoffs)
+    np.testing.assert_array_equal(columns["codes"], codes)
+    # A component that lies on a cutoff to within rounding may go either way.
+    assert (columns["residuals"] != residuals).mean() < 1e-3
+    for name, column in codec.columns.items():
+        assert columns[name].dtype == column.dtype
+        assert columns[name].shape == (len(points), *column.row)
+    decoded = codec.decode(columns)
+    expected = reference.decompress(
+        columns["codes"], columns["residuals"], codec.centroids, codec.weights
+    )
+    np.testing.assert_allclose(decoded, expected, atol=1e-6)
+    cosine = (decoded * points).sum(axis=1)
+    assert cosine.mean() > {1: 0.7, 2: 0.85, 3: 0.95, 4: 0.98, 8: 0.999}[nbits]
+
+
+def test_more_bits_are_closer(points: np.ndarray, centroids: np.ndarray) -> None:
+    errors = []
+    for nbits in NBITS:
+        codec = ResidualCodec.fit(centroids, points, nbits=nbits)
+        errors.append(np.abs(codec.decode(codec.encode(points)) - points).mean())
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_residuals_that_are_all_alike(rng: np.random.Generator) -> None:
+    points = unit(rng.standard_normal((4, 16)))
+    codec = ResidualCodec.fit(points, points, nbits=2)
+    np.testing.assert_allclose(codec.decode(codec.encode(points)), points, atol=2e-3)
+
+
+def test_float16_keeps_the_vectors(points: np.ndarray, centroids: np.ndarray) -> None:
+    codec = Float16Codec.fit(centroids)
+    columns = codec.encode(points)
+    np.testing.assert_array_equal(columns["embeddings"], points.astype(np.float16))
+    np.testing.assert_array_equal(codec.decode(columns), points.astype(np.float16))
+    expected, _ = reference.assign(points, codec.centroids)
+    np.testing.assert_array_equal(columns["codes"], expected)
+    assert codec.nbits == 16
+
+
+def test_codes_are_as_narrow_as_the_centroids_allow(rng: np.random.Generator) -> None:
+    narrow = Float16Codec(np.zeros((1 << 16, 8), np.float32))
+    wide = Float16Codec(np.zeros(((1 << 16) + 1, 8), np.float32))
+    assert narrow.columns["codes"].dtype == np.uint16
+    assert wide.columns["codes"].dtype == np.int32
+    assert narrow.encode(unit(rng.standard_normal((2, 8))))["codes"].dtype == np.uint16
+
+
+@pytest.mark.parametrize("nbits", NBITS)
+def test_saved_files_give_the_same_codec(
+    tmp_path: Path, points: np.ndarray, centroids: np.ndarray, nbits: int
+) -> None:
+    codec = ResidualCodec.fit(centroids, points, nbits=nbits)
+    assert codec.save(tmp_path) == ["centroids.npy", "cutoffs.npy", "weights.npy"]
+    opened = open_codec(tmp_path, "plaid", nbits=nbits, dim=64, num_centroids=32)
+    assert isinstance(opened, ResidualCodec)
+    for name in ("centroids", "cutoffs", "weights"):
+        np.testing.assert_array_equal(getattr(opened, name), getattr(codec, name))
+    before, after = codec.encode(points), opened.encode(points)
+    for name in codec.columns:
+        np.testing.assert_array_equal(before[name], after[name])
+
+
+def test_saved_float16_codec(tmp_path: Path, centroids: np.ndarray) -> None:
+    codec = Float16Codec.fit(centroids)
+    assert codec.save(tmp_path) == ["centroids.npy"]
+    opened = open_codec(tmp_path, "float16", nbits=16, dim=64, num_centroids=32)
+    assert isinstance(opened, Float16Codec)
+    np.testing.assert_array_equal(opened.centroids, codec.centroids)
+
+
+def test_opening_checks_the_files(
+    tmp_path: Path, points: np.ndarray, centroids: np.ndarray
+) -> None:
+    ResidualCodec.fit(centroids, points, nbits=2).save(tmp_path)
+    with pytest.raises(IndexFormatError, match=r"centroids\.npy: not an \.npy file of float16"):
+        open_codec(tmp_path, "plaid", nbits=2, dim=64, num_centroids=33)
+    with pytest.raises(IndexFormatError, match=r"cutoffs\.npy: not an \.npy file of float32"):
+        open_codec(tmp_path, "plaid", nbits=4, dim=64, num_centroids=32)
+    with pytest.raises(IndexFormatError, match="nbits 5 with dim 64"):
+        open_codec(tmp_path, "plaid", nbits=5, dim=64, num_centroids=32)
+    (tmp_path / "centroids.npy").unlink()
+    write_npy(tmp_path / "centroids.npy", np.full((32, 64), np.nan, np.float16))
+    with pytest.raises(IndexFormatError, match=r"centroids\.npy: holds values that are not finite"):
+        open_codec(tmp_path, "plaid", nbits=2, dim=64, num_centroids=32)
+
+
+def test_bits_and_dims_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"nbits must be one of \(1, 2, 3, 4, 8\), got 5"):
+        check_nbits(5)
+    check_nbits(3)
+    for dim in (0, 4, 100, 1032):
+        with pytest.raises(ValueError, match=rf"dim must be a multiple of 8 .* got {dim}; vectors"):
+            check_dim(dim)
+    check_dim(1024)

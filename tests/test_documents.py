@@ -1,0 +1,218 @@
+"""The document store, and the forms in which documents may come."""
+
+from __future__ import annotations
+
+import gc
+import sqlite3
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from colbert_fast.errors import IndexFormatError, UnknownDocumentError
+from colbert_fast.ingest import check_ids, read_documents
+from colbert_fast.storage.documents import Document, DocumentStore, DocumentWriter
+
+DOCUMENTS = [
+    Document("a", "text of a", {"year": 1999, "tags": ["x", "ü"]}),
+    Document(7, "seven", None),
+    Document("7", None, None),
+    Document(-(2**63), "", {"nested": {"deep": None}}),
+    Document("quo'te; DROP TABLE documents", "日本語 \x00 null", None),
+]
+
+
+def write(path: Path, documents: list[Document]) -> DocumentStore:
+    with DocumentWriter(path) as writer:
+        for document in documents:
+            writer.add(document)
+        writer.close()
+    return DocumentStore(path, len(documents))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DocumentStore:
+    return write(tmp_path / "documents.sqlite", DOCUMENTS)
+
+
+def test_round_trip(store: DocumentStore) -> None:
+    found = store.fetch([4, 0, 1, 3, 2, 0])
+    assert [found[position] for position in range(5)] == DOCUMENTS
+    assert store.ids() == tuple(document.id for document in DOCUMENTS)
+    assert store.fetch([]) == {}
+
+
+def test_ids_keep_their_type(store: DocumentStore) -> None:
+    assert store.positions(["7", 7, np.int64(7), np.str_("a")]) == [2, 1, 1, 0]
+    assert [type(each) for each in store.ids()[:3]] == [str, int, str]
+
+
+def test_unknown_ids_are_named(store: DocumentStore) -> None:
+    with pytest.raises(UnknownDocumentError, match=r"not in the index: 'x', 3$"):
+        store.positions(["a", "x", 3])
+    with pytest.raises(UnknownDocumentError, match=r"10, 11, 12, 13, 14 and 15 more"):
+        store.positions(range(10, 30))
+    with pytest.raises(TypeError, match=r"ids\[1\]: an id must be a str or an int, got float"):
+        store.positions(["a", 1.5])  # type: ignore[list-item]
+
+
+def test_more_documents_than_variables_in_a_statement(tmp_path: Path) -> None:
+    documents = [Document(f"d{i}", f"text {i}") for i in range(2500)]
+    store = write(tmp_path / "documents.sqlite", documents)
+    assert store.fetch(range(2500)) == dict(enumerate(documents))
+    assert store.positions([each.id for each in reversed(documents)]) == list(range(2499, -1, -1))
+
+
+def test_duplicate_ids_are_named(tmp_path: Path) -> None:
+    with DocumentWriter(tmp_path / "documents.sqlite") as writer:
+        writer.add(Document("same"))
+        with pytest.raises(ValueError, match=r"ids must be unique: 'same'"):
+            writer.add(Document("same"))
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        (Document("bad", "\ud800"), r"document 'bad': not valid Unicode"),
+        (Document("bad", "x", {"array": np.zeros(2)}), r"document 'bad': its metadata cannot be"),
+    ],
+)
+def test_what_cannot_be_stored_names_the_document(
+    tmp_path: Path, document: Document, message: str
+) -> None:
+    with (
+        DocumentWriter(tmp_path / "documents.sqlite") as writer,
+        pytest.raises(ValueError, match=message),
+    ):
+        writer.add(document)
+
+
+def test_a_full_disk_is_an_oserror(tmp_path: Path) -> None:
+    path = tmp_path / "documents.sqlite"
+    with DocumentWriter(path) as writer:
+        writer._connection.execute("PRAGMA max_page_count = 8")
+        with pytest.raises(OSError, match=r"SQLite: .*full.*documents\.sqlite"):
+            writer.add(Document("large", "x" * 100_000))
+
+
+def test_many_threads_read_one_store(store: DocumentStore) -> None:
+    failures: list[bool] = []
+
+    def read() -> None:
+        failures.extend(store.fetch(range(5))[1] != DOCUMENTS[1] for _ in range(50))
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(failures) == 200
+    assert not any(failures)
+
+
+def test_foreign_and_damaged_files_are_named(tmp_path: Path, store: DocumentStore) -> None:
+    with pytest.raises(IndexFormatError, match=r"other\.sqlite: no such file"):
+        DocumentStore(tmp_path / "other.sqlite", 5)
+    with pytest.raises(IndexFormatError, match=r"positions 0\.\.4, expected 0\.\.5"):
+        DocumentStore(store.path, 6)
+
+    (tmp_path / "garbage.sqlite").write_bytes(bytes(range(256)) * 100)
+    with pytest.raises(IndexFormatError, match=r"garbage\.sqlite: cannot be read"):
+        DocumentStore(tmp_path / "garbage.sqlite", 5)
+
+    foreign = sqlite3.connect(tmp_path / "foreign.sqlite")
+    foreign.execute("CREATE TABLE documents (pid, id)")
+    foreign.close()
+    with pytest.raises(IndexFormatError, match=r"foreign\.sqlite: not a document store"):
+        DocumentStore(tmp_path / "foreign.sqlite", 5)
+
+    (tmp_path / "cut.sqlite").write_bytes(store.path.read_bytes()[:5000])
+    with pytest.raises(IndexFormatError, match=r"cut\.sqlite"):
+        DocumentStore(tmp_path / "cut.sqlite", 5).ids()
+
+
+def test_paths_with_odd_characters(tmp_path: Path) -> None:
+    folder = tmp_path / "a b?c#d%20&é"
+    folder.mkdir()
+    assert write(folder / "documents.sqlite", DOCUMENTS).ids()[0] == "a"
+
+
+def test_a_closed_store_says_so(store: DocumentStore) -> None:
+    store.close()
+    store.close()
+    with pytest.raises(ValueError, match="the index is closed"):
+        store.fetch([0])
+
+
+def test_a_store_left_open_closes_itself(tmp_path: Path) -> None:
+    store = write(tmp_path / "documents.sqlite", DOCUMENTS)
+    connection = store._connection
+    del store
+    gc.collect()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.execute("SELECT 1")
+
+
+ROWS = np.ones((2, 8), np.float32)
+
+
+def test_every_form_of_a_document() -> None:
+    given: list[Any] = [
+        "plain",
+        ("b", "pair"),
+        {"id": "c", "text": "dict", "year": 1},
+        {"text": "no id"},
+        ROWS,
+        (9, ROWS),
+        {"embeddings": ROWS, "text": "both"},
+    ]
+    read = list(read_documents(iter(given)))
+    assert [each.id for each in read] == [0, "b", "c", 3, 4, 9, 6]
+    assert [each.text for each in read] == [
+        "plain", "pair", "dict", "no id", None, None, "both",
+    ]  # fmt: skip
+    assert read[2].metadata == {"year": 1}
+    assert [each.embeddings is ROWS for each in read] == [False] * 4 + [True] * 3
+
+
+def test_given_ids() -> None:
+    read = read_documents(["x", "y"], iter([np.int32(5), "b"]))
+    assert [each.id for each in read] == [5, "b"]
+    assert list(read_documents([], [])) == []
+
+
+@pytest.mark.parametrize(
+    ("documents", "ids", "error", "message"),
+    [
+        (["x", "y"], ["a"], ValueError, r"ids: 1 given, but there are more documents"),
+        (["x"], ["a", "b"], ValueError, r"ids: 'b' is one more than the 1 documents"),
+        ([("a", "x")], ["b"], ValueError, r"document 0 already carries the id 'a'"),
+        ([3], None, TypeError, r"documents\[0\]: expected a text, .* got int"),
+        (["x", None], None, TypeError, r"documents\[1\]: .* got NoneType"),
+        ([[1.0, 2.0]], None, TypeError, r"documents\[0\]: .* got list"),
+        ([("a", "b", "c")], None, ValueError, r"documents\[0\]: a tuple must be .* got 3"),
+        ([(None, "b")], None, TypeError, r"documents\[0\]: the id is None"),
+        ([{"id": 1}], None, ValueError, r'documents\[0\]: a dict needs "text" or "embeddings"'),
+        ([{"text": 1}], None, TypeError, r'documents\[0\]: "text" must be a str, got int'),
+        (["x"], [True], TypeError, r"ids\[0\]: an id must be a str or an int, got bool"),
+        (["x"], [2**63], ValueError, r"ids\[0\]: 9223372036854775808 does not fit"),
+        (["x"], [1.0], TypeError, r"ids\[0\]: .* got float"),
+    ],
+)
+def test_forms_that_are_refused(
+    documents: Any, ids: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        list(read_documents(iter(documents), None if ids is None else iter(ids)))
+    with pytest.raises(error, match=message):
+        check_ids(documents, ids)
+
+
+def test_lists_are_checked_for_duplicates_at_once() -> None:
+    with pytest.raises(ValueError, match=r"ids must be unique: 'a'"):
+        check_ids([("a", "x"), ("b", "y"), ("a", "z")], None)
+    with pytest.raises(ValueError, match=r"ids must be unique: 1"):
+        check_ids([("a", "x"), "y", (1, "z")], None)
+    check_ids(iter([("a", "x"), ("a", "z")]), None)  # read while building
