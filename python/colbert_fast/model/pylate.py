@@ -40,7 +40,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with quiet_transformers():
         checkpoint.backbone.save_pretrained(folder)
-    checkpoint.tokenizer.save_pretrained(folder)
+    _save_tokenizer(checkpoint.tokenizer, folder)
     modules = [_module_entry(0, "", TRANSFORMER)]
     for number, layer in enumerate(checkpoint.projection.dense_layers, start=1):
         _save_dense(folder / f"{number}_Dense", layer)
@@ -53,6 +53,14 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         folder / "sentence_bert_config.json", {"max_seq_length": longest, "do_lower_case": False}
     )
     _write_json(folder / "config_sentence_transformers.json", _pylate_settings(config))
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    if tokenizer.is_fast:
+        # The last call's truncation and padding would be written with the vocabulary.
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    tokenizer.save_pretrained(folder)
 
 
 def load_modules(folder: Path, *, allow_pickle: bool) -> Checkpoint | None:

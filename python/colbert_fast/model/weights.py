@@ -43,6 +43,8 @@ HUB_FILES = (
 )
 PICKLES = ("pytorch_model*.bin", "*_Dense/pytorch_model.bin")
 
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+
 # The head that sentence classifiers use; late interaction never does.
 UNUSED_HEAD = "pooler."
 
@@ -141,6 +143,9 @@ def _pickle_file(folder: Path, *, allow_pickle: bool) -> Path:
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The folder's tokenizer; CheckpointError if there is none that transformers can read."""
+    # Without any file, recent transformers make up an empty vocabulary.
+    if not any(path.match(name) for path in folder.iterdir() for name in TOKENIZER_FILES):
+        raise CheckpointError(f"{folder}: no tokenizer file (one of {', '.join(TOKENIZER_FILES)})")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
@@ -171,26 +176,31 @@ def load_backbone(
     try:
         with quiet_transformers():
             backbone, report = AutoModel.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=safe, output_loading_info=True
+                folder,
+                use_safetensors=safe,
+                output_loading_info=True,
+                # Reported, so that _check_report can name the key.
+                ignore_mismatched_sizes=True,
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: unreadable encoder: {_one_line(error)}") from error
     _check_report(folder, report, extra_keys)
     if any(key.startswith(UNUSED_HEAD) for key in report["missing_keys"]):
         backbone.pooler = None
-    model: PreTrainedModel = backbone.eval()
+    # Older transformers load float32, newer ones whatever was saved.
+    model: PreTrainedModel = backbone.float().eval()
     return model
 
 
 def _check_report(folder: Path, report: Mapping[str, Any], extra_keys: Sequence[str]) -> None:
+    for key, got, wanted in report["mismatched_keys"]:
+        raise CheckpointError(f"{folder}: key {key!r} has shape {list(got)}, want {list(wanted)}")
     missing = sorted(k for k in report["missing_keys"] if not k.startswith(UNUSED_HEAD))
     if missing:
         raise CheckpointError(
             f"{folder}: key {missing[0]!r} is missing ({len(missing)} in all); "
             "the file does not hold this encoder's weights"
         )
-    if report["mismatched_keys"]:
-        raise CheckpointError(f"{folder}: wrong shape: {sorted(report['mismatched_keys'])[0]}")
     left = sorted(set(report["unexpected_keys"]) - set(extra_keys))
     if left:
         logger.info("%s: %d keys not of the encoder, first %s", folder, len(left), left[0])
