@@ -20,7 +20,8 @@ void assign(const void *points, DType type, std::size_t n, std::size_t dim, cons
       float *to = scratch + (i / kLanes * dim + d) * kLanes + i % kLanes;
       for (std::size_t j = 0; j < min_of(kLanes, dim - d); ++j) to[j * kLanes] = values[j];
     }
-  for (std::size_t i = 0; i < n_panels * kLanes; ++i) best_of[i] = kMinusInf, code_of[i] = -1;
+  for (std::size_t i = 0; i < n_panels * kLanes; ++i)
+    best_of[i] = kMinusInf, code_of[i] = 0; // 0, lest a NaN point index below the table
 
   for (std::size_t c = 0; c < n_centroids; c += kCentroidBlock) {
     FloatRows rows{centroids + c * dim, dim};

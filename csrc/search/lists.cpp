@@ -73,7 +73,9 @@ void encode_lists(const std::vector<std::int32_t> &counts, const std::vector<std
 void read_list(const Lists &lists, std::size_t c, std::size_t n_docs,
                std::vector<std::int32_t> &out) {
   const auto corrupt = [&] {
-    return std::runtime_error("inverted list " + std::to_string(c) + " is corrupt");
+    return std::runtime_error("`lists`: list " + std::to_string(c) +
+                              " is corrupt, or holds a document not below " +
+                              std::to_string(n_docs));
   };
   if (lists.counts[c] < 0 || lists.offsets[c] < 0) throw corrupt();
   const auto count = static_cast<std::size_t>(lists.counts[c]);

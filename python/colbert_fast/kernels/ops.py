@@ -120,8 +120,8 @@ def unpack_residuals(packed: Array, nbits: int) -> Array:
     """
     _check_nbits(nbits)
     n, width = _shape(packed, "packed", 2)
-    if width * 8 % nbits:
-        raise ValueError(f"`packed` rows of {width} bytes do not hold whole {nbits}-bit values")
+    if width % nbits:
+        raise ValueError(f"`packed` rows must be a multiple of {nbits} bytes long, got {width}")
     buckets = _empty(packed, (n, width * 8 // nbits), "uint8")
     _core.unpack(packed, nbits, buckets)
     return buckets
