@@ -1,0 +1,380 @@
+"""The command line: every command a thin layer over the library.
+
+Nothing heavy is imported before a command needs it. An error is one line on standard error with
+a cause and a mend, and an exit code other than zero; ``--debug`` shows the traceback instead.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from colbert_fast.shell import (
+    Codec,
+    CodecOption,
+    Commands,
+    DeviceOption,
+    ExhaustiveOption,
+    FormatOption,
+    IndexArgument,
+    JsonOption,
+    ModelOption,
+    ModeOption,
+    NbitsOption,
+    NdocsOption,
+    NprobeOption,
+    PoolOption,
+    ProgressOption,
+    load_model,
+    show_progress,
+)
+from colbert_fast.terminal import Terminal
+
+if TYPE_CHECKING:
+    from colbert_fast.index import Index
+    from colbert_fast.model import ColBERT
+    from colbert_fast.search.results import Hit
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    cls=Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def options(
+    *,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Say what is being done.")] = False,
+) -> None:
+    """ColBERT late-interaction search: from text to an index to answers."""
+    level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("colbert_fast").setLevel(level)
+
+
+@app.command()
+def index(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT",
+            help="BEIR folder, .jsonl, .tsv, .txt (each perhaps .gz), or embeddings: .npz, .npy.",
+        ),
+    ],
+    path: IndexArgument,
+    *,
+    model: ModelOption = None,
+    device: DeviceOption = "cpu",
+    nbits: NbitsOption = 2,
+    codec: CodecOption = "plaid",
+    num_centroids: Annotated[
+        int | None, typer.Option(min=1, help="By default from the collection's size.")
+    ] = None,
+    kmeans_iterations: Annotated[int, typer.Option(min=1)] = 4,
+    seed: int = 42,
+    pool_factor: PoolOption = 1,
+    layout: FormatOption = None,
+    doclens: Annotated[
+        Path | None, typer.Option(help="Doclens of an .npy; by default NAME.doclens.npy.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Take only the first so many documents.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index.")] = False,
+    progress: ProgressOption = None,
+) -> None:
+    """Build an index from a text collection or from token embeddings."""
+    from colbert_fast.corpus import load_embeddings, read_corpus
+    from colbert_fast.index import Index
+
+    documents: Iterable[Any]
+    ids: Iterable[str] | Iterable[int] | None = None
+    encoder = None
+    if source.suffix in (".npz", ".npy"):
+        loaded = load_embeddings(source, doclens=doclens)
+        documents, ids = loaded.texts(), loaded.ids
+        ids = ids[:limit] if ids is not None else None
+        # A model told to an index of embeddings is for its queries.
+        encoder = load_model(model, device) if model else None
+    else:
+        documents = _not_empty(read_corpus(source, layout=layout), source)
+        encoder = load_model(model, device)
+    start = time.perf_counter()
+    with Index.build(
+        path,
+        islice(documents, limit),
+        model=encoder,
+        ids=ids,
+        nbits=nbits,
+        codec=codec,
+        num_centroids=num_centroids,
+        kmeans_iterations=kmeans_iterations,
+        seed=seed,
+        pool_factor=pool_factor,
+        overwrite=overwrite,
+        progress=show_progress(progress),
+    ) as built:
+        facts = built.info()
+    typer.echo(
+        f"{path}: {facts['documents']} documents, {facts['tokens']} tokens, "
+        f"{facts['bytes_per_token']:.1f} bytes/token with texts, "
+        f"in {time.perf_counter() - start:.1f} s"
+    )
+
+
+@app.command()
+def search(
+    path: IndexArgument,
+    query: Annotated[
+        str | None, typer.Argument(help="The question; without one, a line each from stdin.")
+    ] = None,
+    *,
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="Documents per query.")] = 10,
+    model: ModelOption = None,
+    device: DeviceOption = "cpu",
+    nprobe: NprobeOption = None,
+    ndocs: NdocsOption = None,
+    mode: ModeOption = "default",
+    exhaustive: ExhaustiveOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Search an index for a question, or for every line of standard input."""
+    from colbert_fast.index import Index
+
+    queries = [line.strip() for line in sys.stdin] if query is None else [query]
+    queries = [text for text in queries if text]
+    if not queries:
+        raise ValueError("no query: give one after the index, or lines on standard input")
+    with Index.open(path, model=load_model(model, device) if model else None) as opened:
+        answers = opened.search(
+            queries, k=k, nprobe=nprobe, ndocs=ndocs, mode=mode, exhaustive=exhaustive
+        )
+    terminal = Terminal()
+    for text, hits in zip(queries, answers, strict=True):
+        if as_json:
+            terminal.say(_dumps({"query": text, "hits": [_plain(hit) for hit in hits]}))
+            continue
+        if len(queries) > 1:
+            terminal.title(text)
+        terminal.hits(hits)
+
+
+@app.command()
+def encode(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="As for the command index.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.npz", help="embeddings, doclens, ids.")],
+    *,
+    model: ModelOption = None,
+    device: DeviceOption = "cpu",
+    queries: Annotated[bool, typer.Option("--queries", help="Encode as queries.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    pool_factor: PoolOption = 1,
+    layout: FormatOption = None,
+    progress: ProgressOption = None,
+) -> None:
+    """Encode texts to token embeddings (float16), for the command index or for other tools."""
+    from colbert_fast.corpus import read_corpus, save_embeddings
+
+    if out.suffix != ".npz":
+        raise ValueError(f"OUT must end in .npz, got {out}")
+    if not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{out.absolute().parent}: no such folder; make it first")
+    documents = list(read_corpus(source, layout=layout))
+    texts = [document["text"] for document in documents]
+    encoder = load_model(model, device)
+    bars = show_progress(progress)
+    arrays = (
+        encoder.encode_queries(texts, batch_size=batch_size, progress=bars)
+        if queries
+        else encoder.encode_documents(
+            iter(texts), batch_size=batch_size, pool_factor=pool_factor, progress=bars
+        )
+    )
+    half = [array.astype("float16") for array in arrays]
+    save_embeddings(out, half, ids=[document["id"] for document in documents])
+    typer.echo(f"{out}: {len(half)} texts, {sum(map(len, half))} tokens")
+
+
+@app.command(name="eval")
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Collection in BEIR layout.")],
+    *,
+    path: Annotated[
+        Path | None,
+        typer.Option("--index", help="Its index; by default one is built and thrown away."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which qrels to use.")] = "test",
+    measure: Annotated[
+        list[str] | None, typer.Option(help="Such as nDCG@10; may be given several times.")
+    ] = None,
+    run_file: Annotated[
+        Path | None, typer.Option("--run", help="Write the rankings in TREC format.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="Documents per query.")] = 100,
+    model: ModelOption = None,
+    device: DeviceOption = "cpu",
+    nbits: NbitsOption = 2,
+    codec: CodecOption = "plaid",
+    nprobe: NprobeOption = None,
+    ndocs: NdocsOption = None,
+    mode: ModeOption = "default",
+    exhaustive: ExhaustiveOption = False,
+    as_json: JsonOption = False,
+    progress: ProgressOption = None,
+) -> None:
+    """Measure the quality of a search on a judged collection."""
+    from colbert_fast import evaluation
+
+    measures = tuple(measure or evaluation.DEFAULT_MEASURES)
+    evaluation.check_measures(measures, k=k)
+    beir = evaluation.load_beir(folder, split=split)
+    with _opened_or_built(path, beir, load_model(model, device), nbits, codec, progress) as opened:
+        evaluation.check_judged_documents(opened, beir.qrels)
+        start = time.perf_counter()
+        run = evaluation.retrieve(
+            opened,
+            beir.queries,
+            k=k,
+            nprobe=nprobe,
+            ndocs=ndocs,
+            mode=mode,
+            exhaustive=exhaustive,
+        )
+        seconds = time.perf_counter() - start
+    if run_file is not None:
+        evaluation.write_run(run_file, run)
+    values = evaluation.measure(run, beir.qrels, measures=measures)
+    if as_json:
+        typer.echo(_dumps({"queries": len(run), "seconds": seconds, **values}))
+        return
+    for name, value in values.items():
+        typer.echo(f"{name:12} {value:.4f}")
+    typer.echo(f"{len(run)} queries, {1000 * seconds / len(run):.1f} ms each with their encoding")
+
+
+@app.command()
+def info(
+    path: Annotated[
+        Path | None, typer.Argument(metavar="[INDEX]", help="An index, or nothing.")
+    ] = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Describe an index; without one, what is running: version, ISA, threads, CUDA."""
+    facts: dict[str, Any]
+    if path is None:
+        from colbert_fast.kernels.backend import backend_info
+
+        facts = dict(backend_info())
+    else:
+        from colbert_fast.index import Index
+
+        with Index.open(path) as opened:
+            facts = opened.info()
+    if as_json:
+        typer.echo(_dumps(facts))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        plain = value if isinstance(value, (str, int, float)) or value is None else _dumps(value)
+        typer.echo(f"{name:{width}}  {plain}")
+
+
+@app.command()
+def verify(path: IndexArgument) -> None:
+    """Read every file of an index and compare it with its checksum."""
+    from colbert_fast.index import Index
+
+    with Index.open(path) as opened:
+        opened.verify()
+    typer.echo(f"{path}: every file matches its checksum")
+
+
+@app.command()
+def demo(
+    *,
+    path: Annotated[
+        Path | None, typer.Option(help="Where to keep the index; by default a cache folder.")
+    ] = None,
+    passages: Annotated[int, typer.Option(min=1, help="Index at most so many.")] = 6000,
+    model: ModelOption = None,
+    device: DeviceOption = "cpu",
+    nbits: NbitsOption = 2,
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="Answers per question.")] = 3,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build anew in any case.")] = False,
+    progress: ProgressOption = None,
+) -> None:
+    """Index the documentation inside this Python installation, and answer questions about it."""
+    from colbert_fast.demo import run_demo
+
+    run_demo(
+        load_model(model, device),
+        path=path,
+        passages=passages,
+        nbits=nbits,
+        k=k,
+        rebuild=rebuild,
+        progress=show_progress(progress),
+        terminal=Terminal(),
+    )
+
+
+@contextmanager
+def _opened_or_built(
+    path: Path | None,
+    beir: Any,
+    model: ColBERT,
+    nbits: int,
+    codec: Codec,
+    progress: bool | None,
+) -> Iterator[Index]:
+    """Open the index of a collection, or build one in a folder that goes away again."""
+    from colbert_fast.index import Index
+
+    if path is not None:
+        with Index.open(path, model=model) as opened:
+            yield opened
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="colbert-fast-", ignore_cleanup_errors=True) as folder,
+        Index.build(
+            Path(folder) / "eval.cf",
+            beir.documents(),
+            model=model,
+            nbits=nbits,
+            codec=codec,
+            progress=show_progress(progress),
+        ) as built,
+    ):
+        yield built
+
+
+def _not_empty(documents: Iterator[Any], source: Path) -> Iterator[Any]:
+    """Read the first document now: a bad file should be refused before a model is loaded."""
+    for first in documents:
+        return chain([first], documents)
+    raise ValueError(f"{source}: there are no documents in it")
+
+
+def _plain(hit: Hit) -> dict[str, Any]:
+    return {"id": hit.id, "score": hit.score, "text": hit.text, "metadata": hit.metadata}
+
+
+def _dumps(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)

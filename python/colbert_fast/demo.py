@@ -1,0 +1,192 @@
+"""A first search over text that everybody has: the documentation inside a Python installation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from colbert_fast.docstrings import collect_passages
+from colbert_fast.index import Index
+
+if TYPE_CHECKING:
+    from colbert_fast.model import ColBERT
+    from colbert_fast.terminal import Terminal
+
+__all__ = ["run_demo"]
+
+QUESTIONS = (
+    "how do I parse command line arguments?",
+    "read one file out of a zip archive",
+    "what does the with statement do?",
+    "run a function in several processes at once",
+    "why is my default argument list shared between calls?",
+)
+
+
+def run_demo(
+    model: ColBERT,
+    *,
+    terminal: Terminal,
+    path: Path | None = None,
+    passages: int = 6000,
+    nbits: int = 2,
+    k: int = 3,
+    rebuild: bool = False,
+    progress: bool = True,
+    ask: Callable[[str], str] | None = None,
+) -> None:
+    """Build or reuse the demonstration index, then answer some questions and the user's own.
+
+    Parameters
+    ----------
+    model : ColBERT
+        Encodes the passages and the questions.
+    terminal : Terminal
+        Where the answers are written.
+    path : Path, optional
+        Folder for the index; by default one in the user's cache.
+    passages : int
+        Index at most so many.
+    nbits, k : int
+        Bits per residual dimension; answers per question.
+    rebuild : bool
+        Build even where the index of an earlier run would serve.
+    progress : bool
+        Show progress bars.
+    ask : callable, optional
+        Prompts for a question; by default `input` if standard input is a terminal, else nothing
+        is asked. An empty answer or EOFError ends the demonstration.
+    """
+    folder = cache_folder() if path is None else path
+    with _open_or_build(
+        model,
+        folder,
+        passages=passages,
+        nbits=nbits,
+        rebuild=rebuild,
+        progress=progress,
+        terminal=terminal,
+    ) as index:
+        _describe(index, terminal)
+        times = [_answer(index, question, k, terminal) for question in QUESTIONS]
+        encoding, searching = (
+            1000 * sorted(column)[len(times) // 2] for column in zip(*times, strict=True)
+        )
+        terminal.say()
+        terminal.say(
+            f"{encoding + searching:.1f} ms/query: {encoding:.1f} to encode the question, "
+            f"{searching:.1f} to search (median of {len(times)})"
+        )
+        if ask is None and sys.stdin.isatty():
+            ask = input
+        for question in iter(partial(_next_question, ask), ""):
+            _answer(index, question, k, terminal)
+
+
+def _next_question(ask: Callable[[str], str] | None) -> str:
+    """Prompt for a question; an empty one is the end."""
+    try:
+        return "" if ask is None else ask("\nyour question (empty to quit)> ").strip()
+    except EOFError:
+        return ""
+
+
+def cache_folder() -> Path:
+    """Return where this platform keeps what a program can make again."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "colbert-fast" / "demo"
+
+
+def _fingerprint(model: ColBERT, passages: int, nbits: int) -> str:
+    """Name everything that the demonstration index depends on: another name, another index."""
+    roots = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+    installed = sorted(file.name for root in roots for file in Path(root).glob("*.dist-info"))
+    facts = [sys.version, model.name, model.dim, passages, nbits, installed]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _open_or_build(
+    model: ColBERT,
+    folder: Path,
+    *,
+    passages: int,
+    nbits: int,
+    rebuild: bool,
+    progress: bool,
+    terminal: Terminal,
+) -> Index:
+    path, stamp = folder / "index.cf", folder / "demo.json"
+    fingerprint = _fingerprint(model, passages, nbits)
+    if not rebuild and path.is_dir() and _read_stamp(stamp) == fingerprint:
+        terminal.say(f"using the index of an earlier run: {path}")
+        return Index.open(path, model=model)
+    terminal.say(f"building an index of the documentation in this Python installation: {path}")
+    folder.mkdir(parents=True, exist_ok=True)
+    bar = tqdm(
+        collect_passages(passages),
+        desc="reading docstrings",
+        total=passages,
+        unit=" passages",
+        disable=not progress,
+    )
+    documents = list(bar)
+    start = time.perf_counter()
+    # Only what a demonstration made is replaced by one.
+    overwrite = stamp.exists() or rebuild
+    index = Index.build(
+        path, documents, model=model, nbits=nbits, overwrite=overwrite, progress=progress
+    )
+    seconds = time.perf_counter() - start
+    stamp.write_text(json.dumps({"fingerprint": fingerprint}), encoding="utf-8")
+    rate = len(index) / seconds
+    terminal.say(f"encoded and indexed in {seconds:.1f} s: {rate:.0f} passages/s")
+    return index
+
+
+def _read_stamp(stamp: Path) -> str | None:
+    try:
+        contents = json.loads(stamp.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return contents.get("fingerprint") if isinstance(contents, dict) else None
+
+
+def _describe(index: Index, terminal: Terminal) -> None:
+    """Say how large the index is, and how much smaller than its embeddings."""
+    facts = index.info()
+    vectors = facts["vector_bytes_per_token"]
+    texts = (facts["bytes_per_token"] - vectors) * facts["tokens"]
+    terminal.say(
+        f"{facts['documents']} passages, {facts['tokens']} tokens of {facts['dim']} dimensions: "
+        f"{vectors:.1f} bytes/token, {facts['compression_vs_float16']:.1f} times smaller than "
+        f"float16 vectors (and {texts / 1e6:.1f} MB of texts)"
+    )
+
+
+def _answer(index: Index, question: str, k: int, terminal: Terminal) -> tuple[float, float]:
+    """Print the answers to one question; return the seconds to encode it and to search."""
+    start = time.perf_counter()
+    vectors = index.model.encode_queries([question])
+    encoded = time.perf_counter()
+    index.search(vectors, k=k)
+    found = time.perf_counter()
+    terminal.say()
+    terminal.title(question)
+    # Once more with the text: without it, hits could not say which words matched.
+    terminal.hits(index.search(question, k=k))
+    return encoded - start, found - encoded

@@ -1,0 +1,121 @@
+"""What the commands share: their options, and how an error leaves them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+import typer.core
+
+from colbert_fast.corpus import TextLayout
+from colbert_fast.errors import ColbertFastError
+
+if TYPE_CHECKING:
+    from colbert_fast.model import ColBERT
+
+__all__ = [
+    "Codec",
+    "CodecOption",
+    "Commands",
+    "DeviceOption",
+    "ExhaustiveOption",
+    "FormatOption",
+    "IndexArgument",
+    "JsonOption",
+    "ModeOption",
+    "ModelOption",
+    "NbitsOption",
+    "NdocsOption",
+    "NprobeOption",
+    "PoolOption",
+    "ProgressOption",
+    "load_model",
+    "show_progress",
+]
+
+Codec = Literal["plaid", "float16"]
+Mode = Literal["default", "plaid"]
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="Checkpoint folder or Hub id; by default the offline model."),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="Where to encode: cpu, cuda, ...")]
+NbitsOption = Annotated[
+    int, typer.Option("--nbits", help="Bits per residual dimension: 1, 2, 3, 4 or 8.")
+]
+CodecOption = Annotated[
+    Codec, typer.Option("--codec", help="float16 keeps the embeddings uncompressed.")
+]
+NprobeOption = Annotated[
+    int | None, typer.Option("--nprobe", min=1, help="Centroids to look up per query token.")
+]
+NdocsOption = Annotated[
+    int | None, typer.Option("--ndocs", min=1, help="Candidates that are scored exactly.")
+]
+ModeOption = Annotated[Mode, typer.Option("--mode", help="The search pipeline.")]
+ExhaustiveOption = Annotated[
+    bool, typer.Option("--exhaustive", help="Score every document: slow, and the truth.")
+]
+PoolOption = Annotated[
+    int, typer.Option("--pool-factor", min=1, help="Merge tokens down to one in so many.")
+]
+FormatOption = Annotated[
+    TextLayout | None,
+    typer.Option("--format", help="What INPUT is; by default its suffix tells."),
+]
+ProgressOption = Annotated[
+    bool | None,
+    typer.Option("--progress/--no-progress", help="Progress bars; by default on a terminal."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON.")]
+IndexArgument = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index.")]
+
+
+class Commands(typer.core.TyperGroup):
+    """The commands, with every error turned into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            _complain("interrupted")
+            raise typer.Exit(130) from None
+        except Exception as error:
+            # Usage errors belong to the parser, which prints them with the command's usage.
+            if ctx.params.get("debug") or hasattr(error, "format_message"):
+                raise
+            _complain(_one_line(error))
+            raise typer.Exit(1) from None
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, (ColbertFastError, OSError, ValueError, TypeError)):
+        return text
+    return (
+        f"unexpected {type(error).__name__}: {text}; please report what "
+        "`colbert-fast --debug ...` shows"
+    )
+
+
+def _complain(text: str) -> None:
+    typer.echo(f"colbert-fast: {text}", err=True)
+
+
+def load_model(model: str | None, device: str) -> ColBERT:
+    """Load a checkpoint, or the offline default for None."""
+    from colbert_fast.model import ColBERT
+
+    return ColBERT.from_pretrained(model, device=device)
+
+
+def show_progress(asked: bool | None) -> bool:
+    """Tell whether to show progress bars: as asked, else if somebody is there to see them."""
+    return sys.stderr.isatty() if asked is None else asked

