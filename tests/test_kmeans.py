@@ -1,0 +1,113 @@
+"""The kernels of k-means against the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from colbert_fast.kernels import ops, reference
+from support import PAIRS, every_isa, same_bits, unit_vectors, use_threads
+from tolerances import assert_best, assert_close
+
+
+@every_isa
+@pytest.mark.parametrize(("num_centroids", "dim"), PAIRS)
+def test_assign(num_centroids: int, dim: int, rng: np.random.Generator) -> None:
+    centroids = unit_vectors(rng, num_centroids, dim)
+    for n in (1, 5, 300):
+        points = unit_vectors(rng, n, dim)
+        codes, best = ops.assign(points, centroids)
+        similarities = points.astype(np.float64) @ centroids.T.astype(np.float64)
+        assert (codes.dtype, codes.shape) == (np.int32, (n,))
+        assert_best(codes, similarities)
+        assert_close(best, similarities.max(axis=1), (points @ centroids.T).max(axis=1), "dot")
+
+
+@every_isa
+@pytest.mark.parametrize("n", [0, 1, 15, 255, 256, 257, 1025])
+def test_assign_any_number_of_points(n: int, rng: np.random.Generator) -> None:
+    points, centroids = unit_vectors(rng, n, 24), unit_vectors(rng, 70, 24)
+    codes, _ = ops.assign(points, centroids)
+    assert_best(codes, points.astype(np.float64) @ centroids.T.astype(np.float64))
+
+
+@every_isa
+def test_ties_go_to_the_lowest_centroid(rng: np.random.Generator) -> None:
+    centroids = np.tile(unit_vectors(rng, 13, 16), (9, 1))  # every centroid nine times
+    codes, _ = ops.assign(unit_vectors(rng, 400, 16), centroids)
+    assert codes.max() < 13
+    assert ops.assign(np.zeros((7, 16), np.float32), centroids)[0].tolist() == [0] * 7
+
+
+@every_isa
+def test_all_products_negative() -> None:
+    codes, best = ops.assign(-np.ones((3, 8), np.float32), np.full((33, 8), 0.5, np.float32))
+    assert codes.tolist() == [0] * 3
+    assert best.tolist() == [-4.0] * 3
+
+
+@every_isa
+@pytest.mark.parametrize("dim", [8, 16, 48, 136])
+def test_float16_points(dim: int, rng: np.random.Generator) -> None:
+    points, centroids = unit_vectors(rng, 100, dim).astype(np.float16), unit_vectors(rng, 40, dim)
+    wide = points.astype(np.float32)
+    codes, best = ops.assign(points, centroids)
+    assert same_bits((codes, best), ops.assign(wide, centroids))
+    assert same_bits(ops.accumulate(points, codes, 40), ops.accumulate(wide, codes, 40))
+
+
+@every_isa
+@pytest.mark.parametrize("dim", [8, 16, 48, 136])
+def test_bfloat16_points(dim: int, rng: np.random.Generator) -> None:
+    torch: Any = pytest.importorskip("torch", reason="bfloat16 arrays come from torch")
+    points = torch.from_numpy(unit_vectors(rng, 100, dim)).bfloat16()
+    centroids = torch.from_numpy(unit_vectors(rng, 40, dim))
+    codes, best = ops.assign(points, centroids)
+    assert same_bits((codes, best), ops.assign(points.float(), centroids))
+    sums = ops.accumulate(points, codes, 40)
+    assert same_bits(sums, ops.accumulate(points.float(), codes, 40))
+
+
+@every_isa
+@pytest.mark.parametrize(("num_clusters", "dim"), PAIRS)
+def test_accumulate(num_clusters: int, dim: int, rng: np.random.Generator) -> None:
+    points = rng.standard_normal((500, dim)).astype(np.float32)
+    codes = rng.integers(0, num_clusters, 500).astype(np.int32)
+    codes[codes == num_clusters // 2] = 0  # an empty cluster
+    sums, counts = ops.accumulate(points, codes, num_clusters)
+    # In point order, as np.add.at adds: not close but equal.
+    in_order = np.zeros((num_clusters, dim), np.float32)
+    np.add.at(in_order, codes, points)
+    assert same_bits(sums, in_order)
+    assert same_bits(counts, reference.accumulate(points, codes, num_clusters)[1])
+    np.testing.assert_allclose(
+        sums, reference.accumulate(points, codes, num_clusters)[0], atol=1e-4
+    )
+
+
+def test_a_whole_iteration_has_the_same_bits_for_any_threads(rng: np.random.Generator) -> None:
+    points, centroids = unit_vectors(rng, 6000, 32), unit_vectors(rng, 200, 32)
+    results = []
+    for threads in (1, 2, 3, 7):
+        with use_threads(threads):
+            codes, best = ops.assign(points, centroids)
+            results.append((codes, best, *ops.accumulate(points, codes, 200)))
+    assert all(same_bits(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda x, _: ops.assign(x, np.zeros((0, 8), np.float32)), "centroids"),
+        (lambda x, _: ops.assign(x, np.zeros((3, 16), np.float32)), "points|centroids"),
+        (lambda x, c: ops.accumulate(x, c + 3, 3), "codes"),
+        (lambda x, c: ops.accumulate(x, c - 1, 3), "codes"),
+        (lambda x, c: ops.accumulate(x, c[1:], 3), "codes|points"),
+        (lambda x, c: ops.accumulate(x, c, 0), "num_centroids|codes"),
+    ],
+)
+def test_mistakes_are_named(call: Any, name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        call(np.ones((4, 8), np.float32), np.zeros(4, np.int32))
