@@ -310,9 +310,10 @@ class _Hinted(Iterator[str]):
 
 def _norms(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Row norms; in float64 when float32 overflows or underflows."""
-    norms: npt.NDArray[Any] = np.linalg.norm(rows.astype(np.float32, copy=False), axis=1)
-    if not (np.isfinite(norms).all() and norms.all()):
-        norms = np.linalg.norm(rows.astype(np.float64), axis=1)
+    with np.errstate(all="ignore"):
+        norms: npt.NDArray[Any] = np.linalg.norm(rows.astype(np.float32, copy=False), axis=1)
+        if _unusable(norms).any():
+            norms = np.linalg.norm(rows.astype(np.float64), axis=1)
     return norms
 
 

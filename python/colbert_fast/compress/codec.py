@@ -129,7 +129,10 @@ class ResidualCodec:
 
     def decode(self, columns: Columns) -> npt.NDArray[np.float32]:
         """See `Codec.decode`."""
-        return ops.decompress(columns["codes"], columns["residuals"], self.centroids, self.weights)
+        codes, residuals = columns["codes"], columns["residuals"]
+        rows: npt.NDArray[np.float32]
+        rows = ops.decompress(codes, residuals, self.centroids, self.weights)
+        return rows
 
     def save(self, folder: Path) -> list[str]:
         """See `Codec.save`."""

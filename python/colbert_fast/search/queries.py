@@ -72,9 +72,11 @@ def check_vectors(queries: Iterable[npt.NDArray[Any]], dim: int) -> list[npt.NDA
                 f"query {position}: dim is {query.shape[1]}, the index has dim {dim}; "
                 "encode it with the model that the index was built with"
             )
-        if not np.isfinite(query).all():
+        with np.errstate(over="ignore"):
+            rows = np.ascontiguousarray(query, np.float32)
+        if not np.isfinite(rows).all():
             raise ValueError(f"query {position}: holds NaN or infinite values")
-        checked.append(np.ascontiguousarray(query, np.float32))
+        checked.append(rows)
     return checked
 
 

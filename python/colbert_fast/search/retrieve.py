@@ -29,8 +29,9 @@ def retrieve(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Search, with ``min(k, documents allowed)`` hits for every query.
 
-    Where the allowed documents are no more than mode "default" would score exactly, all of them
-    are. Otherwise a query whose probed cells hold too few documents is searched again with more.
+    Where no more than `ndocs` documents are allowed, all of them are scored exactly: mode "default"
+    would do no less, and Stanford's searcher does so with any subset. Otherwise a query whose
+    probed cells hold too few documents is searched again with more.
 
     Returns
     -------
@@ -39,7 +40,7 @@ def retrieve(
     """
     allowed = num_documents if subset is None else int(np.count_nonzero(subset))
     params = dataclasses.replace(params, k=min(params.k, num_documents))
-    if params.mode == "default" and allowed <= params.ndocs:
+    if allowed <= params.ndocs and (params.mode == "default" or subset is not None):
         params = dataclasses.replace(params, exhaustive=True)
     pids, scores = searcher.search(queries, params, subset=subset)
     wanted = min(params.k, allowed)

@@ -1,0 +1,609 @@
+"""Building: any source, bounded and reproducible, complete or not there at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import use_threads
+from synthetic import WordModel, clustered, sentences
+
+from colbert_fast import build, ingest
+from colbert_fast.compress import kmeans
+from colbert_fast.errors import IndexExistsError, IndexFormatError
+from colbert_fast.index import Index
+from colbert_fast.kernels import reference
+from colbert_fast.storage import segments, transactions
+from colbert_fast.storage.documents import DocumentWriter
+
+
+def make(path: Path, documents: Any, **options: Any) -> Index:
+    return Index.build(path, documents, progress=False, **options)
+
+
+def files(path: Path) -> dict[str, bytes]:
+    """Contents of all files but the manifest, which holds the date."""
+    paths = (each for each in path.rglob("*") if each.is_file() and each.name != "manifest.json")
+    return {str(each.relative_to(path)): each.read_bytes() for each in paths}
+
+
+def decoded(index: Index) -> np.ndarray:
+    return index._codec.decode(index._arrays().columns)
+
+
+@pytest.fixture
+def documents(rng: np.random.Generator) -> list[np.ndarray]:
+    return clustered(rng, 120)
+
+
+# ---- sources
+
+
+def test_embeddings_from_every_kind_of_source(tmp_path: Path, documents: list[np.ndarray]) -> None:
+    torch = pytest.importorskip("torch")
+    tensors = [torch.from_numpy(each) for each in documents]
+    sources = {
+        "list": documents,
+        "generator": (each for each in documents),
+        "float64": [each.astype(np.float64) for each in documents],
+        "strided": [np.repeat(each, 2, axis=1)[:, ::2] for each in documents],
+        "tensors": tensors,
+        "gradients": [each.clone().requires_grad_() for each in tensors],
+        "pairs": list(enumerate(documents)),
+        "dicts": [{"embeddings": each} for each in documents],
+    }
+    expected = files(make(tmp_path / "expected", documents).path)
+    for name, source in sources.items():
+        assert files(make(tmp_path / name, source).path) == expected, name
+    make(tmp_path / "bfloat16", [each.bfloat16() for each in tensors]).verify()
+
+
+def test_an_array_of_documents(tmp_path: Path, rng: np.random.Generator) -> None:
+    block = np.stack([each[:1].repeat(5, axis=0) for each in clustered(rng, 30)])
+    index = make(tmp_path / "a", block)
+    assert (len(index), index.info()["tokens"]) == (30, 150)
+
+
+def test_texts_are_encoded_and_kept(tmp_path: Path, rng: np.random.Generator) -> None:
+    texts = sentences(rng, 50)
+    index = make(
+        tmp_path / "a",
+        ({"id": f"d{i}", "text": text, "row": i} for i, text in enumerate(texts)),
+        model=WordModel(),
+    )
+    assert index.ids == tuple(f"d{i}" for i in range(50))
+    hit = index.search(texts[7], k=50)[0]
+    assert hit.text is not None
+    assert set(hit.text.split()) >= set(texts[7].split())
+    assert hit.metadata == {"row": int(str(hit.id)[1:])}
+    assert index.info()["model"] == "word-model"
+    expected = sum(len(text.split()) + 1 for text in texts)
+    assert index.info()["tokens"] == expected
+
+
+def test_texts_and_embeddings_together(tmp_path: Path, documents: list[np.ndarray]) -> None:
+    rows = [{"text": f"text {i}", "embeddings": each} for i, each in enumerate(documents)]
+    index = make(tmp_path / "a", rows)
+    assert index.search(documents[5], k=1)[0].text is not None
+
+
+def test_one_token(tmp_path: Path) -> None:
+    index = make(tmp_path / "a", [np.ones((1, 8), np.float32)])
+    assert index.info()["centroids"] == 1
+    assert len(index.search(np.ones((1, 8), np.float32))) == 1
+
+
+@pytest.mark.parametrize("nbits", [1, 2, 3, 4, 8])
+def test_stored_vectors_follow_the_formulas(
+    tmp_path: Path, documents: list[np.ndarray], nbits: int
+) -> None:
+    index = make(tmp_path / "a", documents, nbits=nbits)
+    codec, columns = index._codec, index._arrays().columns
+    tokens = np.concatenate(documents).astype(np.float16)
+    codes, residuals = reference.compress(tokens, codec.centroids, codec.cutoffs)
+    np.testing.assert_array_equal(columns["codes"], codes)
+    assert (columns["residuals"] != residuals).mean() < 1e-3
+    lists = reference.build_lists(codes, index._arrays().doclens, len(codec.centroids))
+    np.testing.assert_array_equal(index._arrays().list_counts, lists.counts)
+    np.testing.assert_array_equal(index._arrays().list_data, lists.data)
+    np.testing.assert_array_equal(index._arrays().doclens, [len(each) for each in documents])
+
+
+def test_float16_keeps_the_vectors(tmp_path: Path, documents: list[np.ndarray]) -> None:
+    index = make(tmp_path / "a", documents, codec="float16")
+    np.testing.assert_array_equal(decoded(index), np.concatenate(documents).astype(np.float16))
+
+
+def test_pooling(tmp_path: Path, rng: np.random.Generator) -> None:
+    pytest.importorskip("scipy")
+    documents = clustered(rng, 40, longest=20)
+    index = make(tmp_path / "a", documents, pool_factor=2)
+    assert 0.4 < index.info()["tokens"] / sum(map(len, documents)) < 0.7
+
+
+# ---- vectors
+
+
+def test_other_lengths_are_normalised(
+    tmp_path: Path, documents: list[np.ndarray], caplog: pytest.LogCaptureFixture
+) -> None:
+    scales = np.float64(10.0) ** np.arange(-30, 30)
+    scaled = [each * scales[i % 60] for i, each in enumerate(documents)]
+    with caplog.at_level(logging.WARNING):
+        index = make(tmp_path / "a", scaled, codec="float16")
+    assert "were not of unit length" in caplog.text
+    np.testing.assert_allclose(decoded(index), np.concatenate(documents), atol=1e-3)
+
+
+def with_value(value: float) -> np.ndarray:
+    """Three vectors, of which the last is not usable."""
+    rows = np.ones((3, 64))
+    rows[2] = value
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        (with_value(np.nan), ValueError, "document 'd5': token vector 2 is not finite"),
+        (with_value(-np.inf), ValueError, "document 'd5': token vector 2 is not finite"),
+        (with_value(0), ValueError, "document 'd5': token vector 2 is zero"),
+        (np.zeros((0, 64)), ValueError, r"document 'd5': no token vectors \(0, 64\)"),
+        (np.ones((2, 32)), ValueError, "document 'd5': dim is 32, earlier documents have 64"),
+        (np.ones(64), ValueError, r"'d5': .* shape \(tokens, dim\), got \(64,\); a single"),
+        (np.ones((2, 64), np.int64), TypeError, "document 'd5': embeddings must be floats, got"),
+        ("text", ValueError, "document 'd5' has no embeddings, earlier ones have"),
+    ],
+)
+@pytest.mark.parametrize("pool_factor", [1, 2])
+def test_bad_vectors_name_their_document(
+    tmp_path: Path,
+    documents: list[np.ndarray],
+    bad: Any,
+    error: type[Exception],
+    message: str,
+    pool_factor: int,
+) -> None:
+    pytest.importorskip("scipy")
+    given = [*documents[:5], bad, *documents[5:]]
+    ids = [f"d{i}" for i in range(len(given))]
+    with pytest.raises(error, match=message):
+        make(tmp_path / "a", given, ids=ids, pool_factor=pool_factor)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_vector_in_a_later_chunk(
+    tmp_path: Path, documents: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "_CHUNK_BYTES", 4000)
+    given = [*documents[:90], with_value(np.nan), *documents[90:]]
+    with pytest.raises(ValueError, match="document 90: token vector 2 is not finite"):
+        make(tmp_path / "a", given)
+
+
+def test_texts_that_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a model is needed .* pass model="):
+        make(tmp_path / "a", ["text"])
+    with pytest.raises(ValueError, match="document 1 has embeddings, earlier ones have none"):
+        make(tmp_path / "a", ["text", np.ones((1, 64))], model=WordModel())
+    with pytest.raises(ValueError, match="document 0: not valid Unicode"):
+        make(tmp_path / "a", ["\ud800"], model=WordModel())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_empty_texts_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        index = make(tmp_path / "a", ["", "sky", " \n"], model=WordModel())
+    assert "2 of 3 documents are empty" in caplog.text
+    assert len(index) == 3
+
+
+def test_a_model_that_loses_documents(tmp_path: Path) -> None:
+    class Forgetful(WordModel):
+        def encode_documents(self, texts: Any, **_: Any) -> Iterator[np.ndarray]:
+            yield from list(super().encode_documents(texts))[1:]
+
+    with pytest.raises(RuntimeError, match="the model returned 2 of 3 documents"):
+        make(tmp_path / "a", ["a", "b", "c"], model=Forgetful())
+
+
+# ---- arguments
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nbits": 5}, "nbits must be one of"),
+        ({"codec": "zip"}, "codec must be 'plaid' or 'float16', got 'zip'"),
+        ({"num_centroids": 0}, "num_centroids must be at least 1, got 0"),
+        ({"kmeans_iterations": -1}, "kmeans_iterations must be at least 0, got -1"),
+        ({"pool_factor": 0}, "pool_factor must be at least 1, got 0"),
+        ({"model": WordModel(dim=100)}, "dim must be a multiple of 8"),
+        ({"ids": ["a", "b"]}, "ids: 2 given, but there are more documents"),
+        ({"ids": ["a", "b", "a"]}, "ids must be unique: 'a'"),
+        ({"ids": "abc"}, "ids must be an iterable of many, got one str"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    class Untouched(WordModel):
+        def encode_documents(self, *_: Any, **__: Any) -> Iterator[np.ndarray]:
+            raise AssertionError("encoded something")
+
+    options = {"model": Untouched(), **options}
+    with pytest.raises((ValueError, TypeError), match=message):
+        make(tmp_path / "a", ["x", "y", "z"], **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("documents", [[], iter([]), np.zeros((0, 3, 64), np.float32)])
+def test_no_documents(tmp_path: Path, documents: Any) -> None:
+    with pytest.raises(ValueError, match="no documents: an index needs at least one"):
+        make(tmp_path / "a", documents)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_document_instead_of_many(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="documents must be an iterable of many, got one str"):
+        make(tmp_path / "a", "one text", model=WordModel())
+    with pytest.raises(ValueError, match=r"document 0: .* got \(64,\); a single document goes in"):
+        make(tmp_path / "a", np.ones((3, 64)))
+
+
+def test_dims_the_kernels_do_not_take(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"dim must be a multiple of 8 .* got 100"):
+        make(tmp_path / "a", [np.ones((2, 100))])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_duplicate_ids_in_a_stream(tmp_path: Path, documents: list[np.ndarray]) -> None:
+    with pytest.raises(ValueError, match="ids must be unique: 7 is"):
+        make(tmp_path / "a", iter(documents), ids=(min(i, 7) for i in range(120)))
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- one pass, bounded, reproducible
+
+
+def test_same_input_same_files(tmp_path: Path, documents: list[np.ndarray]) -> None:
+    first = files(make(tmp_path / "a", documents).path)
+    assert files(make(tmp_path / "b", documents).path) == first
+    assert files(make(tmp_path / "c", documents, seed=1).path) != first
+    for threads in (1, 2, 5):
+        with use_threads(threads):
+            assert files(make(tmp_path / f"t{threads}", documents).path) == first
+
+
+def test_chunks_do_not_show(
+    tmp_path: Path, documents: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = files(make(tmp_path / "a", documents).path)
+    monkeypatch.setattr(ingest, "_CHUNK_BYTES", 4000)
+    assert files(make(tmp_path / "b", documents).path) == whole
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_more_tokens_than_the_spill_holds(
+    tmp_path: Path, documents: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, sized: bool
+) -> None:
+    largest = 0
+    append = build.Spill.append
+
+    def watch(spill: build.Spill, *chunk: Any) -> None:
+        nonlocal largest
+        append(spill, *chunk)
+        largest = max(largest, spill.num_tokens)
+
+    monkeypatch.setattr(build.Spill, "append", watch)
+    monkeypatch.setattr(build, "_SPILL_TOKENS", 200)
+    monkeypatch.setattr(ingest, "_CHUNK_BYTES", 4000)
+    index = make(tmp_path / "a", documents if sized else iter(documents))
+    assert 200 <= largest < 300
+    tokens = sum(map(len, documents))
+    assert index.info()["tokens"] == tokens
+    cosine = (decoded(index) * np.concatenate(documents)).sum(axis=1)
+    assert cosine.mean() > 0.85
+    estimate = tokens if sized else largest
+    assert index.info()["centroids"] <= 2 ** int(np.log2(16 * np.sqrt(estimate)))
+    index.verify()
+
+
+def test_a_stream_is_read_once_and_as_it_is_needed(
+    tmp_path: Path, documents: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_SPILL_TOKENS", 200)
+    monkeypatch.setattr(ingest, "_CHUNK_BYTES", 4000)
+    read = 0
+
+    def source() -> Iterator[np.ndarray]:
+        nonlocal read
+        for each in documents:
+            read += 1
+            yield each
+
+    def fit(*args: Any, **options: Any) -> np.ndarray:
+        assert 200 / 12 < read < 60
+        return kmeans.fit_centroids(*args, **options)
+
+    monkeypatch.setattr(build, "fit_centroids", fit)
+    make(tmp_path / "a", source())
+    assert read == len(documents)
+
+
+def test_number_of_centroids(tmp_path: Path, rng: np.random.Generator) -> None:
+    documents = clustered(rng, 700)
+    tokens = sum(map(len, documents))
+    index = make(tmp_path / "a", documents, kmeans_iterations=1)
+    assert index.info()["centroids"] == 2 ** int(np.log2(16 * np.sqrt(tokens)))
+    assert make(tmp_path / "b", documents, num_centroids=33).info()["centroids"] == 33
+
+
+def test_progress_bars(
+    tmp_path: Path, documents: list[np.ndarray], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "a", documents)
+    assert capsys.readouterr() == ("", "")
+    Index.build(tmp_path / "b", documents)
+    out, err = capsys.readouterr()
+    assert out == ""
+    for stage in ("read documents: 100%", "k-means: 100%", "compressing: 100%"):
+        assert stage in err
+
+
+# ---- all or nothing
+
+
+def failing(after: int, error: BaseException) -> Iterator[np.ndarray]:
+    yield from clustered(np.random.default_rng(0), after)
+    raise error
+
+
+def full_disk(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+STAGES: list[tuple[Any, str]] = [
+    (build.Spill, "append"),
+    (build.Spill, "sample"),
+    (build, "fit_centroids"),
+    (segments.NpyWriter, "append"),
+    (segments.NpyWriter, "close"),
+    (segments.SegmentWriter, "write_lists"),
+    (DocumentWriter, "add"),
+    (DocumentWriter, "close"),
+    (build, "record_files"),
+    (build.Manifest, "write"),
+    (transactions, "_sync_tree"),
+    (transactions, "_move_into_place"),
+]
+
+
+@pytest.mark.parametrize(("home", "name"), STAGES, ids=[name for _, name in STAGES])
+@pytest.mark.parametrize("kind", ["disk", "interrupt"])
+def test_a_failure_at_any_stage_leaves_the_old_index_alone(
+    tmp_path: Path,
+    documents: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    home: Any,
+    name: str,
+    kind: str,
+) -> None:
+    before = files(make(tmp_path / "a", documents[:20], num_centroids=4).path)
+    monkeypatch.setattr(home, name, full_disk if kind == "disk" else interrupt)
+    error, message = (OSError, "No space left") if kind == "disk" else (KeyboardInterrupt, None)
+    with pytest.raises(error, match=message):
+        make(tmp_path / "a", documents, overwrite=True, num_centroids=4)
+    with pytest.raises(error, match=message):
+        make(tmp_path / "b", documents, num_centroids=4)
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+    assert files(tmp_path / "a") == before
+    Index.open(tmp_path / "a").verify()
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("error", [LookupError(), KeyboardInterrupt(), SystemExit()])
+def test_a_source_that_fails(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        make(tmp_path / "a", failing(30, error))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_old_index_returns_if_the_new_one_cannot_be_moved(
+    tmp_path: Path, documents: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files(make(tmp_path / "a", documents[:20]).path)
+    rename = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if ".building-" in path.name:
+            raise PermissionError("no")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(PermissionError):
+        make(tmp_path / "a", documents, overwrite=True)
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+    assert files(tmp_path / "a") == before
+
+
+def run(code: str, path: Path) -> subprocess.Popen[str]:
+    script = textwrap.dedent(
+        """
+        import sys, time
+        import numpy as np
+        from colbert_fast import Index
+        def documents():
+            rng = np.random.default_rng(0)
+            for i in range(300):
+                yield rng.standard_normal((200, 64), dtype=np.float32)
+        """
+    ) + textwrap.dedent(code)
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c(tmp_path: Path) -> None:
+    process = run(
+        """
+        def endless():
+            yield from documents()
+            print("reading", flush=True)
+            while True:
+                time.sleep(0.01)
+                yield np.ones((1, 64))
+        Index.build(sys.argv[1], endless(), progress=False)
+        """,
+        tmp_path / "a",
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "reading\n"
+    assert [each.name.startswith("a.building-") for each in tmp_path.iterdir()] == [True]
+    building = next(tmp_path.iterdir())
+    with pytest.raises(IndexFormatError, match="unfinished build"):
+        Index.open(building)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode not in (0, None)
+    assert "KeyboardInterrupt" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_FSIZE as Linux has it")
+def test_files_that_may_not_grow(tmp_path: Path) -> None:
+    process = run(
+        """
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+        try:
+            Index.build(sys.argv[1], documents(), progress=False)
+        except OSError as error:
+            print(error)
+        """,
+        tmp_path / "a",
+    )
+    out, err = process.communicate(timeout=60)
+    assert "File too large" in out, err
+    assert "spill.tmp" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- the place
+
+
+def test_an_existing_path_is_refused_before_any_work(
+    tmp_path: Path, documents: list[np.ndarray]
+) -> None:
+    make(tmp_path / "a", documents[:20])
+    before = files(tmp_path / "a")
+    with pytest.raises(IndexExistsError, match="already exists; pass overwrite=True"):
+        make(tmp_path / "a", failing(0, AssertionError("read a document")))
+    assert files(tmp_path / "a") == before
+    index = make(tmp_path / "a", documents, overwrite=True)
+    assert len(index) == 120
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="an open index cannot be moved on Windows")
+def test_a_reader_keeps_the_index_it_opened(tmp_path: Path, documents: list[np.ndarray]) -> None:
+    old = make(tmp_path / "a", documents[:20])
+    expected = old.search(documents[3], k=5)
+    make(tmp_path / "a", documents, overwrite=True)
+    assert old.search(documents[3], k=5) == expected
+    assert len(Index.open(tmp_path / "a")) == 120
+
+
+def plain_file(path: Path) -> None:
+    path.write_text("x")
+
+
+def full_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "thesis.txt").write_text("x")
+
+
+def dangling_link(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("put", [plain_file, full_folder, dangling_link])
+def test_overwrite_replaces_nothing_but_an_index(
+    tmp_path: Path, documents: list[np.ndarray], put: Callable[[Path], None]
+) -> None:
+    put(tmp_path / "a")
+    with pytest.raises(IndexExistsError, match="already exists"):
+        make(tmp_path / "a", documents)
+    with pytest.raises(IndexExistsError, match="is not a colbert_fast index"):
+        make(tmp_path / "a", documents, overwrite=True)
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+
+
+def test_an_empty_folder_may_be_overwritten(tmp_path: Path, documents: list[np.ndarray]) -> None:
+    (tmp_path / "a").mkdir()
+    make(tmp_path / "a", documents, overwrite=True).verify()
+
+
+def test_missing_parent_and_reserved_names(tmp_path: Path, documents: list[np.ndarray]) -> None:
+    with pytest.raises(FileNotFoundError, match=r"the folder .* does not exist; create it first"):
+        make(tmp_path / "no" / "a", documents)
+    with pytest.raises(ValueError, match="kept for unfinished builds"):
+        make(tmp_path / "a.building-1", documents)
+
+
+def test_an_index_built_meanwhile_is_not_replaced(
+    tmp_path: Path, documents: list[np.ndarray]
+) -> None:
+    def source() -> Iterator[np.ndarray]:
+        yield from documents
+        make(tmp_path / "a", documents[:20])
+
+    with pytest.raises(IndexExistsError):
+        make(tmp_path / "a", source())
+    assert len(Index.open(tmp_path / "a")) == 20
+
+
+def test_leftovers_are_mentioned(
+    tmp_path: Path, documents: list[np.ndarray], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.building-0000").mkdir()
+    with caplog.at_level(logging.WARNING):
+        make(tmp_path / "a", documents[:20])
+    assert "a.building-0000 is left from an unfinished build" in caplog.text
+
+
+def test_relative_paths(
+    tmp_path: Path, documents: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    index = make(Path("a"), documents[:20])
+    monkeypatch.chdir("/")
+    index.verify()
+    assert index.path == tmp_path / "a"
+
+
+def test_the_manifest_says_what_was_built(tmp_path: Path, documents: list[np.ndarray]) -> None:
+    index = make(tmp_path / "a", documents, nbits=4, model=WordModel())
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert (manifest["format"], manifest["version"]) == ("colbert_fast", 1)
+    assert (manifest["codec"], manifest["nbits"], manifest["dim"]) == ("plaid", 4, 64)
+    assert manifest["model"] == "word-model"
+    assert set(manifest["files"]) == set(files(index.path))

@@ -1,0 +1,278 @@
+"""Opening an index: cheap, checked, and safe against files that are not what they should be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from synthetic import WordModel, clustered, sentences
+
+from colbert_fast.errors import CheckpointError, IndexFormatError
+from colbert_fast.index import Index
+from colbert_fast.storage.manifest import Manifest, record_files
+from colbert_fast.storage.segments import write_npy
+
+FILES = {
+    "plaid": [
+        "documents.sqlite",
+        "centroids.npy",
+        "cutoffs.npy",
+        "weights.npy",
+        "segment-000000/codes.npy",
+        "segment-000000/doclens.npy",
+        "segment-000000/inverse_norms.npy",
+        "segment-000000/list_counts.npy",
+        "segment-000000/list_data.npy",
+        "segment-000000/list_offsets.npy",
+        "segment-000000/residuals.npy",
+    ],
+    "float16": [
+        "documents.sqlite",
+        "centroids.npy",
+        "segment-000000/codes.npy",
+        "segment-000000/doclens.npy",
+        "segment-000000/embeddings.npy",
+        "segment-000000/list_counts.npy",
+        "segment-000000/list_data.npy",
+        "segment-000000/list_offsets.npy",
+    ],
+}
+EVERY_FILE = [(codec, name) for codec, names in FILES.items() for name in names]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two indexes of the same documents, one for each codec; not to be changed."""
+    folder = tmp_path_factory.mktemp("indexes")
+    rng = np.random.default_rng(3)
+    documents = list(zip(sentences(rng, 80), clustered(rng, 80, dim=128), strict=True))
+    rows = [{"id": f"d{i}", "text": t, "embeddings": e} for i, (t, e) in enumerate(documents)]
+    for codec in FILES:
+        model: Any = WordModel(dim=128)
+        Index.build(folder / codec, rows, codec=codec, model=model, progress=False)  # type: ignore[arg-type]
+    return folder
+
+
+@pytest.fixture
+def copied(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("codec", FILES)
+def test_what_is_on_disk(built: Path, codec: str) -> None:
+    found = {str(each.relative_to(built / codec)) for each in (built / codec).rglob("*.*")}
+    assert found - {"segment-000000"} == {*FILES[codec], "manifest.json"}
+    assert set(Manifest.read(built / codec).files) == set(FILES[codec])
+    for name in FILES[codec]:
+        if name.endswith(".npy"):
+            assert np.load(built / codec / name, mmap_mode="r").flags.c_contiguous
+
+
+@pytest.mark.parametrize("codec", FILES)
+def test_open(built: Path, codec: str) -> None:
+    with Index.open(str(built / codec)) as index:
+        assert len(index) == 80
+        assert index.ids == tuple(f"d{i}" for i in range(80))
+        assert index.path == built / codec
+        assert f"documents=80, tokens={index.info()['tokens']}, codec='{codec}'" in repr(index)
+        index.verify()
+
+
+def test_info_adds_up(built: Path) -> None:
+    for codec, nbits in (("plaid", 2), ("float16", 16)):
+        info = Index.open(built / codec).info()
+        size = sum(each.stat().st_size for each in (built / codec).rglob("*.*") if each.is_file())
+        assert info["bytes"] == size
+        assert info["bytes_per_token"] == pytest.approx(size / info["tokens"])
+        store = (built / codec / "documents.sqlite").stat().st_size
+        assert info["vector_bytes_per_token"] == pytest.approx((size - store) / info["tokens"])
+        raw = 4 * 128 * info["tokens"]
+        assert info["compression_vs_float32"] == pytest.approx(raw / (size - store))
+        assert info["compression_vs_float16"] == pytest.approx(raw / 2 / (size - store))
+        assert (info["codec"], info["nbits"], info["dim"]) == (codec, nbits, 128)
+        assert info["model"] == "word-model"
+        json.dumps(info)
+
+
+def test_opening_reads_no_vectors(built: Path) -> None:
+    index = Index.open(built / "plaid")
+    columns = index._arrays().columns
+    assert all(isinstance(each.base, np.memmap) for each in columns.values())
+    assert "_searcher" not in vars(index)
+
+
+def test_searching_needs_neither_torch_nor_the_build(built: Path) -> None:
+    code = """
+        import sys, numpy as np
+        from colbert_fast import Index
+        print(len(Index.open(sys.argv[1]).search(np.eye(128, dtype=np.float32)[:4])))
+        heavy = {"torch", "transformers", "tqdm", "scipy", "colbert_fast.build"}
+        print(sorted(heavy & {*sys.modules}))
+    """
+    code = "\n".join(line.strip() for line in code.splitlines())
+    found = subprocess.run(
+        [sys.executable, "-c", code, built / "plaid"], capture_output=True, text=True, check=True
+    )
+    assert found.stdout == "10\n[]\n"
+
+
+# ---- damage
+
+
+@pytest.mark.parametrize(("codec", "name"), EVERY_FILE)
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "longer"])
+def test_damage_that_shows_when_opened(copied: Path, codec: str, name: str, damage: str) -> None:
+    path = copied / codec / name
+    data = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes({"empty": b"", "truncated": data[:-1], "longer": data + b"x"}[damage])
+    with pytest.raises(IndexFormatError) as caught:
+        Index.open(copied / codec)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(("codec", "name"), EVERY_FILE)
+def test_verify_finds_every_flipped_bit(copied: Path, codec: str, name: str) -> None:
+    path = copied / codec / name
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(IndexFormatError) as caught:
+        Index.open(copied / codec).verify()
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(("codec", "name"), EVERY_FILE)
+def test_foreign_files_of_the_right_size(copied: Path, codec: str, name: str) -> None:
+    path = copied / codec / name
+    path.write_bytes(b"\x93NUMPY\x01\x00 foreign".ljust(path.stat().st_size, b"?"))
+    with pytest.raises(IndexFormatError) as caught:
+        Index.open(copied / codec).verify()
+    assert str(path) in str(caught.value)
+
+
+def test_verify_checks_the_codes_themselves(copied: Path) -> None:
+    folder = copied / "plaid"
+    path = folder / "segment-000000" / "codes.npy"
+    codes = np.load(path)
+    codes[5] = 60_000
+    path.unlink()
+    write_npy(path, codes)
+    contents = json.loads((folder / "manifest.json").read_text())
+    record = record_files(folder, ["segment-000000/codes.npy"])["segment-000000/codes.npy"]
+    contents["files"]["segment-000000/codes.npy"] = vars(record)
+    (folder / "manifest.json").write_text(json.dumps(contents))
+    with pytest.raises(IndexFormatError, match=r"codes\.npy: a code outside"):
+        Index.open(folder).verify()
+
+
+def test_what_is_no_index(tmp_path: Path, copied: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "nowhere", tmp_path, tmp_path / "file"):
+        with pytest.raises(IndexFormatError, match=r"manifest\.json"):
+            Index.open(path)
+    (copied / "plaid" / "manifest.json").unlink()
+    with pytest.raises(IndexFormatError, match=r"manifest\.json: no such file"):
+        Index.open(copied / "plaid")
+
+
+def test_an_unfinished_build_does_not_open(copied: Path) -> None:
+    path = (copied / "plaid").rename(copied / "plaid.building-00ff")
+    with pytest.raises(IndexFormatError, match="an unfinished build; build the index again"):
+        Index.open(path)
+
+
+def test_an_index_of_a_newer_version(copied: Path) -> None:
+    path = copied / "plaid" / "manifest.json"
+    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
+    with pytest.raises(IndexFormatError, match=r"version 2, .* reads up to 1; upgrade"):
+        Index.open(copied / "plaid")
+
+
+# ---- model
+
+
+def test_a_model_of_another_dim(built: Path) -> None:
+    model: Any = WordModel(dim=64)
+    with pytest.raises(ValueError, match=r"its dim is 64, the index has dim 128; .*word-model"):
+        Index.open(built / "plaid", model=model)
+
+
+def test_the_model_is_found_from_the_manifest(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Loader:
+        @staticmethod
+        def from_pretrained(name: str | None) -> WordModel:
+            asked.append(name)
+            return WordModel(dim=128)
+
+    package = pytest.importorskip("colbert_fast.model")
+    monkeypatch.setattr(package, "ColBERT", Loader)
+    index = Index.open(built / "plaid")
+    assert asked == []
+    assert len(index.search("sky", k=3)) == 3
+    index.search("sea")
+    assert asked == ["word-model"]
+
+
+@pytest.mark.parametrize("error", [CheckpointError("no folder"), OSError("offline")])
+def test_a_model_that_cannot_be_found(
+    built: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    class Loader:
+        @staticmethod
+        def from_pretrained(_: str | None) -> WordModel:
+            raise error
+
+    package = pytest.importorskip("colbert_fast.model")
+    monkeypatch.setattr(package, "ColBERT", Loader)
+    with pytest.raises(CheckpointError, match=r"built with the model 'word-model', which cannot"):
+        Index.open(built / "plaid").search("sky")
+
+
+def test_an_index_without_a_model(tmp_path: Path, rng: np.random.Generator) -> None:
+    index = Index.build(tmp_path / "a", clustered(rng, 10), progress=False)
+    with pytest.raises(ValueError, match=r"names no model: pass model= to Index\.open"):
+        index.search("sky")
+
+
+# ---- life
+
+
+def test_closed(built: Path) -> None:
+    index = Index.open(built / "plaid")
+    query = np.eye(128, dtype=np.float32)[:4]
+    index.search(query)
+    index.close()
+    index.close()
+    for call in (lambda: index.search(query), index.verify):
+        with pytest.raises(ValueError, match="is closed"):
+            call()
+
+
+def test_many_threads_search_one_index(built: Path, rng: np.random.Generator) -> None:
+    index = Index.open(built / "plaid")
+    queries = [rng.standard_normal((4, 128)).astype(np.float32) for _ in range(20)]
+    expected = [index.search(query) for query in queries]
+    index = Index.open(built / "plaid")
+    answers: list[Any] = [None] * 4
+
+    def work(slot: int) -> None:
+        answers[slot] = [index.search(query) for query in queries]
+
+    threads = [threading.Thread(target=work, args=(slot,)) for slot in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [expected] * 4
