@@ -65,38 +65,21 @@ class Codec {
 public:
   Codec(Random &random, const Case &c)
       : nbits_(c.nbits), dim_(c.dim), centroids_(random.floats(c.centroids * c.dim, c.whole)),
-        weights_(random.floats(std::size_t{1} << c.nbits, c.whole)),
-        by_byte_(c.nbits == 3 ? 0 : 256 * per_byte()), levels_(c.nbits == 8 ? 256 : 16),
-        norms_(random.floats(256)) {
+        by_byte_(weights_by_byte(random.floats(std::size_t{1} << c.nbits, c.whole), c.nbits)),
+        levels_(c.nbits == 8 ? 256 : 16), norms_(random.floats(256)) {
     for (std::size_t i = 0; i < levels_.size(); ++i)
       levels_[i] = static_cast<std::uint8_t>(kMaxLevel - (c.whole ? 0 : random.below(128)));
-    for (std::size_t i = 0; i < by_byte_.size(); ++i)
-      by_byte_[i] = weights_[value(i / per_byte(), static_cast<int>(i % per_byte()))];
   }
   std::size_t packed_dim() const { return dim_ * static_cast<std::size_t>(nbits_) / 8; }
   Decoder view() const {
-    return {centroids_.data(),
-            weights_.data(),
-            by_byte_.data(),
-            levels_.data(),
-            norms_.data(),
-            nbits_,
-            dim_,
+    return {centroids_.data(), by_byte_.data(), levels_.data(), norms_.data(), nbits_, dim_,
             packed_dim()};
   }
 
 private:
-  std::size_t per_byte() const { return 8 / static_cast<std::size_t>(nbits_); }
-  // The j-th dimension packed in a byte: its bits lie least significant first from bit 7 down.
-  std::size_t value(std::size_t byte, int j) const {
-    std::size_t v = 0;
-    for (int k = 0; k < nbits_; ++k) v |= (byte >> (7 - j * nbits_ - k) & 1) << k;
-    return v;
-  }
-
   int nbits_;
   std::size_t dim_;
-  Buffer<float> centroids_, weights_, by_byte_;
+  Buffer<float> centroids_, by_byte_;
   Buffer<std::uint8_t> levels_;
   Buffer<float> norms_;
 };

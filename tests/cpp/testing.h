@@ -132,6 +132,21 @@ private:
   Buffer<float> data_;
 };
 
+// Decoder::by_byte from its definition: a value's bits lie least significant first from the top of
+// the byte, but with 3 bits the third is among the bits 8 to 11 of the index.
+inline Buffer<float> weights_by_byte(const Buffer<float> &weights, int nbits) {
+  const int low = nbits == 3 ? 2 : nbits, per_byte = 8 / low;
+  Buffer<float> out(static_cast<std::size_t>((nbits == 3 ? 4096 : 256) * per_byte));
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    const std::size_t index = i / static_cast<std::size_t>(per_byte);
+    const int j = static_cast<int>(i) % per_byte;
+    std::size_t value = nbits == 3 ? (index >> (11 - j) & 1) << 2 : 0;
+    for (int k = 0; k < low; ++k) value |= (index >> (7 - j * low - k) & 1) << k;
+    out[i] = weights[value];
+  }
+  return out;
+}
+
 class Tally {
 public:
   void check(bool ok, const std::string &what) {

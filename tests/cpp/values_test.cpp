@@ -86,27 +86,32 @@ void pack(const Kernels &k, Tally &tally) {
 }
 
 void residual(const Kernels &k, Tally &tally) {
-  const Buffer<float> centroid{0, 0, 0, 0, 0, 0, 0, 0}, weights{-.75f, -.25f, .25f, .75f};
-  Buffer<float> by_byte(256 * 4), norms(256), out(8), inverse(1);
-  for (std::size_t i = 0; i < by_byte.size(); ++i) {
-    const std::size_t byte = i / 4, shift = 7 - 2 * (i % 4);
-    by_byte[i] = weights[(byte >> shift & 1) | (byte >> (shift - 1) & 1) << 1];
-  }
-  const Buffer<std::uint8_t> levels{0, 0, 0, 0}, residuals{0x8d, 0x8d};
+  const Buffer<float> centroid{0, 0, 0, 0, 0, 0, 0, 0}, norms(256);
+  const Buffer<std::uint8_t> levels(16);
   const Buffer<std::uint16_t> codes{0};
-  const Decoder decoder{
-      centroid.data(), weights.data(), by_byte.data(), levels.data(), norms.data(), 2, 8, 2};
-  k.decompress(decoder, {codes.data(), false}, residuals.data(), 1, out.data(), inverse.data());
-  const float values[] = {-.25f, -.75f, .75f, .25f};
-  bool close = std::abs(inverse[0] * std::sqrt(2.5f) - 1) < 1e-6f;
-  for (std::size_t d = 0; d < 8; ++d)
-    close = close && std::abs(out[d] - values[d % 4] / std::sqrt(2.5f)) < 1e-7f;
-  tally.check(close, "decompress: 0x8d 0x8d, of norm sqrt(2.5), made a unit vector");
-
-  Decoder nothing = decoder;
-  by_byte.poison(0);
-  nothing.weights = centroid.data();
-  k.decompress(nothing, {codes.data(), false}, residuals.data(), 1, out.data(), nullptr);
+  const auto decompress = [&](const Buffer<float> &weights, const Buffer<std::uint8_t> &packed,
+                              Buffer<float> &out) {
+    const int nbits = static_cast<int>(packed.size());
+    const Buffer<float> by_byte = weights_by_byte(weights, nbits);
+    const Decoder decoder{centroid.data(), by_byte.data(), levels.data(), norms.data(), nbits, 8,
+                          packed.size()};
+    Buffer<float> inverse(1);
+    k.decompress(decoder, {codes.data(), false}, packed.data(), 1, out.data(), inverse.data());
+    return inverse[0];
+  };
+  const auto close = [](const Buffer<float> &out, const Buffer<float> &values, float norm) {
+    for (std::size_t d = 0; d < 8; ++d)
+      if (!(std::abs(out[d] - values[d] / norm) < 1e-6f)) return false;
+    return true;
+  };
+  Buffer<float> out(8);
+  const float inverse = decompress({-.75f, -.25f, .25f, .75f}, {0x8d, 0x8d}, out);
+  tally.check(std::abs(inverse * std::sqrt(2.5f) - 1) < 1e-6f, "decompress: the inverse norm");
+  tally.check(close(out, {-.25f, -.75f, .75f, .25f, -.25f, -.75f, .75f, .25f}, std::sqrt(2.5f)),
+              "decompress: 2 bits, 10 00 11 01 -> [1, 0, 3, 2], made a unit vector");
+  decompress({0, 1, 2, 3, 4, 5, 6, 7}, {0x27, 0x27, 0x55}, out);
+  tally.check(close(out, {0, 1, 2, 3, 4, 5, 6, 7}, std::sqrt(140.0f)), "decompress: 3 bits");
+  decompress({0, 0, 0, 0}, {0x8d, 0x8d}, out);
   tally.same(out, centroid, "decompress: a zero vector stays zero");
 }
 
