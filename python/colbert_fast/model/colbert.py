@@ -128,7 +128,7 @@ document_prompt, do_query_expansion, attend_to_expansion_tokens, skiplist_words
             attend_to_expansion_tokens=attend_to_expansion_tokens,
             skiplist_words=words,
         )
-        _check_lengths(config, checkpoint)
+        _check_lengths(config, checkpoint.backbone)
         parts = Checkpoint(config, checkpoint.tokenizer, checkpoint.backbone, checkpoint.projection)
         return cls(parts, name=name, dtype=dtype, device=device)
 
@@ -218,7 +218,7 @@ document_prompt, do_query_expansion, attend_to_expansion_tokens, skiplist_words
     ) -> list[Embedding] | Iterator[Embedding]:
         """Embed documents, in order.
 
-        Texts are sorted by length within windows of 4096, so memory is bounded however many there
+        Texts are sorted by length within windows of 2048, so memory is bounded however many there
         are, and padding is small.
 
         Parameters
@@ -309,17 +309,16 @@ def _unit_rows(rows: Embedding) -> Embedding:
     return unit
 
 
-def _check_lengths(config: ModelConfig, checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError for lengths beyond the backbone's position embeddings."""
-    settings = checkpoint.backbone.config
-    limit = getattr(settings, "max_position_embeddings", None)
-    if limit is None or getattr(settings, "position_embedding_type", "absolute") != "absolute":
-        return
-    if settings.model_type in ("roberta", "xlm-roberta", "xmod", "camembert"):
-        # Positions start behind the padding index in this family.
-        limit -= (settings.pad_token_id or 0) + 1
-    for name in ("query_length", "document_length"):
-        if getattr(config, name) > limit:
-            raise CheckpointError(
-                f"{name}: {getattr(config, name)} is more than the encoder's {limit} positions"
-            )
+def _check_lengths(config: ModelConfig, backbone: nn.Module) -> None:
+    """Raise CheckpointError for lengths beyond the backbone's table of positions, if it has one."""
+    for name, table in backbone.named_modules():
+        if not name.endswith("position_embeddings") or not isinstance(table, nn.Embedding):
+            continue
+        # The RoBERTa family starts counting behind the padding index.
+        limit = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+        for field in ("query_length", "document_length"):
+            length = getattr(config, field)
+            if length > limit:
+                raise CheckpointError(
+                    f"{field}: {length} is more than the encoder's {limit} positions"
+                )

@@ -15,9 +15,10 @@ Embedding = npt.NDArray[np.float32]
 # (texts, batch size) to (position in texts, rows), in any order.
 WindowEncoder = Callable[[Sequence[str], int], Iterator[tuple[int, Embedding]]]
 
-# Texts tokenised and sorted by length together: long enough that batches are even, short enough
-# that a stream starts soon and its memory is bounded.
-WINDOW = 4096
+# Texts tokenised and sorted by length together. Batches of 32 then have at most 1.5% of padding on
+# prose, questions and package descriptions (4096: 0.7%, 512: 5.6%), and a window's rows take at
+# most 190 MB at 180 tokens of 128 dimensions.
+WINDOW = 2048
 # Seconds before a bar shows.
 PROGRESS_DELAY = 2.0
 
