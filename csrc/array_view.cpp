@@ -1,6 +1,7 @@
 #include "array_view.h"
 
 #include <algorithm>
+#include <iterator>
 
 namespace colbert_fast {
 namespace {
@@ -8,12 +9,18 @@ namespace {
 struct Named {
   DType dtype;
   const char *name;
+  std::size_t size;
 };
 constexpr Named kNames[] = {
-    {DType::u8, "uint8"},    {DType::u16, "uint16"},   {DType::i32, "int32"},
-    {DType::i64, "int64"},   {DType::f16, "float16"},  {DType::bf16, "bfloat16"},
-    {DType::f32, "float32"}, {DType::boolean, "bool"},
+    {DType::u8, "uint8", 1},    {DType::u16, "uint16", 2},   {DType::i32, "int32", 4},
+    {DType::i64, "int64", 8},   {DType::f16, "float16", 2},  {DType::bf16, "bfloat16", 2},
+    {DType::f32, "float32", 4}, {DType::boolean, "bool", 1},
 };
+
+const Named &find(DType dtype) {
+  return *std::find_if(std::begin(kNames), std::end(kNames),
+                       [&](const Named &named) { return named.dtype == dtype; });
+}
 
 std::string join(const std::vector<std::int64_t> &shape) {
   std::string text = "(";
@@ -64,11 +71,7 @@ View view_torch(py::handle tensor, const char *name) {
 
 } // namespace
 
-const char *dtype_name(DType dtype) {
-  for (const Named &named : kNames)
-    if (named.dtype == dtype) return named.name;
-  return "?";
-}
+const char *dtype_name(DType dtype) { return find(dtype).name; }
 
 View as_view(py::handle object, const char *name) {
   if (py::isinstance<py::array>(object))
@@ -96,6 +99,9 @@ View expect(py::handle object, const char *name, std::initializer_list<DType> dt
   if (!same) wrong(name, "of shape " + join(shape), join(view.shape));
   if (!view.contiguous)
     wrong(name, "C-contiguous", "a strided array: pass numpy.ascontiguousarray(...)");
+  // Of odd offsets into bytes; C++ may assume that a float lies at a multiple of four.
+  if (reinterpret_cast<std::uintptr_t>(view.data) % find(view.dtype).size != 0)
+    wrong(name, "aligned in memory", "a misaligned array: pass numpy.array(...)");
   return view;
 }
 

@@ -33,7 +33,7 @@ constexpr std::int64_t kAny = -1;
 // DType. The object must outlive the view.
 View as_view(py::handle object, const char *name);
 
-// Checks dtype (TypeError), number and length of dimensions and C order (ValueError).
+// Checks dtype (TypeError), number and length of dimensions, C order and alignment (ValueError).
 View expect(py::handle object, const char *name, std::initializer_list<DType> dtypes,
             std::initializer_list<std::int64_t> shape);
 
