@@ -1,10 +1,8 @@
-"""Small seeded collections and a model without torch, for the tests of building and searching."""
+"""Small seeded collections, for the tests of building and searching."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -42,29 +40,3 @@ def brute_force(query: np.ndarray, documents: Sequence[np.ndarray]) -> np.ndarra
     """MaxSim of the query (nq, dim) with every document, float64 (n_docs,)."""
     query = query.astype(np.float64)
     return np.array([(query @ each.astype(np.float64).T).max(axis=1).sum() for each in documents])
-
-
-class WordModel:
-    """Stands in for `ColBERT`: a fixed random unit vector for every word, and one for the start."""
-
-    def __init__(self, dim: int = 64, name: str = "word-model") -> None:
-        self.dim = dim
-        self.name = name
-        self.read_ahead = 3
-
-    def _encode(self, text: str) -> np.ndarray:
-        seeds = [zlib.crc32(word.encode("utf-8")) for word in ["[CLS]", *text.split()]]
-        rows = [np.random.default_rng(seed).standard_normal(self.dim) for seed in seeds]
-        return unit(np.stack(rows))
-
-    def encode_queries(self, texts: Sequence[str], **_: Any) -> list[np.ndarray]:
-        return [self._encode(text) for text in texts]
-
-    def encode_documents(self, texts: Iterable[str], **_: Any) -> Iterator[np.ndarray]:
-        window: list[str] = []
-        for text in texts:
-            window.append(text)
-            if len(window) == self.read_ahead:
-                yield from map(self._encode, window)
-                window = []
-        yield from map(self._encode, window)

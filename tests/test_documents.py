@@ -133,6 +133,19 @@ def test_foreign_and_damaged_files_are_named(tmp_path: Path, store: DocumentStor
         DocumentStore(tmp_path / "cut.sqlite", 5).ids()
 
 
+def test_damaged_rows_are_named(store: DocumentStore) -> None:
+    writer = sqlite3.connect(store.path)
+    writer.execute("UPDATE documents SET metadata = '{' WHERE pid = 0")
+    writer.execute("DELETE FROM documents WHERE pid = 2")
+    writer.commit()
+    writer.close()
+    damaged = DocumentStore(store.path, len(DOCUMENTS))
+    with pytest.raises(IndexFormatError, match=r"sqlite: the metadata of the document at 0 is"):
+        damaged.fetch([0])
+    with pytest.raises(IndexFormatError, match=r"sqlite: the document at 2 is missing"):
+        damaged.fetch([1, 2])
+
+
 def test_paths_with_odd_characters(tmp_path: Path) -> None:
     folder = tmp_path / "a b?c#d%20&é"
     folder.mkdir()

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import WordModel, clustered, sentences
+from fakes import WordModel
+from synthetic import clustered, sentences
 
 from colbert_fast.errors import CheckpointError, IndexFormatError
 from colbert_fast.index import Index
@@ -52,11 +54,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two indexes of the same documents, one for each codec; not to be changed."""
     folder = tmp_path_factory.mktemp("indexes")
     rng = np.random.default_rng(3)
-    documents = list(zip(sentences(rng, 80), clustered(rng, 80, dim=128), strict=True))
+    documents = list(zip(sentences(rng, 80), clustered(rng, 80, dim=32), strict=True))
     rows = [{"id": f"d{i}", "text": t, "embeddings": e} for i, (t, e) in enumerate(documents)]
     for codec in FILES:
-        model: Any = WordModel(dim=128)
-        Index.build(folder / codec, rows, codec=codec, model=model, progress=False)  # type: ignore[arg-type]
+        options: Any = {"codec": codec, "model": WordModel()}
+        Index.build(folder / codec, rows, progress=False, **options)
     return folder
 
 
@@ -93,11 +95,11 @@ def test_info_adds_up(built: Path) -> None:
         assert info["bytes_per_token"] == pytest.approx(size / info["tokens"])
         store = (built / codec / "documents.sqlite").stat().st_size
         assert info["vector_bytes_per_token"] == pytest.approx((size - store) / info["tokens"])
-        raw = 4 * 128 * info["tokens"]
+        raw = 4 * 32 * info["tokens"]
         assert info["compression_vs_float32"] == pytest.approx(raw / (size - store))
         assert info["compression_vs_float16"] == pytest.approx(raw / 2 / (size - store))
-        assert (info["codec"], info["nbits"], info["dim"]) == (codec, nbits, 128)
-        assert info["model"] == "word-model"
+        assert (info["codec"], info["nbits"], info["dim"]) == (codec, nbits, 32)
+        assert info["model"] == "words"
         json.dumps(info)
 
 
@@ -112,7 +114,7 @@ def test_searching_needs_neither_torch_nor_the_build(built: Path) -> None:
     code = """
         import sys, numpy as np
         from colbert_fast import Index
-        print(len(Index.open(sys.argv[1]).search(np.eye(128, dtype=np.float32)[:4])))
+        print(len(Index.open(sys.argv[1]).search(np.eye(32, dtype=np.float32)[:4])))
         heavy = {"torch", "transformers", "tqdm", "scipy", "colbert_fast.build"}
         print(sorted(heavy & {*sys.modules}))
     """
@@ -175,6 +177,17 @@ def test_verify_checks_the_codes_themselves(copied: Path) -> None:
         Index.open(folder).verify()
 
 
+def test_damaged_lists_are_found_by_a_search(copied: Path) -> None:
+    path = copied / "plaid" / "segment-000000" / "list_data.npy"
+    data = bytearray(path.read_bytes())
+    data[128:] = b"\xff" * (len(data) - 128)
+    path.write_bytes(data)
+    with pytest.raises(IndexFormatError, match=r"segment-000000: .*list 0 is corrupt.*verify"):
+        Index.open(copied / "plaid").search(
+            np.eye(32, dtype=np.float32), k=1, ndocs=1, nprobe=60, mode="plaid"
+        )
+
+
 def test_what_is_no_index(tmp_path: Path, copied: Path) -> None:
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "nowhere", tmp_path, tmp_path / "file"):
@@ -202,8 +215,11 @@ def test_an_index_of_a_newer_version(copied: Path) -> None:
 
 
 def test_a_model_of_another_dim(built: Path) -> None:
-    model: Any = WordModel(dim=64)
-    with pytest.raises(ValueError, match=r"its dim is 64, the index has dim 128; .*word-model"):
+    class Wide(WordModel):
+        dim = 64
+
+    model: Any = Wide()
+    with pytest.raises(ValueError, match=r"its dim is 64, the index has dim 32; .*words"):
         Index.open(built / "plaid", model=model)
 
 
@@ -214,15 +230,14 @@ def test_the_model_is_found_from_the_manifest(built: Path, monkeypatch: pytest.M
         @staticmethod
         def from_pretrained(name: str | None) -> WordModel:
             asked.append(name)
-            return WordModel(dim=128)
+            return WordModel()
 
-    package = pytest.importorskip("colbert_fast.model")
-    monkeypatch.setattr(package, "ColBERT", Loader)
+    monkeypatch.setitem(sys.modules, "colbert_fast.model", SimpleNamespace(ColBERT=Loader))
     index = Index.open(built / "plaid")
     assert asked == []
     assert len(index.search("sky", k=3)) == 3
     index.search("sea")
-    assert asked == ["word-model"]
+    assert asked == ["words"]
 
 
 @pytest.mark.parametrize("error", [CheckpointError("no folder"), OSError("offline")])
@@ -234,9 +249,8 @@ def test_a_model_that_cannot_be_found(
         def from_pretrained(_: str | None) -> WordModel:
             raise error
 
-    package = pytest.importorskip("colbert_fast.model")
-    monkeypatch.setattr(package, "ColBERT", Loader)
-    with pytest.raises(CheckpointError, match=r"built with the model 'word-model', which cannot"):
+    monkeypatch.setitem(sys.modules, "colbert_fast.model", SimpleNamespace(ColBERT=Loader))
+    with pytest.raises(CheckpointError, match=r"built with the model 'words', which cannot"):
         Index.open(built / "plaid").search("sky")
 
 
@@ -251,7 +265,7 @@ def test_an_index_without_a_model(tmp_path: Path, rng: np.random.Generator) -> N
 
 def test_closed(built: Path) -> None:
     index = Index.open(built / "plaid")
-    query = np.eye(128, dtype=np.float32)[:4]
+    query = np.eye(32, dtype=np.float32)[:4]
     index.search(query)
     index.close()
     index.close()
@@ -262,7 +276,7 @@ def test_closed(built: Path) -> None:
 
 def test_many_threads_search_one_index(built: Path, rng: np.random.Generator) -> None:
     index = Index.open(built / "plaid")
-    queries = [rng.standard_normal((4, 128)).astype(np.float32) for _ in range(20)]
+    queries = [rng.standard_normal((4, 32)).astype(np.float32) for _ in range(20)]
     expected = [index.search(query) for query in queries]
     index = Index.open(built / "plaid")
     answers: list[Any] = [None] * 4

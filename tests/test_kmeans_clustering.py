@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 import pytest
+from support import use_threads
 from synthetic import unit
 
 from colbert_fast.compress.kmeans import fit_centroids
@@ -46,6 +47,16 @@ def test_the_seed_decides(rng: np.random.Generator) -> None:
     first, again = (fit_centroids(points, 30, seed=1) for _ in range(2))
     assert first.tobytes() == again.tobytes()
     assert first.tobytes() != fit_centroids(points, 30, seed=2).tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_threads_do_not_show(rng: np.random.Generator, dtype: type) -> None:
+    points = blobs(rng, each=300).astype(dtype)
+    bits = []
+    for count in (1, 2, 3, 8):
+        with use_threads(count):
+            bits.append(fit_centroids(points, 70).tobytes())
+    assert bits == bits[:1] * 4
 
 
 def test_float16_points_are_taken_as_they_are(rng: np.random.Generator) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes import WordModel
 from support import use_threads
-from synthetic import WordModel, brute_force, clustered, unit
+from synthetic import brute_force, clustered, unit
 
 from colbert_fast.errors import UnknownDocumentError
 from colbert_fast.index import Index
@@ -127,21 +128,26 @@ def test_threads_and_batches_do_not_show(plain: Index, queries: np.ndarray) -> N
 
 
 def test_one_query_or_many(plain: Index, queries: np.ndarray) -> None:
-    torch = pytest.importorskip("torch")
     many = plain.search(queries, k=3)
     assert len(many) == 20
     assert plain.search(queries[0], k=3) == many[0]
     assert plain.search(queries[0], 3) == many[0]
     assert plain.search(list(queries), k=3) == many
     assert plain.search(tuple(queries), k=3) == many
-    assert plain.search(torch.from_numpy(queries), k=3) == many
-    assert plain.search([torch.from_numpy(each) for each in queries], k=3) == many
     assert plain.search(queries.astype(np.float64), k=3) == many
     assert plain.search(np.asfortranarray(queries[0]), k=3) == many[0]
     ragged = [queries[0], queries[1, :2]]
     assert plain.search(ragged, k=3) == [many[0], plain.search(queries[1, :2], k=3)]
     assert plain.search([]) == []
     assert plain.search(queries[:0]) == []
+
+
+def test_queries_as_tensors(plain: Index, queries: np.ndarray) -> None:
+    torch = pytest.importorskip("torch")
+    many = plain.search(queries, k=3)
+    assert plain.search(torch.from_numpy(queries), k=3) == many
+    assert plain.search([torch.from_numpy(each) for each in queries], k=3) == many
+    assert plain.search(torch.from_numpy(queries[0]).requires_grad_(), k=3) == many[0]
 
 
 @pytest.mark.parametrize("mode", ["default", "plaid"])
@@ -300,10 +306,12 @@ def texts(tmp_path: Path) -> Index:
 def test_text_queries(texts: Index) -> None:
     hits = texts.search("blue sky", k=2)
     assert [hit.id for hit in hits] == [0, 3]
-    assert hits[0].score == pytest.approx(3, abs=0.02)
+    query = texts.model.encode_queries(["blue sky"])[0]
+    rows = next(iter(texts.model.encode_documents(["blue sky"])))
+    assert hits[0].score == pytest.approx(brute_force(query, [rows])[0], abs=0.02)
     assert (hits[0].text, hits[0].metadata) == ("blue sky", {"length": 8})
     assert texts.search(["blue sky", "rain"], k=1) == [hits[:1], texts.search("rain", k=1)]
-    assert texts.search(texts.model.encode_queries(["blue sky"])[0], k=2) == hits
+    assert texts.search(query, k=2) == hits
 
 
 def test_a_hit_explains_itself(texts: Index, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +323,7 @@ def test_a_hit_explains_itself(texts: Index, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_hits_that_cannot_explain_themselves(texts: Index, plain: Index) -> None:
-    hit = texts.search(np.eye(64, dtype=np.float32)[:2], k=1)[0]
+    hit = texts.search(np.eye(32, dtype=np.float32)[:2], k=1)[0]
     with pytest.raises(ValueError, match="the query was given as embeddings; search with its text"):
         hit.explain()
     hit = plain.search(np.eye(64, dtype=np.float32)[:2], k=1)[0]

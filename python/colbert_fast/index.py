@@ -52,7 +52,7 @@ class Index:
             num_centroids=manifest.num_centroids,
         )
         self._segment: Segment | None = Segment.open(
-            path / manifest.segments[0].name,
+            self._segment_path,
             self._codec.columns,
             num_documents=manifest.num_documents,
             num_tokens=manifest.num_tokens,
@@ -144,6 +144,9 @@ class Index:
     def open(cls, path: str | os.PathLike[str], *, model: ColBERT | None = None) -> Index:
         """Open an index by mapping its files; only centroids and document lengths are read.
 
+        What can be told from sizes, headers and lengths is checked here. Flipped bits are not:
+        call `verify` once on an index that comes from elsewhere or from a disk you doubt.
+
         Parameters
         ----------
         path
@@ -228,6 +231,8 @@ class Index:
             An id in `subset` is not in the index.
         CheckpointError
             The query is a text and the index's model cannot be loaded.
+        IndexFormatError
+            A file turns out to be damaged.
         """
         params = SearchParams.resolve(
             k,
@@ -246,9 +251,16 @@ class Index:
         model = None if texts is None else self.model
         vectors = queries if model is None else model.encode_queries(queries)
         vectors = check_vectors(vectors, self._manifest.dim)
-        pids, scores = retrieve(
-            searcher, vectors, params, mask, len(self), self._manifest.num_centroids
-        )
+        try:
+            pids, scores = retrieve(
+                searcher, vectors, params, mask, len(self), self._manifest.num_centroids
+            )
+        except RuntimeError as error:
+            if "`lists`" not in str(error):
+                raise
+            raise IndexFormatError(
+                f"{self._segment_path}: {error}; verify() says which file is damaged"
+            ) from error
         hits = make_hits(self._store, pids, scores, texts, model)
         return hits[0] if single else hits
 
@@ -317,6 +329,10 @@ class Index:
             )
 
     @property
+    def _segment_path(self) -> Path:
+        return self._path / self._manifest.segments[0].name
+
+    @property
     def path(self) -> Path:
         """The index folder."""
         return self._path
@@ -365,8 +381,7 @@ class Index:
         """
         segment = self._arrays()
         self._manifest.check_checksums(self._path)
-        folder = self._path / self._manifest.segments[0].name
-        segment.check_codes(folder, self._manifest.num_centroids)
+        segment.check_codes(self._segment_path, self._manifest.num_centroids)
 
     def close(self) -> None:
         """Let go of the files; any later search raises ValueError."""

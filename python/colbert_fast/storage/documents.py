@@ -200,14 +200,33 @@ class DocumentStore:
             raise IndexFormatError(f"{self.path}: cannot be read ({error})") from error
 
     def fetch(self, positions: Iterable[int]) -> dict[int, Document]:
-        """Position to document, for the positions given (int, 0-based)."""
+        """Position to document, for the positions given (int, 0-based).
+
+        Raises
+        ------
+        IndexFormatError
+            A document is missing or damaged.
+        """
         found: dict[int, Document] = {}
         for batch in _batches(positions):
             marks = ",".join("?" * len(batch))
             for pid, *row in self._query(f"SELECT * FROM documents WHERE pid IN ({marks})", batch):
-                metadata = json.loads(row[2]) if row[2] else None
-                found[pid] = Document(row[0], row[1], metadata)
+                found[pid] = Document(row[0], row[1], self._metadata(pid, row[2]))
+            for pid in batch:
+                if pid not in found:
+                    raise IndexFormatError(f"{self.path}: the document at {pid} is missing")
         return found
+
+    def _metadata(self, position: int, text: str | None) -> dict[str, Any] | None:
+        if text is None:
+            return None
+        try:
+            metadata: dict[str, Any] = json.loads(text)
+        except (TypeError, ValueError) as error:
+            raise IndexFormatError(
+                f"{self.path}: the metadata of the document at {position} is damaged ({error})"
+            ) from error
+        return metadata
 
     def positions(self, ids: Iterable[DocumentId]) -> list[int]:
         """The position of each id, in order.
