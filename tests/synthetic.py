@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from colbert_fast.index import Index
 
 WORDS = ["sky", "blue", "light", "sea", "red", "green", "apple", "tree", "river", "stone", "cloud"]
 
@@ -40,3 +44,13 @@ def brute_force(query: np.ndarray, documents: Sequence[np.ndarray]) -> np.ndarra
     """MaxSim of the query (nq, dim) with every document, float64 (n_docs,)."""
     query = query.astype(np.float64)
     return np.array([(query @ each.astype(np.float64).T).max(axis=1).sum() for each in documents])
+
+
+def make(path: Path, documents: Any, **options: Any) -> Index:
+    return Index.build(path, documents, progress=False, **options)
+
+
+def files(path: Path) -> dict[str, bytes]:
+    """Contents of all files but the manifest, which holds the date."""
+    paths = (each for each in path.rglob("*") if each.is_file() and each.name != "manifest.json")
+    return {str(each.relative_to(path)): each.read_bytes() for each in paths}

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,27 +13,14 @@ import numpy as np
 import pytest
 from fakes import WordModel
 from support import use_threads
-from synthetic import clustered, sentences
+from synthetic import clustered, files, make, sentences
 
 from colbert_fast import build, ingest
 from colbert_fast.compress import kmeans
-from colbert_fast.errors import IndexExistsError, IndexFormatError
 from colbert_fast.index import Index
 from colbert_fast.kernels import reference
-from colbert_fast.storage import segments, transactions
-from colbert_fast.storage.documents import DocumentWriter
 
 NEEDS_SCIPY = pytest.mark.skipif(find_spec("scipy") is None, reason="pooling needs scipy")
-
-
-def make(path: Path, documents: Any, **options: Any) -> Index:
-    return Index.build(path, documents, progress=False, **options)
-
-
-def files(path: Path) -> dict[str, bytes]:
-    """Contents of all files but the manifest, which holds the date."""
-    paths = (each for each in path.rglob("*") if each.is_file() and each.name != "manifest.json")
-    return {str(each.relative_to(path)): each.read_bytes() for each in paths}
 
 
 def decoded(index: Index) -> np.ndarray:
@@ -379,234 +360,6 @@ def test_progress_bars(
     assert out == ""
     for stage in ("read documents: 100%", "k-means: 100%", "compressing: 100%"):
         assert stage in err
-
-
-# ---- all or nothing
-
-
-def failing(after: int, error: BaseException) -> Iterator[np.ndarray]:
-    yield from clustered(np.random.default_rng(0), after)
-    raise error
-
-
-def full_disk(*_: Any, **__: Any) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-STAGES: list[tuple[Any, str]] = [
-    (build.Spill, "append"),
-    (build.Spill, "sample"),
-    (build, "fit_centroids"),
-    (segments.NpyWriter, "append"),
-    (segments.NpyWriter, "close"),
-    (segments.SegmentWriter, "write_lists"),
-    (DocumentWriter, "add"),
-    (DocumentWriter, "close"),
-    (build, "record_files"),
-    (build.Manifest, "write"),
-    (transactions, "_sync_tree"),
-    (transactions, "_move_into_place"),
-]
-
-
-@pytest.mark.parametrize(("home", "name"), STAGES, ids=[name for _, name in STAGES])
-@pytest.mark.parametrize("kind", ["disk", "interrupt"])
-def test_a_failure_at_any_stage_leaves_the_old_index_alone(
-    tmp_path: Path,
-    documents: list[np.ndarray],
-    monkeypatch: pytest.MonkeyPatch,
-    home: Any,
-    name: str,
-    kind: str,
-) -> None:
-    before = files(make(tmp_path / "a", documents[:20], num_centroids=4).path)
-    monkeypatch.setattr(home, name, full_disk if kind == "disk" else interrupt)
-    error, message = (OSError, "No space left") if kind == "disk" else (KeyboardInterrupt, None)
-    with pytest.raises(error, match=message):
-        make(tmp_path / "a", documents, overwrite=True, num_centroids=4)
-    with pytest.raises(error, match=message):
-        make(tmp_path / "b", documents, num_centroids=4)
-    assert [each.name for each in tmp_path.iterdir()] == ["a"]
-    assert files(tmp_path / "a") == before
-    Index.open(tmp_path / "a").verify()
-
-
-def interrupt(*_: Any, **__: Any) -> None:
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("error", [LookupError(), KeyboardInterrupt(), SystemExit()])
-def test_a_source_that_fails(tmp_path: Path, error: BaseException) -> None:
-    with pytest.raises(type(error)):
-        make(tmp_path / "a", failing(30, error))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_old_index_returns_if_the_new_one_cannot_be_moved(
-    tmp_path: Path, documents: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = files(make(tmp_path / "a", documents[:20]).path)
-    rename = Path.rename
-
-    def refuse(path: Path, target: Path) -> Path:
-        if ".building-" in path.name:
-            raise PermissionError("no")
-        return rename(path, target)
-
-    monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(PermissionError):
-        make(tmp_path / "a", documents, overwrite=True)
-    assert [each.name for each in tmp_path.iterdir()] == ["a"]
-    assert files(tmp_path / "a") == before
-
-
-def run(code: str, path: Path) -> subprocess.Popen[str]:
-    script = textwrap.dedent(
-        """
-        import sys, time
-        import numpy as np
-        from colbert_fast import Index
-        def documents():
-            rng = np.random.default_rng(0)
-            for i in range(300):
-                yield rng.standard_normal((200, 64), dtype=np.float32)
-        """
-    ) + textwrap.dedent(code)
-    return subprocess.Popen(
-        [sys.executable, "-c", script, str(path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_ctrl_c(tmp_path: Path) -> None:
-    process = run(
-        """
-        def endless():
-            yield from documents()
-            print("reading", flush=True)
-            while True:
-                time.sleep(0.01)
-                yield np.ones((1, 64))
-        Index.build(sys.argv[1], endless(), progress=False)
-        """,
-        tmp_path / "a",
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "reading\n"
-    assert [each.name.startswith("a.building-") for each in tmp_path.iterdir()] == [True]
-    building = next(tmp_path.iterdir())
-    with pytest.raises(IndexFormatError, match="unfinished build"):
-        Index.open(building)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode not in (0, None)
-    assert "KeyboardInterrupt" in err
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_FSIZE as Linux has it")
-def test_files_that_may_not_grow(tmp_path: Path) -> None:
-    process = run(
-        """
-        import resource
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-        try:
-            Index.build(sys.argv[1], documents(), progress=False)
-        except OSError as error:
-            print(error)
-        """,
-        tmp_path / "a",
-    )
-    out, err = process.communicate(timeout=60)
-    assert "File too large" in out, err
-    assert "spill.tmp" in out
-    assert list(tmp_path.iterdir()) == []
-
-
-# ---- the place
-
-
-def test_an_existing_path_is_refused_before_any_work(
-    tmp_path: Path, documents: list[np.ndarray]
-) -> None:
-    make(tmp_path / "a", documents[:20])
-    before = files(tmp_path / "a")
-    with pytest.raises(IndexExistsError, match="already exists; pass overwrite=True"):
-        make(tmp_path / "a", failing(0, AssertionError("read a document")))
-    assert files(tmp_path / "a") == before
-    index = make(tmp_path / "a", documents, overwrite=True)
-    assert len(index) == 120
-    assert [each.name for each in tmp_path.iterdir()] == ["a"]
-
-
-@pytest.mark.skipif(os.name == "nt", reason="an open index cannot be moved on Windows")
-def test_a_reader_keeps_the_index_it_opened(tmp_path: Path, documents: list[np.ndarray]) -> None:
-    old = make(tmp_path / "a", documents[:20])
-    expected = old.search(documents[3], k=5)
-    make(tmp_path / "a", documents, overwrite=True)
-    assert old.search(documents[3], k=5) == expected
-    assert len(Index.open(tmp_path / "a")) == 120
-
-
-def plain_file(path: Path) -> None:
-    path.write_text("x")
-
-
-def full_folder(path: Path) -> None:
-    path.mkdir()
-    (path / "thesis.txt").write_text("x")
-
-
-def dangling_link(path: Path) -> None:
-    path.symlink_to("nowhere")
-
-
-@pytest.mark.parametrize("put", [plain_file, full_folder, dangling_link])
-def test_overwrite_replaces_nothing_but_an_index(
-    tmp_path: Path, documents: list[np.ndarray], put: Callable[[Path], None]
-) -> None:
-    put(tmp_path / "a")
-    with pytest.raises(IndexExistsError, match="already exists"):
-        make(tmp_path / "a", documents)
-    with pytest.raises(IndexExistsError, match="is not a colbert_fast index"):
-        make(tmp_path / "a", documents, overwrite=True)
-    assert [each.name for each in tmp_path.iterdir()] == ["a"]
-
-
-def test_an_empty_folder_may_be_overwritten(tmp_path: Path, documents: list[np.ndarray]) -> None:
-    (tmp_path / "a").mkdir()
-    make(tmp_path / "a", documents, overwrite=True).verify()
-
-
-def test_missing_parent_and_reserved_names(tmp_path: Path, documents: list[np.ndarray]) -> None:
-    with pytest.raises(FileNotFoundError, match=r"the folder .* does not exist; create it first"):
-        make(tmp_path / "no" / "a", documents)
-    with pytest.raises(ValueError, match="kept for unfinished builds"):
-        make(tmp_path / "a.building-1", documents)
-
-
-def test_an_index_built_meanwhile_is_not_replaced(
-    tmp_path: Path, documents: list[np.ndarray]
-) -> None:
-    def source() -> Iterator[np.ndarray]:
-        yield from documents
-        make(tmp_path / "a", documents[:20])
-
-    with pytest.raises(IndexExistsError):
-        make(tmp_path / "a", source())
-    assert len(Index.open(tmp_path / "a")) == 20
-
-
-def test_leftovers_are_mentioned(
-    tmp_path: Path, documents: list[np.ndarray], caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "a.building-0000").mkdir()
-    with caplog.at_level(logging.WARNING):
-        make(tmp_path / "a", documents[:20])
-    assert "a.building-0000 is left from an unfinished build" in caplog.text
 
 
 def test_relative_paths(

@@ -68,6 +68,7 @@ CHANGES = {
     "zero": (lambda c: c.update(num_tokens=0), '"num_tokens" must be at least 1'),
     "codec": (lambda c: c.update(codec="zip"), "unknown codec 'zip'"),
     "totals": (lambda c: c.update(num_documents=11), "do not add up"),
+    "no store": (lambda c: c["files"].pop("documents.sqlite"), "does not list documents.sqlite"),
     "no segment": (lambda c: c.update(segments=[]), "one segment, got 0"),
     "bad segment": (lambda c: c["segments"][0].pop("name"), "missing keys"),
     "segment path": (lambda c: c["segments"][0].update(name="../x"), "not a path inside"),

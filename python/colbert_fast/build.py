@@ -34,7 +34,13 @@ from colbert_fast.compress.kmeans import fit_centroids
 from colbert_fast.ingest import Chunk, TokenStream, check_ids, read_documents
 from colbert_fast.kernels import ops
 from colbert_fast.storage.documents import DocumentId, DocumentWriter
-from colbert_fast.storage.manifest import Manifest, SegmentRecord, library_version, record_files
+from colbert_fast.storage.manifest import (
+    STORE,
+    Manifest,
+    SegmentRecord,
+    library_version,
+    record_files,
+)
 from colbert_fast.storage.segments import SegmentWriter
 from colbert_fast.storage.spill import Spill
 from colbert_fast.storage.transactions import check_target, replace_folder
@@ -47,7 +53,6 @@ __all__ = ["BuildOptions", "build_index"]
 logger = logging.getLogger(__name__)
 
 _SEGMENT = "segment-000000"
-_STORE = "documents.sqlite"
 _SPILL_TOKENS = 1 << 24  # 4 GiB of disk at 128 dimensions
 _SAMPLE_TOKENS = 1 << 21  # 512 MiB of memory at 128 dimensions
 _POINTS_PER_CENTROID = 256  # more make k-means slower, not better (faiss's default)
@@ -95,7 +100,7 @@ def build_index(
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(replace_folder(path, overwrite=options.overwrite))
-        store = stack.enter_context(DocumentWriter(folder / _STORE))
+        store = stack.enter_context(DocumentWriter(folder / STORE))
         stream = TokenStream(
             read_documents(documents, ids),
             store,
@@ -217,7 +222,7 @@ def _write_manifest(
         num_tokens=segment.num_tokens,
         segments=(SegmentRecord(_SEGMENT, segment.num_documents, segment.num_tokens),),
         model=None if model is None else str(model.name),
-        files=record_files(folder, [_STORE, *own, *arrays]),
+        files=record_files(folder, [STORE, *own, *arrays]),
         created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         library_version=library_version(),
     ).write(folder)

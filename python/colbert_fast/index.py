@@ -19,7 +19,7 @@ from colbert_fast.search.queries import check_vectors, read_queries, read_subset
 from colbert_fast.search.results import Hit, make_hits
 from colbert_fast.search.retrieve import retrieve
 from colbert_fast.storage.documents import DocumentId, DocumentStore
-from colbert_fast.storage.manifest import Manifest
+from colbert_fast.storage.manifest import STORE, Manifest
 from colbert_fast.storage.segments import Segment
 from colbert_fast.storage.transactions import is_building
 
@@ -58,7 +58,7 @@ class Index:
             num_tokens=manifest.num_tokens,
             num_centroids=manifest.num_centroids,
         )
-        self._store = DocumentStore(path / "documents.sqlite", manifest.num_documents)
+        self._store = DocumentStore(path / STORE, manifest.num_documents)
 
     @classmethod
     def build(
@@ -343,33 +343,8 @@ class Index:
         return self._store.ids()
 
     def info(self) -> dict[str, Any]:
-        """Sizes and settings.
-
-        ``bytes_per_token`` counts all files, ``vector_bytes_per_token`` all but the document store
-        (ids, texts, metadata); the compression ratios compare the latter with uncompressed vectors.
-        """
-        manifest = self._manifest
-        manifest_size = (self._path / "manifest.json").stat().st_size
-        total = manifest_size + sum(record.size for record in manifest.files.values())
-        vectors = total - manifest.files["documents.sqlite"].size
-        tokens = manifest.num_tokens
-        return {
-            "path": str(self._path),
-            "documents": manifest.num_documents,
-            "tokens": tokens,
-            "dim": manifest.dim,
-            "codec": manifest.codec,
-            "nbits": manifest.nbits,
-            "centroids": manifest.num_centroids,
-            "bytes": total,
-            "bytes_per_token": total / tokens,
-            "vector_bytes_per_token": vectors / tokens,
-            "compression_vs_float32": 4 * manifest.dim * tokens / vectors,
-            "compression_vs_float16": 2 * manifest.dim * tokens / vectors,
-            "model": manifest.model,
-            "created_at": manifest.created_at,
-            "library_version": manifest.library_version,
-        }
+        """Sizes and settings; see `Manifest.summary`."""
+        return {"path": str(self._path), **self._manifest.summary(self._path)}
 
     def verify(self) -> None:
         """Read every file and compare it with its checksum; check that all codes are in range.

@@ -14,6 +14,8 @@ from colbert_fast.errors import IndexFormatError
 
 __all__ = [
     "FORMAT",
+    "NAME",
+    "STORE",
     "VERSION",
     "FileRecord",
     "Manifest",
@@ -25,6 +27,7 @@ __all__ = [
 FORMAT = "colbert_fast"
 VERSION = 1
 NAME = "manifest.json"
+STORE = "documents.sqlite"
 _CODECS = ("plaid", "float16")
 _BLOCK = 1 << 20
 
@@ -117,12 +120,39 @@ class Manifest:
         for name in ("nbits", "dim", "num_centroids", "num_documents", "num_tokens"):
             if getattr(self, name) < 1:
                 raise IndexFormatError(f'{path}: "{name}" must be at least 1')
+        if STORE not in self.files:
+            raise IndexFormatError(f'{path}: "files" does not list {STORE}')
         if len(self.segments) != 1:
             raise IndexFormatError(f"{path}: version 1 has one segment, got {len(self.segments)}")
         segment = self.segments[0]
         _checked_name(segment.name, path)
         if (segment.num_documents, segment.num_tokens) != (self.num_documents, self.num_tokens):
             raise IndexFormatError(f"{path}: the segments do not add up to the index's totals")
+
+    def summary(self, folder: Path) -> dict[str, Any]:
+        """Sizes and settings of the index in `folder`.
+
+        ``bytes_per_token`` counts all files, ``vector_bytes_per_token`` all but the document store
+        (ids, texts, metadata); the compression ratios compare the latter with uncompressed vectors.
+        """
+        total = (folder / NAME).stat().st_size + sum(each.size for each in self.files.values())
+        vectors = total - self.files[STORE].size
+        return {
+            "documents": self.num_documents,
+            "tokens": self.num_tokens,
+            "dim": self.dim,
+            "codec": self.codec,
+            "nbits": self.nbits,
+            "centroids": self.num_centroids,
+            "bytes": total,
+            "bytes_per_token": total / self.num_tokens,
+            "vector_bytes_per_token": vectors / self.num_tokens,
+            "compression_vs_float32": 4 * self.dim * self.num_tokens / vectors,
+            "compression_vs_float16": 2 * self.dim * self.num_tokens / vectors,
+            "model": self.model,
+            "created_at": self.created_at,
+            "library_version": self.library_version,
+        }
 
     def check_sizes(self, folder: Path) -> None:
         """Compare the size of every file with its record (cheap: nothing is read)."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from colbert_fast.errors import IndexExistsError
+from colbert_fast.storage.manifest import NAME, STORE
 
 __all__ = ["check_target", "is_building", "replace_folder"]
 
@@ -61,7 +62,7 @@ def _looks_like_index(path: Path) -> bool:
     if path.is_symlink() or not path.is_dir():
         return False
     names = {entry.name for entry in path.iterdir()}
-    return not names or {"manifest.json", "documents.sqlite"} <= names
+    return not names or {NAME, STORE} <= names
 
 
 @contextmanager
