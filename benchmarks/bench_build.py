@@ -47,7 +47,7 @@ def start_of(points: np.ndarray, num_centroids: int) -> np.ndarray:
 def torch_kmeans(points: np.ndarray, num_centroids: int) -> np.ndarray:
     x, centroids = torch.from_numpy(points), torch.from_numpy(start_of(points, num_centroids))
     for _ in range(ITERATIONS):
-        codes = torch.cat([(block @ centroids.T).argmax(1) for block in x.split(1024)])
+        codes = torch.cat([(block @ centroids.T).argmax(1) for block in x.split(512)])
         sums = torch.zeros_like(centroids).index_add_(0, codes, x)
         centroids = torch.nn.functional.normalize(sums, dim=1)
     return centroids.numpy()
@@ -56,7 +56,7 @@ def torch_kmeans(points: np.ndarray, num_centroids: int) -> np.ndarray:
 def numpy_kmeans(points: np.ndarray, num_centroids: int) -> np.ndarray:
     centroids = start_of(points, num_centroids)
     for _ in range(ITERATIONS):
-        blocks = (points[i : i + 1024] for i in range(0, len(points), 1024))
+        blocks = (points[i : i + 512] for i in range(0, len(points), 512))
         codes = np.concatenate([(block @ centroids.T).argmax(1) for block in blocks])
         order = np.argsort(codes, kind="stable")
         cells, starts = np.unique(codes[order], return_index=True)

@@ -36,18 +36,12 @@ SMALLEST_NORM = 1e-12
 class InvertedLists(NamedTuple):
     """For each centroid the ascending ids of the documents with a token in its cell.
 
-    Attributes
-    ----------
-    counts : int32 (K,)
-        Documents in each list.
-    offsets : int64 (K + 1,)
-        Where each list starts in ``data``; the last entry is ``len(data)``.
-    data : uint8
-        The lists, see :func:`build_lists`.
+    List ``c`` has ``counts[c]`` ids in ``data[offsets[c] : offsets[c + 1]]``; see
+    :func:`build_lists`.
     """
 
-    counts: Int32
-    offsets: Int64
+    counts: Int32  # (K,)
+    offsets: Int64  # (K + 1,)
     data: UInt8
 
 
@@ -81,7 +75,7 @@ def unpack_residuals(packed: UInt8, nbits: int) -> UInt8:
     dim = packed.shape[1] * 8 // nbits
     bits = np.unpackbits(packed, axis=1)[:, _bit_positions(dim, nbits)]
     values = np.bitwise_or.reduce(bits << np.arange(nbits, dtype=np.uint8), axis=2)
-    return cast(UInt8, values.astype(np.uint8))
+    return np.ascontiguousarray(values, np.uint8)
 
 
 def compress(embeddings: Array, centroids: Float32, cutoffs: Float32) -> tuple[Int32, UInt8]:
@@ -237,7 +231,8 @@ def top_centroids(scores: Float32, nprobe: int) -> Int32:
 
     Of equal scores the lowest centroid comes first.
     """
-    return np.argsort(-scores, axis=0, kind="stable")[:nprobe].T.astype(np.int32)
+    best = np.argsort(-scores, axis=0, kind="stable")[:nprobe].T
+    return np.ascontiguousarray(best, np.int32)
 
 
 def build_lists(codes: Array, doclens: Int32, num_centroids: int) -> InvertedLists:
