@@ -173,8 +173,9 @@ def test_verify_checks_the_codes_themselves(copied: Path) -> None:
     record = record_files(folder, ["segment-000000/codes.npy"])["segment-000000/codes.npy"]
     contents["files"]["segment-000000/codes.npy"] = vars(record)
     (folder / "manifest.json").write_text(json.dumps(contents))
-    with pytest.raises(IndexFormatError, match=r"codes\.npy: a code outside"):
-        Index.open(folder).verify()
+    for use in (Index.verify, lambda index: index.search(np.eye(32, dtype=np.float32))):
+        with pytest.raises(IndexFormatError, match=r"codes\.npy: a code outside"):
+            use(Index.open(folder))
 
 
 def test_damaged_lists_are_found_by_a_search(copied: Path) -> None:

@@ -38,6 +38,8 @@ def test_appended_files_are_ordinary_npy_files(
         writer.append(piece)
     writer.close()
     expected = np.concatenate(pieces)
+    np.save(tmp_path / "b.npy", expected)
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
     for loaded in (
         np.load(tmp_path / "a.npy"),
         np.load(tmp_path / "a.npy", mmap_mode="r"),

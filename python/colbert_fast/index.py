@@ -144,8 +144,9 @@ class Index:
     def open(cls, path: str | os.PathLike[str], *, model: ColBERT | None = None) -> Index:
         """Open an index by mapping its files; only centroids and document lengths are read.
 
-        What can be told from sizes, headers and lengths is checked here. Flipped bits are not:
-        call `verify` once on an index that comes from elsewhere or from a disk you doubt.
+        What can be told from sizes, headers and lengths is checked here, and the range of the
+        codes (2 or 4 bytes per token) by the first search. Other flipped bits are not: call
+        `verify` once on an index that comes from elsewhere or from a disk you doubt.
 
         Parameters
         ----------
@@ -270,6 +271,8 @@ class Index:
         from colbert_fast.search.pipeline import Searcher
 
         segment = self._arrays()
+        # The kernels look codes up without a check, so one out of range would be a crash.
+        segment.check_codes(self._segment_path, self._manifest.num_centroids)
         columns = segment.columns
         return Searcher(
             centroids=self._codec.centroids,

@@ -74,9 +74,9 @@ class NpyWriter:
 
 
 def _header(column: Column, rows: int) -> bytes:
-    """The .npy header, version 1.0, padded to `_HEADER_BYTES`."""
+    """The .npy header, version 1.0, padded to `_HEADER_BYTES`: the bytes that `np.save` writes."""
     shape = (rows, *column.row)
-    text = repr({"descr": column.dtype.str, "fortran_order": False, "shape": shape})
+    text = f"{{'descr': '{column.dtype.str}', 'fortran_order': False, 'shape': {shape}, }}"
     body = text.encode("ascii").ljust(_HEADER_BYTES - 11) + b"\n"
     return b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body
 
@@ -260,6 +260,8 @@ class Segment:
     def check_codes(self, folder: Path, num_centroids: int, *, block: int = 1 << 22) -> None:
         """Read all codes and check that each names a centroid."""
         codes = self.columns["codes"]
+        if codes.dtype == np.uint16 and num_centroids > np.iinfo(np.uint16).max:
+            return
         for start in range(0, len(codes), block):
             part = codes[start : start + block]
             if part.min() < 0 or part.max() >= num_centroids:
