@@ -6,6 +6,7 @@
 
 #include <pybind11/stl.h>
 
+#include "aligned.h"
 #include "array_view.h"
 #include "checks.h"
 #include "cpu/dispatch.h"
@@ -18,9 +19,9 @@ using namespace colbert_fast;
 namespace {
 
 // A (K, nq) table with its rows padded to whole panels.
-std::vector<float> padded(const View &scores, std::size_t lanes) {
+AlignedVector<float> padded(const View &scores, std::size_t lanes) {
   const std::size_t n = scores.dim(0), nq = scores.dim(1);
-  std::vector<float> table(n * lanes, 0.0f);
+  AlignedVector<float> table(n * lanes, 0.0f);
   for (std::size_t c = 0; c < n; ++c)
     std::memcpy(table.data() + c * lanes, scores.as<const float>() + c * nq, nq * sizeof(float));
   return table;
@@ -39,7 +40,7 @@ void centroid_scores(const py::object &query, const py::object &centroids,
   QueryPanels panels;
   panels.pack(q.as<const float>(), nq, dim);
   parallel_for(c.dim(0), 256, [&](std::size_t begin, std::size_t end) {
-    std::vector<float> block((end - begin) * panels.lanes());
+    AlignedVector<float> block((end - begin) * panels.lanes());
     kernels().scores(panels.f32(), c.as<const float>() + begin * dim, end - begin, block.data());
     for (std::size_t i = begin; i < end; ++i)
       std::memcpy(out.as<float>() + i * nq, block.data() + (i - begin) * panels.lanes(),
@@ -55,7 +56,7 @@ void top_centroids(const py::object &scores, const py::object &cells) {
     throw py::value_error("`nprobe` must be from 1 to the number of centroids, " +
                           std::to_string(s.dim(0)) + ", got " + std::to_string(nprobe));
   const py::gil_scoped_release release;
-  const std::vector<float> table = padded(s, lanes);
+  const AlignedVector<float> table = padded(s, lanes);
   std::vector<float> values(lanes * nprobe, -std::numeric_limits<float>::infinity());
   std::vector<std::int32_t> ids(lanes * nprobe, -1);
   kernels().probe(table.data(), 0, s.dim(0), lanes, nprobe, values.data(), ids.data());
@@ -130,8 +131,8 @@ void approximate_maxsim(const py::object &scores, const py::object &codes,
 
   const py::gil_scoped_release release;
   const std::size_t nq = s.dim(1), lanes = lanes_of(nq);
-  const std::vector<float> table = padded(s, lanes);
-  std::vector<float> init(lanes, 0.0f);
+  const AlignedVector<float> table = padded(s, lanes);
+  AlignedVector<float> init(lanes, 0.0f);
   std::fill_n(init.begin(), nq, -9999.0f); // PLAID's score of a token that nothing matched
   std::vector<std::uint8_t> keep;
   if (threshold)

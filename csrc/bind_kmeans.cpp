@@ -1,5 +1,6 @@
 #include <numeric>
 
+#include "aligned.h"
 #include "array_view.h"
 #include "checks.h"
 #include "cpu/dispatch.h"
@@ -20,7 +21,7 @@ void assign(const py::object &points, const py::object &centroids, const py::obj
   const std::size_t dim = x.dim(1), row_bytes = dim * (x.dtype == DType::f32 ? 4 : 2);
   const py::gil_scoped_release release;
   parallel_for(x.dim(0), kAssignBlock, [&](std::size_t begin, std::size_t end) {
-    std::vector<float> scratch(kAssignBlock * dim);
+    AlignedVector<float> scratch(kAssignBlock * dim);
     kernels().assign(x.as<const char>() + begin * row_bytes, x.dtype, end - begin, dim,
                      c.as<const float>(), c.dim(0), scratch.data(), out.as<std::int32_t>() + begin,
                      scores.as<float>() + begin);

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "aligned.h"
 #include "array_view.h"
 #include "checks.h"
 #include "cpu/dispatch.h"
@@ -64,7 +65,7 @@ void compress(const py::object &embeddings, const py::object &centroids, const p
 
   const py::gil_scoped_release release;
   parallel_for(points.dim(0), kAssignBlock, [&](std::size_t begin, std::size_t end) {
-    std::vector<float> scratch(kAssignBlock * dim);
+    AlignedVector<float> scratch(kAssignBlock * dim);
     float best[kAssignBlock];
     const char *at = points.as<const char>() + begin * dim * bytes;
     std::int32_t *codes_at = out_codes.as<std::int32_t>() + begin;
@@ -153,7 +154,7 @@ void residual_maxsim(const py::object &query, const py::object &codes, const py:
   const py::gil_scoped_release release;
   QueryPanels panels;
   panels.pack(q.as<const float>(), q.dim(0), decoder.dim);
-  std::vector<float> table;
+  AlignedVector<float> table;
   if (int8) {
     panels.pack_i8(decoder.nbits, packed.tables.low(), packed.tables.step());
     table.resize(n_centroids * panels.lanes());

@@ -1,8 +1,7 @@
 // A query in the layouts that kernels read. Owns its memory and keeps it from query to query.
 #pragma once
 
-#include <vector>
-
+#include "aligned.h"
 #include "cpu/kernels.h"
 
 namespace colbert_fast {
@@ -22,8 +21,8 @@ public:
   std::size_t count() const { return count_; }
 
 private:
-  std::vector<float> f32_, scale_, base_;
-  std::vector<std::int8_t> i8_;
+  AlignedVector<float> f32_, scale_, base_;
+  AlignedVector<std::int8_t> i8_;
   std::size_t count_ = 0, n_panels_ = 0, dim_ = 0;
 };
 

@@ -44,7 +44,8 @@ void keep_best(std::vector<Hit> &hits, std::size_t n) {
 
 struct Searcher::Arena {
   QueryPanels query;
-  std::vector<float> scores, probe_values, init;
+  AlignedVector<float> scores, init;
+  std::vector<float> probe_values;
   std::vector<std::int32_t> cells, ids;
   std::vector<std::uint8_t> keep;
   std::vector<std::uint64_t> seen;
