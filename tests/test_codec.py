@@ -1,4 +1,4 @@
-"""The codecs: buckets at the quantiles, encode and decode as the reference, files read back."""
+"""The codecs: where the buckets lie, encode and decode as the reference, files read back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic import clustered, unit
 
 from colbert_fast.compress.codec import (
     NBITS,
@@ -14,11 +13,13 @@ from colbert_fast.compress.codec import (
     ResidualCodec,
     check_dim,
     check_nbits,
+    lloyd_max,
     open_codec,
 )
 from colbert_fast.errors import IndexFormatError
 from colbert_fast.kernels import reference
 from colbert_fast.storage.segments import write_npy
+from synthetic import clustered, unit
 
 
 @pytest.fixture
@@ -32,10 +33,10 @@ def centroids(points: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("nbits", NBITS)
-def test_buckets_are_the_quantiles_of_all_residual_components(
+def test_plaid_buckets_are_the_quantiles_of_all_residual_components(
     points: np.ndarray, centroids: np.ndarray, nbits: int
 ) -> None:
-    codec = ResidualCodec.fit(centroids, points, nbits=nbits)
+    codec = ResidualCodec.fit(centroids, points, nbits=nbits, name="plaid")
     assert codec.nbits == nbits
     rounded = centroids.astype(np.float16).astype(np.float64)
     np.testing.assert_array_equal(codec.centroids, rounded)
@@ -48,6 +49,35 @@ def test_buckets_are_the_quantiles_of_all_residual_components(
     np.testing.assert_allclose(codec.weights, expected, atol=1e-6)
     assert (codec.weights[:-1] <= codec.cutoffs).all()
     assert (codec.cutoffs <= codec.weights[1:]).all()
+
+
+def test_lloyd_max_of_the_normal_distribution(rng: np.random.Generator) -> None:
+    values = np.sort(rng.standard_normal(1_000_000).astype(np.float32))
+    cutoffs, weights = lloyd_max(values, 4)
+    # J. Max, "Quantizing for minimum distortion" (1960), table I, four levels.
+    np.testing.assert_allclose(cutoffs, [-0.9816, 0, 0.9816], atol=0.01)
+    np.testing.assert_allclose(weights, [-1.510, -0.4528, 0.4528, 1.510], atol=0.01)
+
+
+def test_lloyd_max_of_repeated_values() -> None:
+    values = np.repeat(np.float32([-1, 2]), 50)
+    cutoffs, weights = lloyd_max(values, 16)
+    assert (np.diff(weights) >= 0).all()
+    assert (np.diff(cutoffs) >= 0).all()
+    decoded = weights[np.searchsorted(cutoffs, values)]
+    np.testing.assert_allclose(decoded, values, atol=1e-6)
+
+
+@pytest.mark.parametrize("nbits", NBITS)
+def test_residual_buckets_err_less_than_quantiles(
+    points: np.ndarray, centroids: np.ndarray, nbits: int
+) -> None:
+    errors = []
+    for name in ("residual", "plaid"):
+        codec = ResidualCodec.fit(centroids, points, nbits=nbits, name=name)
+        assert codec.name == name
+        errors.append(np.square(codec.decode(codec.encode(points)) - points).sum())
+    assert errors[0] < errors[1]
 
 
 @pytest.mark.parametrize("nbits", NBITS)
@@ -112,7 +142,7 @@ def test_saved_files_give_the_same_codec(
 ) -> None:
     codec = ResidualCodec.fit(centroids, points, nbits=nbits)
     assert codec.save(tmp_path) == ["centroids.npy", "cutoffs.npy", "weights.npy"]
-    opened = open_codec(tmp_path, "plaid", nbits=nbits, dim=64, num_centroids=32)
+    opened = open_codec(tmp_path, "residual", nbits=nbits, dim=64, num_centroids=32)
     assert isinstance(opened, ResidualCodec)
     for name in ("centroids", "cutoffs", "weights"):
         np.testing.assert_array_equal(getattr(opened, name), getattr(codec, name))

@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from colbert_fast.compress.codec import (
     Codec,
-    CodecName,
     Float16Codec,
     ResidualCodec,
     check_dim,
@@ -35,7 +34,9 @@ from colbert_fast.ingest import Chunk, TokenStream, check_ids, read_documents
 from colbert_fast.kernels import ops
 from colbert_fast.storage.documents import DocumentId, DocumentWriter
 from colbert_fast.storage.manifest import (
+    CODECS,
     STORE,
+    CodecName,
     Manifest,
     SegmentRecord,
     library_version,
@@ -64,7 +65,7 @@ class BuildOptions:
     """The settings of a build; see `Index.build`."""
 
     nbits: int = 2
-    codec: CodecName = "plaid"
+    codec: CodecName = "residual"
     num_centroids: int | None = None
     kmeans_iterations: int = 4
     seed: int = 42
@@ -73,9 +74,9 @@ class BuildOptions:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if self.codec not in ("plaid", "float16"):
-            raise ValueError(f"codec must be 'plaid' or 'float16', got {self.codec!r}")
-        if self.codec == "plaid":
+        if self.codec not in CODECS:
+            raise ValueError(f"codec must be one of {CODECS}, got {self.codec!r}")
+        if self.codec != "float16":
             check_nbits(self.nbits)
         for name, least in (("num_centroids", 1), ("kmeans_iterations", 0), ("pool_factor", 1)):
             value = getattr(self, name)
@@ -198,7 +199,7 @@ def _fit(spill: Spill, expected: int | None, options: BuildOptions) -> Codec:
         )
     if options.codec == "float16":
         return Float16Codec.fit(centroids)
-    return ResidualCodec.fit(centroids, sample[-held:], nbits=options.nbits)
+    return ResidualCodec.fit(centroids, sample[-held:], nbits=options.nbits, name=options.codec)
 
 
 def _write_lists(segment: SegmentWriter, num_centroids: int) -> None:

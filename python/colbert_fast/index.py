@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from colbert_fast.compress.codec import CodecName, open_codec
+from colbert_fast.compress.codec import open_codec
 from colbert_fast.errors import CheckpointError, IndexFormatError
 from colbert_fast.search.params import Mode, SearchParams
 from colbert_fast.search.queries import check_vectors, read_queries, read_subset
 from colbert_fast.search.results import Hit, make_hits
 from colbert_fast.search.retrieve import retrieve
 from colbert_fast.storage.documents import DocumentId, DocumentStore
-from colbert_fast.storage.manifest import STORE, Manifest
+from colbert_fast.storage.manifest import STORE, CodecName, Manifest
 from colbert_fast.storage.segments import Segment
 from colbert_fast.storage.transactions import is_building
 
@@ -69,7 +69,7 @@ class Index:
         model: ColBERT | None = None,
         ids: Iterable[DocumentId] | None = None,
         nbits: int = 2,
-        codec: CodecName = "plaid",
+        codec: CodecName = "residual",
         num_centroids: int | None = None,
         kmeans_iterations: int = 4,
         seed: int = 42,
@@ -97,10 +97,11 @@ class Index:
             One id (str or int) per document, for documents that carry none. By default they are
             numbered from 0.
         nbits
-            Bits per dimension for codec "plaid": 1, 2, 3, 4 or 8.
+            Bits per dimension of a residual: 1, 2, 3, 4 or 8.
         codec
-            "plaid": centroid plus residual of `nbits` bits per dimension. "float16": the vectors
-            themselves, 2 bytes per dimension.
+            "residual": centroid plus `nbits` bits per dimension, at the levels of least error.
+            "plaid": the same at PLAID's levels, quantiles; no smaller, less exact. "float16": the
+            vectors themselves, 2 bytes per dimension, as ColBERT v1 kept them.
         num_centroids
             By default 2^floor(log2(16 * sqrt(tokens))), at most the tokens sampled.
         kmeans_iterations

@@ -5,21 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from colbert_fast.errors import IndexFormatError
 from colbert_fast.kernels import ops
+from colbert_fast.storage.manifest import CodecName
 from colbert_fast.storage.segments import Column, open_npy, write_npy
 
-__all__ = ["NBITS", "Codec", "CodecName", "Float16Codec", "ResidualCodec", "open_codec"]
+__all__ = ["NBITS", "Codec", "Float16Codec", "ResidualCodec", "open_codec"]
 
-CodecName = Literal["plaid", "float16"]
 NBITS = (1, 2, 3, 4, 8)
 _MAX_UINT16_CENTROIDS = 1 << 16
 _MAX_DIM = 1024
+_LLOYD_STEPS = 200
+_LLOYD_TOLERANCE = 1e-6  # of the values' range
 
 Columns = Mapping[str, npt.NDArray[Any]]
 
@@ -66,7 +68,9 @@ def _code_dtype(num_centroids: int) -> np.dtype[Any]:
 
 @dataclasses.dataclass(frozen=True)
 class ResidualCodec:
-    """Centroid id plus `nbits` per dimension of the residual (PLAID's codec).
+    """Centroid id plus `nbits` per dimension of the residual (ColBERTv2, section 3.3).
+
+    "residual" and "plaid" are stored and decoded alike, and differ in where `fit` puts the buckets.
 
     Attributes
     ----------
@@ -79,16 +83,22 @@ class ResidualCodec:
     cutoffs: npt.NDArray[np.float32]
     weights: npt.NDArray[np.float32]
 
-    name: CodecName = dataclasses.field(default="plaid", init=False)
+    name: CodecName = "residual"
 
     @classmethod
     def fit(
-        cls, centroids: npt.NDArray[np.float32], heldout: npt.NDArray[Any], *, nbits: int
+        cls,
+        centroids: npt.NDArray[np.float32],
+        heldout: npt.NDArray[Any],
+        *,
+        nbits: int,
+        name: CodecName = "residual",
     ) -> ResidualCodec:
-        """Place the buckets at the quantiles of the residuals of held-out vectors.
+        """Place the buckets by the residuals of held-out vectors, all components together.
 
-        With b bits, cutoffs are the quantiles i/2^b and weights the quantiles (i+0.5)/2^b of all
-        components of all residuals together (ColBERTv2, section 3.3).
+        "plaid": with b bits, cutoffs are the quantiles i/2^b and weights the quantiles (i+0.5)/2^b,
+        as ColBERTv2 has them. "residual": the levels of least squared error (`lloyd_max`), for the
+        same bytes.
 
         Parameters
         ----------
@@ -98,16 +108,21 @@ class ResidualCodec:
             float32 or float16 (n, dim), n >= 1; best not used to fit the centroids.
         nbits
             1, 2, 3, 4 or 8.
+        name
+            "residual" or "plaid".
         """
         check_nbits(nbits)
         rounded = round_centroids(centroids)
         codes, _ = ops.assign(heldout, rounded)
         residuals = heldout.astype(np.float32)
         residuals -= rounded[codes]
-        levels = 1 << nbits
-        at = np.arange(1, 2 * levels) / (2 * levels)
-        quantiles = np.quantile(residuals.ravel(), at, overwrite_input=True).astype(np.float32)
-        return cls(rounded, quantiles[1::2].copy(), quantiles[0::2].copy())
+        values = residuals.ravel()
+        values.sort()
+        if name == "plaid":
+            cutoffs, weights = quantile_levels(values, 1 << nbits)
+        else:
+            cutoffs, weights = lloyd_max(values, 1 << nbits)
+        return cls(rounded, cutoffs, weights, name)
 
     @property
     def nbits(self) -> int:
@@ -140,6 +155,41 @@ class ResidualCodec:
         write_npy(folder / "cutoffs.npy", self.cutoffs)
         write_npy(folder / "weights.npy", self.weights)
         return ["centroids.npy", "cutoffs.npy", "weights.npy"]
+
+
+Levels = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+
+
+def quantile_levels(values: npt.NDArray[np.float32], n: int) -> Levels:
+    """Cutoffs (n - 1,) between, and weights (n,) in the middle of, n equally full buckets.
+
+    `values` is sorted, which makes the quantiles look-ups.
+    """
+    at = np.quantile(values, np.arange(1, 2 * n) / (2 * n)).astype(np.float32)
+    return at[1::2].copy(), at[0::2].copy()
+
+
+def lloyd_max(values: npt.NDArray[np.float32], n: int) -> Levels:
+    """Cutoffs (n - 1,) and weights (n,) of least squared error, for sorted `values`.
+
+    Lloyd's iteration from the quantiles: a cutoff lies midway between its weights, a weight is the
+    mean of its bucket (S. Lloyd, "Least squares quantization in PCM", 1982; J. Max, 1960).
+    """
+    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    weights = quantile_levels(values, n)[1].astype(np.float64)
+    for _ in range(_LLOYD_STEPS):
+        cutoffs = (weights[1:] + weights[:-1]) / 2
+        ends = np.searchsorted(values, cutoffs, side="right")
+        edges = np.concatenate([[0], ends, [len(values)]])
+        counts = np.diff(edges)
+        # An empty bucket, of values that repeat, keeps its weight.
+        means = np.divide(np.diff(sums[edges]), counts, out=weights.copy(), where=counts > 0)
+        moved = np.abs(means - weights).max()
+        weights = means
+        if moved < _LLOYD_TOLERANCE * (values[-1] - values[0]):
+            break
+    cutoffs = (weights[1:] + weights[:-1]) / 2
+    return cutoffs.astype(np.float32), weights.astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +264,7 @@ def check_dim(dim: int) -> None:
 
 
 def open_codec(
-    folder: Path, name: str, *, nbits: int, dim: int, num_centroids: int
+    folder: Path, name: CodecName, *, nbits: int, dim: int, num_centroids: int
 ) -> ResidualCodec | Float16Codec:
     """Read the codec of an index.
 
@@ -234,4 +284,4 @@ def open_codec(
         return Float16Codec(centroids)
     cutoffs = open_npy(folder / "cutoffs.npy", Column(float32), (1 << nbits) - 1)
     weights = open_npy(folder / "weights.npy", Column(float32), 1 << nbits)
-    return ResidualCodec(centroids, np.array(cutoffs), np.array(weights))
+    return ResidualCodec(centroids, np.array(cutoffs), np.array(weights), name)

@@ -16,6 +16,7 @@ class _MaxSim(torch.autograd.Function):
     def forward(
         ctx: Any, query: torch.Tensor, documents: torch.Tensor, doclens: torch.Tensor
     ) -> torch.Tensor:
+        scores: torch.Tensor
         scores, argmax = ops.maxsim(query, documents, doclens, return_argmax=True)
         starts = torch.cumsum(doclens, 0, dtype=torch.int64) - doclens
         # Rows of `documents`; a document without tokens points one past the end, at a row of zeros.
@@ -56,5 +57,5 @@ def maxsim(query: torch.Tensor, documents: torch.Tensor, doclens: torch.Tensor) 
     """
     if query.dim() == 2:
         return maxsim(query[None], documents, doclens)[0]
-    scores: torch.Tensor = _MaxSim.apply(query, documents, doclens)
+    scores: torch.Tensor = _MaxSim.apply(query, documents, doclens)  # type: ignore[no-untyped-call]
     return scores

@@ -262,7 +262,7 @@ def maxsim(
     b, nq, _ = _shape(queries, "query", 3)
     (n_docs,) = _shape(doclens, "doclens", 1)
     scores = _empty(query, (b, n_docs), "float32")
-    argmax = _empty(query, (b, n_docs, nq), "int32") if return_argmax else None
+    argmax: Array = _empty(query, (b, n_docs, nq), "int32") if return_argmax else None
     _core.maxsim(queries, documents, doclens, scores, argmax)
     if single:
         scores = scores[0]

@@ -8,15 +8,17 @@ import zlib
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from colbert_fast.errors import IndexFormatError
 
 __all__ = [
+    "CODECS",
     "FORMAT",
     "NAME",
     "STORE",
     "VERSION",
+    "CodecName",
     "FileRecord",
     "Manifest",
     "SegmentRecord",
@@ -24,11 +26,13 @@ __all__ = [
     "record_files",
 ]
 
+CodecName = Literal["residual", "plaid", "float16"]
+CODECS: tuple[CodecName, ...] = ("residual", "plaid", "float16")
+
 FORMAT = "colbert_fast"
 VERSION = 1
 NAME = "manifest.json"
 STORE = "documents.sqlite"
-_CODECS = ("plaid", "float16")
 _BLOCK = 1 << 20
 
 
@@ -57,7 +61,7 @@ class Manifest:
     embeddings. `files` maps each path inside the index (with ``/``) to its record.
     """
 
-    codec: str
+    codec: CodecName
     nbits: int
     dim: int
     num_centroids: int
@@ -113,9 +117,9 @@ class Manifest:
         return manifest
 
     def _check_values(self, path: Path) -> None:
-        if self.codec not in _CODECS:
+        if self.codec not in CODECS:
             raise IndexFormatError(
-                f"{path}: unknown codec {self.codec!r}, expected one of {_CODECS}"
+                f"{path}: unknown codec {self.codec!r}, expected one of {CODECS}"
             )
         for name in ("nbits", "dim", "num_centroids", "num_documents", "num_tokens"):
             if getattr(self, name) < 1:
