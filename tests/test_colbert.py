@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from colbert_fast.errors import BackendUnavailable
 from colbert_fast.model import ColBERT, device, streaming
+from colbert_fast.model.fit_projection import fit_projection
 from tiny_models import DIM, IDS, WORDS, plain_rows, write_stanford
 
 METADATA = {"query_maxlen": 12, "doc_maxlen": 20, "dim": DIM}
@@ -244,3 +246,14 @@ def test_saved_default_model_needs_no_package(default: ColBERT, tmp_path: Path) 
     np.testing.assert_array_equal(
         again.encode_documents([text])[0], default.encode_documents([text])[0]
     )
+
+
+def test_fitted_directions_are_the_strongest_ones() -> None:
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.standard_normal((16, 16)))[0]
+    rows = (rng.standard_normal((4000, 16)) * 0.7 ** np.arange(16)) @ basis.T
+    fitted = fit_projection(np.split(rows.astype(np.float32), 8), 3)
+    np.testing.assert_allclose(np.abs(fitted @ basis[:, :3]), np.eye(3), atol=0.1)
+    np.testing.assert_allclose(fitted @ fitted.T, np.eye(3), atol=1e-9)
+    with pytest.raises(ValueError, match="no token vectors"):
+        fit_projection([], 3)
