@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from colbert_fast.errors import CheckpointError, MissingDependencyError
 from colbert_fast.model import ColBERT
-from safetensors.torch import load_file, save_file
 from tiny_models import (
     DIM,
     HIDDEN,
@@ -260,6 +261,11 @@ def test_plain_encoder_gets_a_seeded_projection_and_says_so(
     np.testing.assert_allclose((weight @ weight.T).detach(), np.eye(24), atol=1e-5)
 
 
+def test_dim_of_a_trained_projection_cannot_be_changed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"dim: want 64, but .* has 16"):
+        load(write_stanford(tmp_path, metadata=METADATA), dim=64)
+
+
 def test_single_vector_sentence_transformer_is_a_plain_encoder(tmp_path: Path) -> None:
     write_plain(tmp_path)
     write_modules(tmp_path, "sentence_transformers.models.Pooling")
@@ -366,6 +372,28 @@ def test_hub_failures_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(CheckpointError, match="no valid hub id"):
         ColBERT.from_pretrained("no such id!")
+
+
+def test_hub_downloads_pickles_only_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_stanford(tmp_path, metadata=METADATA, pickle=True)
+    asked: list[tuple[str, str | None, bool]] = []
+
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, any(p.endswith(".bin") for p in allow_patterns)))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(CheckpointError, match="allow_pickle=True"):
+        ColBERT.from_pretrained("somebody/colbert")
+    model = ColBERT.from_pretrained("somebody/colbert@v2", allow_pickle=True)
+    assert model.name == "somebody/colbert@v2"
+    assert asked == [
+        ("somebody/colbert", None, False),
+        ("somebody/colbert", "v2", False),
+        ("somebody/colbert", "v2", True),
+    ]
 
 
 def test_broken_files(tmp_path: Path) -> None:

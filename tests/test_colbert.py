@@ -170,6 +170,8 @@ def test_overrides_are_checked(folder: Path) -> None:
 def test_bad_dtype_and_device(folder: Path) -> None:
     with pytest.raises(ValueError, match="dtype: want 'auto'"):
         ColBERT.from_pretrained(folder, dtype="int8")
+    with pytest.raises(ValueError, match="device: "):
+        ColBERT.from_pretrained(folder, device="abacus")
     if not torch.cuda.is_available():
         with pytest.raises(BackendUnavailable, match="device: got 'cuda'"):
             ColBERT.from_pretrained(folder, device="cuda")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
+
 from colbert_fast.errors import CheckpointError
 from colbert_fast.model import ModelConfig
 from colbert_fast.model.tokenizer import Tokenizer
@@ -132,6 +135,28 @@ def test_expansion_without_any_token_for_it() -> None:
     bare.mask_token = bare.pad_token = None
     with pytest.raises(CheckpointError, match="do_query_expansion=False"):
         Tokenizer(bare, CONFIG)
+
+
+def test_threads_share_a_tokenizer() -> None:
+    tokenizer = make()
+    text = "the sky is blue " * 5
+    expected = tokenizer.tokenize_queries([text]), tokenizer.tokenize_documents([text])
+
+    def both(_: int) -> bool:
+        return expected == (
+            tokenizer.tokenize_queries([text]),
+            tokenizer.tokenize_documents([text]),
+        )
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(both, range(200)))
+
+
+def test_text_without_any_token() -> None:
+    bare = make_tokenizer()
+    bare.backend_tokenizer.post_processor = TemplateProcessing("$A", "$A $B", [])
+    ids, _, keep = documents(Tokenizer(bare, replace(CONFIG, document_prefix="")), "")
+    assert (ids, keep) == ([[PAD]], [[False]])
 
 
 def test_query_tokens_name_every_row() -> None:

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
 
+DEFAULT_DIM = 128
+
 logger = logging.getLogger(__name__)
 
 
 def load_checkpoint(
-    folder: Path, *, allow_pickle: bool = False, dim: int = 128, seed: int = 0
+    folder: Path, *, allow_pickle: bool = False, dim: int | None = None, seed: int = 0
 ) -> Checkpoint:
     """Read a model folder of any supported kind.
 
@@ -35,8 +37,10 @@ def load_checkpoint(
     folder : Path
     allow_pickle : bool
         Accept pytorch_model.bin, read with torch.load(weights_only=True).
-    dim, seed : int
-        Size and seed of the projection added to an encoder that has none.
+    dim : int, optional
+        Size of the projection added to an encoder that has none, 128 by default.
+    seed : int
+        Its seed.
 
     Raises
     ------
@@ -53,7 +57,7 @@ def load_checkpoint(
         )
     elif _is_stanford(folder):
         return _load_stanford(folder, allow_pickle=allow_pickle)
-    return _load_plain(folder, allow_pickle=allow_pickle, dim=dim, seed=seed)
+    return _load_plain(folder, allow_pickle=allow_pickle, dim=dim or DEFAULT_DIM, seed=seed)
 
 
 # --- Stanford ---------------------------------------------------------------------------------

@@ -34,7 +34,8 @@ class ColBERT(nn.Module):
     ----------
     config : ModelConfig
     name : str
-        What `from_pretrained` finds it by again: "default", a hub id, or an absolute path.
+        What `from_pretrained` finds it by again: "default", an absolute path, or a hub id with
+        "@revision" if one was given. Overrides of the configuration are not in it.
     tokenizer : Tokenizer
     dtype : {"float32", "bfloat16"}
         Arithmetic of the backbone in `encode_*`; projection and normalisation are float32.
@@ -62,7 +63,7 @@ class ColBERT(nn.Module):
         dtype: DType = "auto",
         allow_pickle: bool = False,
         revision: str | None = None,
-        dim: int = 128,
+        dim: int | None = None,
         seed: int = 0,
         query_length: int | None = None,
         document_length: int | None = None,
@@ -90,8 +91,11 @@ class ColBERT(nn.Module):
             Accept pytorch_model.bin (read with weights_only=True).
         revision : str, optional
             Branch, tag or commit on the hub.
-        dim, seed : int
-            Size and seed of the projection that a plain encoder gets; it is untrained.
+        dim : int, optional
+            Size of the untrained projection that a plain encoder gets, 128 by default. A
+            checkpoint that has a projection of another size is refused.
+        seed : int
+            Seed of that projection.
         query_length, document_length, query_prefix, document_prefix, query_prompt, \
 document_prompt, do_query_expansion, attend_to_expansion_tokens, skiplist_words
             Override the checkpoint's ModelConfig; None keeps it.
@@ -111,10 +115,12 @@ document_prompt, do_query_expansion, attend_to_expansion_tokens, skiplist_words
         if path_or_hub_id is None or path_or_hub_id == "default":
             checkpoint, name = load_default(), "default"
         else:
-            folder = resolve_folder(path_or_hub_id, allow_pickle=allow_pickle, revision=revision)
+            folder, name = resolve_folder(
+                path_or_hub_id, allow_pickle=allow_pickle, revision=revision
+            )
             checkpoint = load_checkpoint(folder, allow_pickle=allow_pickle, dim=dim, seed=seed)
-            local = Path(path_or_hub_id).expanduser().is_dir()
-            name = str(folder.resolve()) if local else str(path_or_hub_id)
+        if dim not in (None, checkpoint.config.dim):
+            raise ValueError(f"dim: want {dim}, but {name} has {checkpoint.config.dim}")
         words = None if skiplist_words is None else tuple(skiplist_words)
         config = override_config(
             checkpoint.config,

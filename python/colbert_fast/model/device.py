@@ -17,7 +17,10 @@ DType = Literal["auto", "float32", "bfloat16"]
 
 
 def check_device(device: str) -> torch.device:
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device: {str(error).splitlines()[0]}") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise BackendUnavailable(f"device: got {device!r}, but torch sees no CUDA device")
     return chosen

@@ -72,11 +72,6 @@ class Projection(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     @property
-    def dim(self) -> int:
-        """Columns of the output."""
-        return self.dense_layers[-1].out_features
-
-    @property
     def dense_layers(self) -> list[Dense]:
         """The layers, first to last."""
         return [layer for layer in self.layers if isinstance(layer, Dense)]

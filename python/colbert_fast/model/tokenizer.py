@@ -6,6 +6,7 @@ document: [CLS] [D] tokens [SEP]                     up to document_length
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Batch", "Tokenizer"]
+
+# Fast tokenizers keep the last call's truncation as state, which two threads must not change at
+# once. One lock for all, because a lock of its own would make a tokenizer impossible to pickle.
+_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Tokenizer:
     def batch_queries(self, ids: Sequence[Sequence[int]]) -> Batch:
         """Expand to query_length with every row kept; without expansion, pad to the longest."""
         if not self.config.do_query_expansion:
-            input_ids, real = _pad(ids, max(map(len, ids)), self.pad_id)
+            input_ids, real = _pad(ids, _longest(ids), self.pad_id)
             return Batch(input_ids, real.astype(np.int64), real)
         input_ids, real = _pad(ids, self.config.query_length, self.expansion_id)
         attention = real.astype(np.int64)
@@ -90,7 +95,7 @@ class Tokenizer:
 
     def batch_documents(self, ids: Sequence[Sequence[int]]) -> Batch:
         """Pad to the longest; rows of padding and of the skip list are not kept."""
-        input_ids, real = _pad(ids, max(map(len, ids)), self.pad_id)
+        input_ids, real = _pad(ids, _longest(ids), self.pad_id)
         return Batch(input_ids, real.astype(np.int64), real & ~self.skips(input_ids))
 
     def skips(self, input_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -143,18 +148,19 @@ class Tokenizer:
 
     def _call(self, texts: list[str], length: int, *, offsets: bool = False) -> Any:
         # Explicit truncation and padding override whatever is baked into tokenizer.json.
-        return self.base(
-            texts,
-            add_special_tokens=True,
-            truncation=True,
-            max_length=length,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            return_offsets_mapping=offsets,
-            return_special_tokens_mask=offsets,
-            verbose=False,
-        )
+        with _LOCK:
+            return self.base(
+                texts,
+                add_special_tokens=True,
+                truncation=True,
+                max_length=length,
+                padding=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                return_offsets_mapping=offsets,
+                return_special_tokens_mask=offsets,
+                verbose=False,
+            )
 
     def _token_id(self, token: str) -> int | None:
         """Id of a vocabulary token, or None: an unknown one must not become [UNK]."""
@@ -184,6 +190,11 @@ class Tokenizer:
     def _skip_ids(self) -> set[int]:
         found = (self._token_id(word) for word in self.config.skiplist_words)
         return {index for index in found if index is not None}
+
+
+def _longest(ids: Sequence[Sequence[int]]) -> int:
+    # A tokenizer without special tokens makes nothing of an empty text; the backbone needs a row.
+    return max(1, *map(len, ids))
 
 
 def _pad(

@@ -33,15 +33,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 # Enough for every layout that is read here, without ONNX, OpenVINO or TensorFlow copies.
-HUB_FILES = (
-    "*.json",
-    "*.txt",
-    "*.model",
-    "artifact.metadata",
-    "model*.safetensors",
-    "*_Dense/*.safetensors",
-)
-PICKLES = ("pytorch_model*.bin", "*_Dense/pytorch_model.bin")
+HUB_FILES = ("*.json", "*.txt", "*.model", "artifact.metadata", "*model*.safetensors")
+HUB_PICKLES = "*pytorch_model*.bin"
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
@@ -49,8 +42,23 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 UNUSED_HEAD = "pooler."
 
 
-def resolve_folder(path_or_hub_id: str | Path, *, allow_pickle: bool, revision: str | None) -> Path:
-    """A local folder as it is; anything else is downloaded from, or found in the cache of, the hub.
+def resolve_folder(
+    path_or_hub_id: str | Path, *, allow_pickle: bool, revision: str | None
+) -> tuple[Path, str]:
+    """Find a model: a local folder as it is, anything else from the hub or its cache.
+
+    Parameters
+    ----------
+    path_or_hub_id : str or Path
+        A hub id may end in "@revision".
+    allow_pickle : bool
+        Download pytorch_model.bin where there is no safetensors file.
+    revision : str, optional
+
+    Returns
+    -------
+    tuple of Path and str
+        The folder, and the name to find it by again.
 
     Raises
     ------
@@ -59,21 +67,26 @@ def resolve_folder(path_or_hub_id: str | Path, *, allow_pickle: bool, revision: 
     """
     folder = Path(path_or_hub_id).expanduser()
     if folder.is_dir():
-        return folder
+        return folder, str(folder.resolve())
     if folder.exists():
         raise CheckpointError(f"{folder}: want a model folder, got a file")
     name = str(path_or_hub_id)
     if isinstance(path_or_hub_id, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise CheckpointError(f"{name}: no such folder")
-    return _download(name, [*HUB_FILES, *(PICKLES if allow_pickle else ())], revision)
+    if revision is None and "@" in name:
+        name, revision = name.rsplit("@", 1)
+    folder = _download(name, HUB_FILES, revision)
+    if allow_pickle and not any(folder.rglob("*.safetensors")):
+        folder = _download(name, (*HUB_FILES, HUB_PICKLES), revision)
+    return folder, name if revision is None else f"{name}@{revision}"
 
 
-def _download(name: str, patterns: list[str], revision: str | None) -> Path:
+def _download(name: str, patterns: Sequence[str], revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except HFValidationError as error:
         raise CheckpointError(f"{name}: no such folder, and no valid hub id") from error
     except (HfHubHTTPError, OSError) as error:
