@@ -1,5 +1,7 @@
 """A model without weights: every word is a fixed random vector, so search finds equal words."""
 
+# ruff: noqa: ARG002
+
 from __future__ import annotations
 
 import re
@@ -14,14 +16,19 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 class WordModel:
     """Has the methods of ``ColBERT`` that indexing, searching and explaining call.
 
-    Documents get one marker row before their words; queries one [MASK] row after theirs.
+    Documents get one marker row before their words; queries one [MASK] row after theirs. Options
+    of the real methods are taken and left alone.
     """
 
     name = "words"
     dim = 32
 
     def encode_queries(
-        self, texts: str | Sequence[str], *, batch_size: int = 32, progress: bool = False
+        self,
+        texts: str | Sequence[str],
+        *,
+        batch_size: int = 32,
+        progress: bool = False,
     ) -> list[np.ndarray]:
         texts = [texts] if isinstance(texts, str) else texts
         return [self._rows([*_WORD.findall(text.lower()), "[MASK]"]) for text in texts]

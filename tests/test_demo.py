@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 
 import pytest
-from fakes import WordModel
 
 from colbert_fast.demo import QUESTIONS, run_demo
 from colbert_fast.terminal import Terminal
+from fakes import WordModel
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fakes import WordModel
 
 from colbert_fast.kernels import ops
 from colbert_fast.search.explain import Match, explain, highlight, matched_words
+from fakes import WordModel
 
 TEXT = "The sky is blue, because air scatters blue light."
 

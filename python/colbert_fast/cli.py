@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from colbert_fast.shell import (
-    Codec,
     CodecOption,
     Commands,
     DeviceOption,
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from colbert_fast.index import Index
     from colbert_fast.model import ColBERT
     from colbert_fast.search.results import Hit
+    from colbert_fast.storage.manifest import CodecName
 
 __all__ = ["app"]
 
@@ -82,7 +82,7 @@ def index(
     model: ModelOption = None,
     device: DeviceOption = "cpu",
     nbits: NbitsOption = 2,
-    codec: CodecOption = "plaid",
+    codec: CodecOption = "residual",
     num_centroids: Annotated[
         int | None, typer.Option(min=1, help="By default from the collection's size.")
     ] = None,
@@ -230,7 +230,7 @@ def evaluate(
     model: ModelOption = None,
     device: DeviceOption = "cpu",
     nbits: NbitsOption = 2,
-    codec: CodecOption = "plaid",
+    codec: CodecOption = "residual",
     nprobe: NprobeOption = None,
     ndocs: NdocsOption = None,
     mode: ModeOption = "default",
@@ -271,7 +271,7 @@ def evaluate(
 @app.command()
 def info(
     path: Annotated[
-        Path | None, typer.Argument(metavar="[INDEX]", help="An index, or nothing.")
+        Path | None, typer.Argument(metavar="INDEX", help="An index, or nothing.")
     ] = None,
     *,
     as_json: JsonOption = False,
@@ -341,7 +341,7 @@ def _opened_or_built(
     beir: Any,
     model: ColBERT,
     nbits: int,
-    codec: Codec,
+    codec: CodecName,
     progress: bool | None,
 ) -> Iterator[Index]:
     """Open the index of a collection, or build one in a folder that goes away again."""

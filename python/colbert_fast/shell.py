@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
 
 from colbert_fast.corpus import TextLayout
 from colbert_fast.errors import ColbertFastError
+from colbert_fast.search.params import Mode
+from colbert_fast.storage.manifest import CodecName
 
 if TYPE_CHECKING:
     from colbert_fast.model import ColBERT
 
 __all__ = [
-    "Codec",
     "CodecOption",
     "Commands",
     "DeviceOption",
@@ -35,9 +36,6 @@ __all__ = [
     "show_progress",
 ]
 
-Codec = Literal["plaid", "float16"]
-Mode = Literal["default", "plaid"]
-
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="Checkpoint folder or Hub id; by default the offline model."),
@@ -47,7 +45,8 @@ NbitsOption = Annotated[
     int, typer.Option("--nbits", help="Bits per residual dimension: 1, 2, 3, 4 or 8.")
 ]
 CodecOption = Annotated[
-    Codec, typer.Option("--codec", help="float16 keeps the embeddings uncompressed.")
+    CodecName,
+    typer.Option("--codec", help="plaid: the buckets of PLAID; float16: uncompressed vectors."),
 ]
 NprobeOption = Annotated[
     int | None, typer.Option("--nprobe", min=1, help="Centroids to look up per query token.")
@@ -97,6 +96,7 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     text = " ".join(str(error).split()) or type(error).__name__
+    text = text.replace("overwrite=True", "--overwrite")  # the library tells callers of Python
     if isinstance(error, (ColbertFastError, OSError, ValueError, TypeError)):
         return text
     return (

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Terminal"]
 
+_MARKS = ("\ue000", "\ue001")  # one column each while lines are broken, unlike what they stand for
+_SEQUENCES = ("\x1b[1;33m", "\x1b[0m")
+
 
 class Terminal:
     """A place to write lines to.
@@ -59,9 +62,17 @@ class Terminal:
 
     def _excerpt(self, hit: Hit, lines: int) -> str:
         matches = hit.explain() if self.color else []
-        # Runs of white space are kept in the text, whose positions the matches speak of, and
-        # shrunk only here.
-        marked = highlight(hit.text or "", matches, width=lines * (self.width - 8), min_score=0.5)
-        words = " ".join(marked.split())
-        rows = textwrap.wrap(words, self.width - 5, max_lines=lines + 1, placeholder=" …")
-        return textwrap.indent("\n".join(rows), "     ")
+        marked = highlight(hit.text or "", matches, width=lines * (self.width - 8), marks=_MARKS)
+        # White space is shrunk only now: the matches speak of places in the text as it was.
+        rows = textwrap.wrap(
+            " ".join(marked.split()),
+            self.width - 5,
+            max_lines=lines + 1,
+            placeholder=" …",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        excerpt = textwrap.indent("\n".join(rows), "     ")
+        for mark, sequence in zip(_MARKS, _SEQUENCES, strict=True):
+            excerpt = excerpt.replace(mark, sequence)
+        return excerpt
