@@ -89,7 +89,9 @@ def write_stanford(
     backbone = make_backbone()
     make_tokenizer().save_pretrained(folder)
     settings = {**backbone.config.to_dict(), "architectures": ["HF_ColBERT"]}
-    write_json(folder / "config.json", settings)
+    # Some transformers write down which attention this process used; trainers' files have none.
+    public = {key: value for key, value in settings.items() if not key.startswith("_")}
+    write_json(folder / "config.json", public)
     if weights is None:
         weights = stanford_weights()
     if pickle:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
@@ -36,8 +37,22 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write the PyLate layout: backbone and tokenizer at the root, one N_Dense folder per layer.
 
     sentence-transformers 6 (`MultiVectorEncoder`) and PyLate read it with the same embeddings.
+    Files are written beside the folder and moved in, so that a full disk leaves what was there,
+    and so that a model may be saved over the files that its weights are mapped from.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
+        new = Path(name)
+        _write_parts(new, checkpoint)
+        for path in sorted(new.rglob("*")):
+            target = folder / path.relative_to(new)
+            if path.is_dir():
+                target.mkdir(exist_ok=True)
+            else:
+                path.replace(target)
+
+
+def _write_parts(folder: Path, checkpoint: Checkpoint) -> None:
     with quiet_transformers():
         checkpoint.backbone.save_pretrained(folder)
     _save_tokenizer(checkpoint.tokenizer, folder)

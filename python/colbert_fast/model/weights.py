@@ -110,11 +110,11 @@ def read_json(path: Path) -> Any:
 def read_weights(folder: Path, *, allow_pickle: bool) -> dict[str, Tensor]:
     """All tensors of a folder by key, sharded or not, on the CPU."""
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    if (folder / "model.safetensors").is_file():
+        files = ["model.safetensors"]
+    elif index.is_file():
         names: Mapping[str, str] = read_json(index)["weight_map"]
         files = sorted(set(names.values()))
-    elif (folder / "model.safetensors").is_file():
-        files = ["model.safetensors"]
     else:
         return _read_pickle(folder, allow_pickle=allow_pickle)
     weights: dict[str, Tensor] = {}
@@ -197,26 +197,28 @@ def load_backbone(
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: unreadable encoder: {_one_line(error)}") from error
-    _check_report(folder, report, extra_keys)
-    if any(key.startswith(UNUSED_HEAD) for key in report["missing_keys"]):
+    # Older transformers name the keys as the file does, newer ones without its prefix.
+    prefix = f"{backbone.base_model_prefix}."
+    missing = sorted(key.removeprefix(prefix) for key in report["missing_keys"])
+    _check_report(folder, report, [key for key in missing if not key.startswith(UNUSED_HEAD)])
+    left = sorted(set(report["unexpected_keys"]) - set(extra_keys))
+    if left:
+        logger.info("%s: %d keys not of the encoder, first %s", folder, len(left), left[0])
+    if any(key.startswith(UNUSED_HEAD) for key in missing):
         backbone.pooler = None
     # Older transformers load float32, newer ones whatever was saved.
     model: PreTrainedModel = backbone.float().eval()
     return model
 
 
-def _check_report(folder: Path, report: Mapping[str, Any], extra_keys: Sequence[str]) -> None:
+def _check_report(folder: Path, report: Mapping[str, Any], missing: Sequence[str]) -> None:
     for key, got, wanted in report["mismatched_keys"]:
         raise CheckpointError(f"{folder}: key {key!r} has shape {list(got)}, want {list(wanted)}")
-    missing = sorted(k for k in report["missing_keys"] if not k.startswith(UNUSED_HEAD))
     if missing:
         raise CheckpointError(
             f"{folder}: key {missing[0]!r} is missing ({len(missing)} in all); "
             "the file does not hold this encoder's weights"
         )
-    left = sorted(set(report["unexpected_keys"]) - set(extra_keys))
-    if left:
-        logger.info("%s: %d keys not of the encoder, first %s", folder, len(left), left[0])
 
 
 @contextmanager
