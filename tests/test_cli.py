@@ -14,7 +14,7 @@ from colbert_fast.index import Index
 from fakes import WordModel
 
 testing = pytest.importorskip("typer.testing", reason="typer is not installed (extra cli)")
-cli = pytest.importorskip("colbert_fast.cli")
+cli = pytest.importorskip("colbert_fast.cli.commands")
 
 TEXTS = {
     "sky": "The sky is blue because air scatters blue light",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from colbert_fast.docstrings import collect_passages, docstrings, split_text
+from colbert_fast.cli.docstrings import collect_passages, docstrings, split_text
 
 SOURCE = '''
 """Module words."""

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import WordModel
-from synthetic import clustered, sentences
 
 from colbert_fast.errors import CheckpointError, IndexFormatError
 from colbert_fast.index import Index
 from colbert_fast.storage.manifest import Manifest, record_files
 from colbert_fast.storage.segments import write_npy
+from fakes import WordModel
+from synthetic import clustered, sentences
 
 FILES = {
     "plaid": [

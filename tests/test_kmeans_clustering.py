@@ -6,10 +6,10 @@ import logging
 
 import numpy as np
 import pytest
-from support import use_threads
-from synthetic import unit
 
 from colbert_fast.compress.kmeans import fit_centroids
+from support import use_threads
+from synthetic import unit
 
 
 def blobs(rng: np.random.Generator, clusters: int = 20, each: int = 50) -> np.ndarray:

@@ -6,10 +6,11 @@ import sys
 
 import numpy as np
 import pytest
-from colbert_fast.compress.pooling import pool_tokens
-from colbert_fast.errors import MissingDependencyError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from colbert_fast.compress.pooling import pool_tokens
+from colbert_fast.errors import MissingDependencyError
 
 
 def unit_rows(n: int, dim: int = 16, seed: int = 0) -> np.ndarray:

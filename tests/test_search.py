@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import WordModel
-from support import use_threads
-from synthetic import brute_force, clustered, unit
 
 from colbert_fast.errors import UnknownDocumentError
 from colbert_fast.index import Index
 from colbert_fast.search.params import SearchParams
 from colbert_fast.search.results import Hit
+from fakes import WordModel
+from support import use_threads
+from synthetic import brute_force, clustered, unit
 
 DIM = 64
 TEXTS = ["blue sky", "red apple", "green tree", "blue sea", "red leaf and red stone", "rain"]

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import clustered, files, make
 
 from colbert_fast import build
 from colbert_fast.errors import IndexExistsError, IndexFormatError
 from colbert_fast.index import Index
 from colbert_fast.storage import segments, transactions
 from colbert_fast.storage.documents import DocumentWriter
+from synthetic import clustered, files, make
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ def main() -> None:
         import typer  # noqa: F401
     except ImportError:
         sys.exit('colbert-fast: the command line needs typer: run  pip install "colbert-fast[cli]"')
-    from colbert_fast.cli import app
+    from colbert_fast.cli.commands import app
 
     app(prog_name="colbert-fast")
 

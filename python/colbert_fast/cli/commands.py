@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from colbert_fast.shell import (
+from colbert_fast.cli.shell import (
     CodecOption,
     Commands,
     DeviceOption,
@@ -37,7 +37,7 @@ from colbert_fast.shell import (
     load_model,
     show_progress,
 )
-from colbert_fast.terminal import Terminal
+from colbert_fast.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from colbert_fast.index import Index
@@ -321,7 +321,7 @@ def demo(
     progress: ProgressOption = None,
 ) -> None:
     """Index the documentation inside this Python installation, and answer questions about it."""
-    from colbert_fast.demo import run_demo
+    from colbert_fast.cli.demo import run_demo
 
     run_demo(
         load_model(model, device),

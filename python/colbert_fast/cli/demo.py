@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from colbert_fast.docstrings import collect_passages
+from colbert_fast.cli.docstrings import collect_passages
 from colbert_fast.index import Index
 
 if TYPE_CHECKING:
+    from colbert_fast.cli.terminal import Terminal
     from colbert_fast.model import ColBERT
-    from colbert_fast.terminal import Terminal
 
 __all__ = ["run_demo"]
 
