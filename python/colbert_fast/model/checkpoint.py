@@ -60,9 +60,6 @@ def load_checkpoint(
     return _load_plain(folder, allow_pickle=allow_pickle, dim=dim or DEFAULT_DIM, seed=seed)
 
 
-# --- Stanford ---------------------------------------------------------------------------------
-
-
 def _is_stanford(folder: Path) -> bool:
     architectures = read_json(folder / "config.json").get("architectures") or []
     return "HF_ColBERT" in architectures or (folder / "artifact.metadata").is_file()
@@ -71,7 +68,7 @@ def _is_stanford(folder: Path) -> bool:
 def _load_stanford(folder: Path, *, allow_pickle: bool) -> Checkpoint:
     path = folder / "artifact.metadata"
     metadata = read_json(path) if path.is_file() else {}
-    weights = read_weights(folder, allow_pickle=allow_pickle)
+    weights = read_weights(folder, allow_pickle=allow_pickle, only="linear.weight")
     if "linear.weight" not in weights:
         raise CheckpointError(f"{folder}: key 'linear.weight' (the projection) is missing")
     rows, columns = weights["linear.weight"].shape
@@ -126,9 +123,6 @@ def _stanford_skiplist(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
         if pieces:
             words[pieces[0]] = None
     return tuple(words)
-
-
-# --- plain encoders ---------------------------------------------------------------------------
 
 
 def _load_plain(folder: Path, *, allow_pickle: bool, dim: int, seed: int) -> Checkpoint:

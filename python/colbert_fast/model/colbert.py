@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import overload
 
@@ -112,15 +113,9 @@ document_prompt, do_query_expansion, attend_to_expansion_tokens, skiplist_words
             An override cannot be.
         """
         check_device(device)
-        if path_or_hub_id is None or path_or_hub_id == "default":
-            checkpoint, name = load_default(), "default"
-        else:
-            folder, name = resolve_folder(
-                path_or_hub_id, allow_pickle=allow_pickle, revision=revision
-            )
-            checkpoint = load_checkpoint(folder, allow_pickle=allow_pickle, dim=dim, seed=seed)
-        if dim not in (None, checkpoint.config.dim):
-            raise ValueError(f"dim: want {dim}, but {name} has {checkpoint.config.dim}")
+        checkpoint, name = _find(
+            path_or_hub_id, allow_pickle=allow_pickle, revision=revision, dim=dim, seed=seed
+        )
         words = None if skiplist_words is None else tuple(skiplist_words)
         config = override_config(
             checkpoint.config,
@@ -135,8 +130,7 @@ document_prompt, do_query_expansion, attend_to_expansion_tokens, skiplist_words
             skiplist_words=words,
         )
         _check_lengths(config, checkpoint.backbone)
-        parts = Checkpoint(config, checkpoint.tokenizer, checkpoint.backbone, checkpoint.projection)
-        return cls(parts, name=name, dtype=dtype, device=device)
+        return cls(replace(checkpoint, config=config), name=name, dtype=dtype, device=device)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write a folder that `from_pretrained`, PyLate and sentence-transformers 6 read.
@@ -302,6 +296,25 @@ document_prompt, do_query_expansion, attend_to_expansion_tokens, skiplist_words
         # Copies, so that one row held does not hold its whole batch.
         ends = np.cumsum(batch.keep.sum(axis=1))[:-1]
         return [part.copy() for part in np.split(kept, ends)]
+
+
+def _find(
+    path_or_hub_id: str | Path | None,
+    *,
+    allow_pickle: bool,
+    revision: str | None,
+    dim: int | None,
+    seed: int,
+) -> tuple[Checkpoint, str]:
+    """Load the default model, a folder or a hub id; also the name to find it by again."""
+    if path_or_hub_id is None or path_or_hub_id == "default":
+        checkpoint, name = load_default(), "default"
+    else:
+        folder, name = resolve_folder(path_or_hub_id, allow_pickle=allow_pickle, revision=revision)
+        checkpoint = load_checkpoint(folder, allow_pickle=allow_pickle, dim=dim, seed=seed)
+    if dim not in (None, checkpoint.config.dim):
+        raise ValueError(f"dim: want {dim}, but {name} has {checkpoint.config.dim}")
+    return checkpoint, name
 
 
 def _check_batch_size(batch_size: int) -> None:

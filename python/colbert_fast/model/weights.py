@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -107,8 +106,8 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path}: not JSON ({error})") from error
 
 
-def read_weights(folder: Path, *, allow_pickle: bool) -> dict[str, Tensor]:
-    """All tensors of a folder by key, sharded or not, on the CPU."""
+def read_weights(folder: Path, *, allow_pickle: bool, only: str | None = None) -> dict[str, Tensor]:
+    """Tensors of a folder by key, sharded or not, on the CPU: all, or at most the one asked for."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
         files = ["model.safetensors"]
@@ -116,19 +115,21 @@ def read_weights(folder: Path, *, allow_pickle: bool) -> dict[str, Tensor]:
         names: Mapping[str, str] = read_json(index)["weight_map"]
         files = sorted(set(names.values()))
     else:
-        return _read_pickle(folder, allow_pickle=allow_pickle)
+        found = _read_pickle(folder, allow_pickle=allow_pickle)
+        return {key: found[key] for key in found if only in (None, key)}
     weights: dict[str, Tensor] = {}
     for name in files:
-        weights.update(_read_safetensors(folder / name))
+        weights.update(_read_safetensors(folder / name, only))
     return weights
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path, only: str | None) -> dict[str, Tensor]:
     try:
-        weights: dict[str, Tensor] = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            keys = [key for key in file.keys() if only in (None, key)]  # noqa: SIM118
+            return {key: file.get_tensor(key) for key in keys}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: unreadable safetensors: {error}") from error
-    return weights
 
 
 def _read_pickle(folder: Path, *, allow_pickle: bool) -> dict[str, Tensor]:
