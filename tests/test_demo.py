@@ -51,6 +51,29 @@ def test_demo_builds_anew_when_asked_or_outdated(tmp_path, screen):
     assert "passages/s" in answers(tmp_path, Terminal(io.StringIO()), nbits=4)
 
 
+def test_demo_builds_anew_for_other_weights_of_the_same_name(tmp_path, screen, monkeypatch):
+    answers(tmp_path, screen)
+    plain = WordModel.encode_queries
+    monkeypatch.setattr(
+        WordModel, "encode_queries", lambda self, texts: [-rows for rows in plain(self, texts)]
+    )
+    assert "passages/s" in answers(tmp_path, Terminal(io.StringIO()))
+
+
+def test_demo_goes_on_after_a_broken_run(tmp_path, screen, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(WordModel, "encode_documents", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            answers(tmp_path, screen)
+    answers(tmp_path, screen)
+    (tmp_path / "index.cf" / "centroids.npy").write_bytes(b"")
+    assert "passages/s" in answers(tmp_path, Terminal(io.StringIO()))
+
+
+def interrupt(*_arguments, **_options):
+    raise KeyboardInterrupt
+
+
 def test_demo_replaces_no_index_of_others(tmp_path, screen):
     answers(tmp_path, screen)
     (tmp_path / "demo.json").unlink()
