@@ -15,7 +15,7 @@ void scores(const Panels &query, const float *rows, std::size_t n, float *out) {
       Rows tile;
       source.tile(i, n, tile);
       F32x16 acc[kTileRows][P];
-      dot_tile<P>(tile, query.data + p * query.dim * kLanes, query.dim, acc);
+      dot_tile<P>(tile, source.after(i), query.data + p * query.dim * kLanes, query.dim, acc);
       for (std::size_t t = 0; t < kTileRows; ++t)
         for (std::size_t j = 0; j < P; ++j)
           store(out + min_of(i + t, n - 1) * lanes + (p + j) * kLanes, acc[t][j]);
@@ -60,7 +60,10 @@ void probe(const float *scores, std::size_t first, std::size_t n, std::size_t la
 template <std::size_t P, class Code>
 inline void best_of_codes(const float *scores, std::size_t lanes, const Code *codes, std::size_t n,
                           const std::uint8_t *keep, F32x16 (&best)[P]) {
+  constexpr std::size_t kAhead = 16; // rows of the table, far apart, in flight at once
   for (std::size_t i = 0; i < n; ++i) {
+    const std::size_t next = static_cast<std::size_t>(codes[min_of(i + kAhead, n - 1)]);
+    for (std::size_t p = 0; p < P; ++p) prefetch(scores + next * lanes + p * kLanes);
     const std::size_t code = static_cast<std::size_t>(codes[i]);
     if (keep != nullptr && keep[code] == 0) continue;
     for (std::size_t p = 0; p < P; ++p)
