@@ -69,7 +69,7 @@ def test_more_centroids_than_points(
     rng: np.random.Generator, caplog: pytest.LogCaptureFixture
 ) -> None:
     points = unit(rng.standard_normal((5, 64)))
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "colbert_fast"):
         centroids = fit_centroids(points, 8)
     assert "8 centroids cut to the 5 points" in caplog.text
     assert sorted(map(tuple, centroids.round(5))) == sorted(map(tuple, points.round(5)))
