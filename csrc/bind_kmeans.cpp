@@ -1,7 +1,7 @@
 #include <numeric>
 
-#include "aligned.h"
 #include "array_view.h"
+#include "assigner.h"
 #include "checks.h"
 #include "cpu/dispatch.h"
 #include "thread_pool.h"
@@ -20,11 +20,10 @@ void assign(const py::object &points, const py::object &centroids, const py::obj
   const View scores = expect_out(best, "best", DType::f32, {x.shape[0]});
   const std::size_t dim = x.dim(1), row_bytes = dim * (x.dtype == DType::f32 ? 4 : 2);
   const py::gil_scoped_release release;
+  const Assigner assigner(c.as<const float>(), c.dim(0), dim, x.dim(0));
   parallel_for(x.dim(0), kAssignBlock, [&](std::size_t begin, std::size_t end) {
-    AlignedVector<float> scratch(kAssignBlock * dim);
-    kernels().assign(x.as<const char>() + begin * row_bytes, x.dtype, end - begin, dim,
-                     c.as<const float>(), c.dim(0), scratch.data(), out.as<std::int32_t>() + begin,
-                     scores.as<float>() + begin);
+    assigner.assign(x.as<const char>() + begin * row_bytes, x.dtype, end - begin,
+                    out.as<std::int32_t>() + begin, scores.as<float>() + begin);
   });
 }
 

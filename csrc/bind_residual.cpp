@@ -2,6 +2,7 @@
 
 #include "aligned.h"
 #include "array_view.h"
+#include "assigner.h"
 #include "checks.h"
 #include "cpu/dispatch.h"
 #include "search/codec_tables.h"
@@ -64,13 +65,12 @@ void compress(const py::object &embeddings, const py::object &centroids, const p
   const std::size_t dim = points.dim(1), bytes = points.dtype == DType::f32 ? 4 : 2;
 
   const py::gil_scoped_release release;
+  const Assigner assigner(c.as<const float>(), c.dim(0), dim, points.dim(0));
   parallel_for(points.dim(0), kAssignBlock, [&](std::size_t begin, std::size_t end) {
-    AlignedVector<float> scratch(kAssignBlock * dim);
     float best[kAssignBlock];
     const char *at = points.as<const char>() + begin * dim * bytes;
     std::int32_t *codes_at = out_codes.as<std::int32_t>() + begin;
-    kernels().assign(at, points.dtype, end - begin, dim, c.as<const float>(), c.dim(0),
-                     scratch.data(), codes_at, best);
+    assigner.assign(at, points.dtype, end - begin, codes_at, best);
     kernels().compress(at, points.dtype, end - begin, dim, c.as<const float>(), codes_at,
                        cuts.as<const float>(), nbits, out.as<std::uint8_t>() + begin * out.dim(1));
   });

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 
@@ -34,6 +35,15 @@ def run(monkeypatch):
         return runner.invoke(cli.app, [str(argument) for argument in arguments], input=stdin)
 
     return invoke
+
+
+@pytest.fixture(autouse=True)
+def logger_as_before():
+    """Put back the level that a command sets for the whole process."""
+    logger = logging.getLogger("colbert_fast")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture

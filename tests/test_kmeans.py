@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from colbert_fast.kernels import ops, reference
-from support import PAIRS, every_isa, same_bits, unit_vectors, use_threads
+from support import PAIRS, every_isa, same_bits, unit_vectors, use_isa, use_threads
 from tolerances import assert_best, assert_close
 
 
@@ -39,6 +39,27 @@ def test_ties_go_to_the_lowest_centroid(rng: np.random.Generator) -> None:
     codes, _ = ops.assign(unit_vectors(rng, 400, 16), centroids)
     assert codes.max() < 13
     assert ops.assign(np.zeros((7, 16), np.float32), centroids)[0].tolist() == [0] * 7
+
+
+@pytest.mark.parametrize("dim", [8, 48, 128])
+def test_screening_changes_no_bit(dim: int, rng: np.random.Generator) -> None:
+    """Many points are screened by int8 first; few at a time are not."""
+    centroids = unit_vectors(rng, 600, dim)
+    centroids[300:] = centroids[:300] + 1e-3 * rng.standard_normal((300, dim), np.float32)
+    points = centroids[rng.integers(0, 600, 1100)] + 0.3 * unit_vectors(rng, 1100, dim)
+    points[7] = 0
+    points[8, 3] = np.nan
+    points[9] *= 1e20
+    results = [ops.assign(points, centroids)]
+    with use_isa("scalar"):
+        results.append(ops.assign(points, centroids))
+    parts = [ops.assign(points[i : i + 500], centroids) for i in range(0, 1100, 500)]
+    results.append((np.concatenate([c for c, _ in parts]), np.concatenate([b for _, b in parts])))
+    assert same_bits(results[0], results[1])
+    assert same_bits(results[0], results[2])
+    similarities = points.astype(np.float64) @ centroids.T.astype(np.float64)
+    usable = np.isfinite(points).all(axis=1)
+    assert_best(results[0][0][usable], similarities[usable])
 
 
 @every_isa

@@ -10,6 +10,7 @@
 namespace {
 
 constexpr std::size_t kTileRows = 4, kTilePanels = 1, kBytes = 32;
+constexpr bool kScreens = false;
 
 struct F32x16 {
   __m256 lo, hi;

@@ -10,6 +10,7 @@
 namespace {
 
 constexpr std::size_t kTileRows = 8, kTilePanels = 2, kBytes = 32;
+constexpr bool kScreens = true;
 
 using F32x16 = __m512;
 using I32x16 = __m512i;

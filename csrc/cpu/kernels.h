@@ -70,8 +70,26 @@ struct Decoder {
   std::size_t dim, packed_dim;
 };
 
+// Centroids as bytes, to screen which of them can be nearest before computing exactly:
+// centroid ~ scale * (row - kScreenZero), off by at most scale / 2 in each dimension.
+struct Screen {
+  const std::uint8_t *rows;                       // K x dim, below 128
+  const float *scale;                             // K
+  float largest_scale, largest_l1, largest_value; // over all centroids
+};
+constexpr int kScreenZero = 64;
+constexpr std::size_t kScreenRows = 8192, kScreenLanes = 32;
+
+// Floats of scratch that `assign` and `assign_screened` take.
+constexpr std::size_t assign_scratch(std::size_t dim) { return kAssignBlock * dim; }
+constexpr std::size_t screened_scratch(std::size_t dim) {
+  return kAssignBlock * (dim + dim / 4) + kScreenRows * (kScreenLanes + 1);
+}
+
 struct Kernels {
   const char *name;
+  // Whether int8 products are so much faster than float32 ones that assign_screened pays.
+  bool screens;
 
   // -- maxsim ------------------------------------------------------------------------------------
   // Sum over query tokens of the best dot product with `n` rows of `type` (f32, f16, bf16),
@@ -82,10 +100,15 @@ struct Kernels {
 
   // -- kmeans ------------------------------------------------------------------------------------
   // Nearest centroid by dot product (ties: the lowest) of n <= kAssignBlock points.
-  // `scratch`: kAssignBlock * dim floats.
+  // `scratch`: assign_scratch(dim) floats.
   void (*assign)(const void *points, DType type, std::size_t n, std::size_t dim,
                  const float *centroids, std::size_t n_centroids, float *scratch,
                  std::int32_t *codes, float *best);
+  // The same bits, from exact products with only those centroids that an int8 pass cannot exclude.
+  // `scratch`: screened_scratch(dim) floats, best on a cache line.
+  void (*assign_screened)(const void *points, DType type, std::size_t n, std::size_t dim,
+                          const float *centroids, std::size_t n_centroids, const Screen &screen,
+                          float *scratch, std::int32_t *codes, float *best);
   // out[dim] = sum of the points named by which[n], in that order.
   void (*sum_rows)(const void *points, DType type, std::size_t dim, const std::int64_t *which,
                    std::size_t n, float *out);

@@ -100,6 +100,18 @@ inline void dot_tile(const Rows &rows, const void *after, const float *panel, st
   }
 }
 
+// The same for bytes: rows below 128, int8 panels of four dimensions a lane.
+template <std::size_t P>
+inline void dot_tile_i8(const std::uint8_t *const (&rows)[kTileRows], const std::int8_t *panel,
+                        std::size_t dim, I32x16 (&acc)[kTileRows][P]) {
+  for (std::size_t t = 0; t < kTileRows; ++t)
+    for (std::size_t p = 0; p < P; ++p) acc[t][p] = set1(std::int32_t{0});
+  for (std::size_t d = 0; d < dim; d += 4)
+    for (std::size_t t = 0; t < kTileRows; ++t)
+      for (std::size_t p = 0; p < P; ++p)
+        acc[t][p] = dot4(acc[t][p], rows[t] + d, panel + (p * dim + d) * kLanes);
+}
+
 // best[lane] = max over rows; arg[lane] = first + the row that reached it first.
 template <bool kArg, std::size_t P, class Source>
 inline void max_dot(Source &source, std::size_t n, const float *panel, std::size_t dim,

@@ -10,6 +10,7 @@
 namespace {
 
 constexpr std::size_t kTileRows = 4, kTilePanels = 1, kBytes = 16;
+constexpr bool kScreens = false;
 
 struct F32x16 {
   float32x4_t v[4];

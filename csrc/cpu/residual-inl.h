@@ -181,13 +181,7 @@ inline void max_dot_i8(const PanelsI8 &query, std::size_t panel, const Decoder &
     for (std::size_t t = 0; t < kTileRows; ++t) row[t] = rows[min_of(t, count - 1)];
 
     I32x16 acc[kTileRows][P];
-    for (std::size_t t = 0; t < kTileRows; ++t)
-      for (std::size_t p = 0; p < P; ++p) acc[t][p] = set1(std::int32_t{0});
-    for (std::size_t d = 0; d < dim; d += 4)
-      for (std::size_t t = 0; t < kTileRows; ++t)
-        for (std::size_t p = 0; p < P; ++p)
-          acc[t][p] = dot4(acc[t][p], row[t] + d, q + (p * dim + d) * kLanes);
-
+    dot_tile_i8<P>(row, q, dim, acc);
     for (std::size_t t = 0; t < kTileRows; ++t) {
       const std::size_t token = i + min_of(t, count - 1), lane = panel * kLanes;
       const float *centroid_scores = scores + code_at(codes, token) * lanes + lane;

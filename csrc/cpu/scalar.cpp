@@ -8,6 +8,7 @@
 namespace {
 
 constexpr std::size_t kTileRows = 1, kTilePanels = 1, kBytes = 16;
+constexpr bool kScreens = true;
 
 struct F32x16 {
   float v[16];

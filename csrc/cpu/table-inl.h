@@ -9,10 +9,14 @@
 namespace colbert_fast {
 
 extern const Kernels COLBERT_FAST_TABLE;
+// clang-format off
 const Kernels COLBERT_FAST_TABLE = {
-    COLBERT_FAST_ISA_NAME, maxsim, assign, sum_rows, scores,     probe,
-    approximate,           pack,   unpack, compress, decompress, residual_maxsim,
-    residual_maxsim_i8,
+    COLBERT_FAST_ISA_NAME, kScreens,
+    maxsim,
+    assign, assign_screened, sum_rows,
+    scores, probe, approximate,
+    pack, unpack, compress, decompress, residual_maxsim, residual_maxsim_i8,
 };
+// clang-format on
 
 } // namespace colbert_fast

@@ -1,6 +1,7 @@
 // Every kernel of every table this CPU can run, against the scalar table: the same bits, for sizes
 // around the lane widths, exact ties, documents without tokens, and outputs that start as garbage.
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "dispatch.h"
@@ -92,6 +93,7 @@ public:
   void run() {
     sweep(random_, 2, [this](const Case &c) { maxsim(c); });
     sweep(random_, 1, [this](const Case &c) { assign(c); });
+    sweep(random_, 1, [this](const Case &c) { assign_screened(c); });
     sweep(random_, 1, [this](const Case &c) { sum_rows(c); });
     sweep(random_, 1, [this](const Case &c) { scores(c); });
     sweep(random_, 1, [this](const Case &c) { probe(c); });
@@ -124,7 +126,7 @@ private:
     const Rows points = random_.rows(c.type, c.n * c.dim, c.whole);
     const Buffer<float> centroids = random_.floats(c.centroids * c.dim, c.whole);
     const auto run = [&](const Kernels &k, Buffer<std::int32_t> &codes, Buffer<float> &best) {
-      Buffer<float> scratch(kAssignBlock * c.dim);
+      Buffer<float> scratch(assign_scratch(c.dim));
       k.assign(points.data(), c.type, c.n, c.dim, centroids.data(), c.centroids,
                scratch.poison(0xff).data(), codes.data(), best.data());
     };
@@ -134,6 +136,40 @@ private:
     run(scalar_, want.poison(0xee), want_best.poison(0xee));
     tally_.same(got, want, c.describe(isa_, "assign"));
     tally_.same(got_best, want_best, c.describe(isa_, "assign best"));
+  }
+
+  // Many points of a table that screening cannot settle alone: near ties and equal centroids.
+  void assign_screened(const Case &c) {
+    const std::size_t k = c.centroids + 40;
+    const Rows points = random_.rows(c.type, c.n * c.dim, c.whole);
+    Buffer<float> centroids = random_.floats(k * c.dim, c.whole);
+    std::copy_n(centroids.data(), c.dim, centroids.data() + (k - 1) * c.dim);
+    Buffer<std::uint8_t> rows(k * c.dim);
+    Buffer<float> scale(k);
+    Screen screen{rows.data(), scale.data(), 0.0f, 0.0f, 0.0f};
+    for (std::size_t i = 0; i < k; ++i) {
+      float largest = 0.0f, l1 = 0.0f;
+      for (std::size_t d = 0; d < c.dim; ++d) {
+        largest = std::max(largest, std::fabs(centroids[i * c.dim + d]));
+        l1 += std::fabs(centroids[i * c.dim + d]);
+      }
+      scale[i] = largest > 0.0f ? largest / 63.0f : 1.0f;
+      for (std::size_t d = 0; d < c.dim; ++d)
+        rows[i * c.dim + d] = static_cast<std::uint8_t>(
+            kScreenZero + static_cast<int>(std::nearbyintf(centroids[i * c.dim + d] / scale[i])));
+      screen.largest_scale = std::max(screen.largest_scale, scale[i]);
+      screen.largest_l1 = std::max(screen.largest_l1, l1);
+      screen.largest_value = std::max(screen.largest_value, largest);
+    }
+    Buffer<float> scratch(screened_scratch(c.dim));
+    Buffer<std::int32_t> got(c.n), want(c.n);
+    Buffer<float> got_best(c.n), want_best(c.n);
+    isa_.assign_screened(points.data(), c.type, c.n, c.dim, centroids.data(), k, screen,
+                         scratch.data(), got.data(), got_best.data());
+    scalar_.assign(points.data(), c.type, c.n, c.dim, centroids.data(), k, scratch.data(),
+                   want.data(), want_best.data());
+    tally_.same(got, want, c.describe(isa_, "assign_screened"));
+    tally_.same(got_best, want_best, c.describe(isa_, "assign_screened best"));
   }
 
   void sum_rows(const Case &c) {
