@@ -11,6 +11,7 @@
 #include "checks.h"
 #include "cpu/dispatch.h"
 #include "search/lists.h"
+#include "search/probe.h"
 #include "search/query_panels.h"
 #include "thread_pool.h"
 
@@ -57,10 +58,9 @@ void top_centroids(const py::object &scores, const py::object &cells) {
                           std::to_string(s.dim(0)) + ", got " + std::to_string(nprobe));
   const py::gil_scoped_release release;
   const AlignedVector<float> table = padded(s, lanes);
-  std::vector<float> values(lanes * nprobe, -std::numeric_limits<float>::infinity());
-  std::vector<std::int32_t> ids(lanes * nprobe, -1);
-  kernels().probe(table.data(), 0, s.dim(0), lanes, nprobe, values.data(), ids.data());
-  std::copy_n(ids.begin(), s.dim(1) * nprobe, out.as<std::int32_t>());
+  std::vector<std::int32_t> ids;
+  probe(table.data(), s.dim(0), lanes, s.dim(1), nprobe, ids);
+  std::copy(ids.begin(), ids.end(), out.as<std::int32_t>());
 }
 
 py::tuple build_lists(const py::object &codes, const py::object &doclens,
@@ -96,19 +96,22 @@ py::array_t<std::int32_t> read_lists(const py::object &counts, const py::object 
   const auto *ends = at.as<const std::int64_t>();
   if (ends[0] != 0 || !std::is_sorted(ends, ends + at.dim(0)) || ends[n.dim(0)] != bytes.shape[0])
     throw py::value_error("`offsets` must rise from 0 to the length of `data`");
+  if (n_docs < 0)
+    throw py::value_error("`n_docs` must not be negative, got " + std::to_string(n_docs));
   const Lists lists{n.as<const std::int32_t>(), ends, bytes.as<const std::uint8_t>(), n.dim(0)};
+  const auto *first = which.as<const std::int32_t>(), *last = first + which.dim(0);
+  const auto wrong = std::find_if(first, last, [&](auto c) { return c < 0 || c >= n.shape[0]; });
+  if (wrong != last)
+    throw py::value_error("`cells` must be from 0 to " + std::to_string(n.shape[0] - 1) + ", got " +
+                          std::to_string(*wrong));
   std::vector<std::int32_t> ids;
-  for (std::size_t i = 0; i < which.dim(0); ++i) {
-    const std::int32_t cell = which.as<const std::int32_t>()[i];
-    if (cell < 0 || cell >= n.shape[0])
-      throw py::value_error("`cells` must be from 0 to " + std::to_string(n.shape[0] - 1) +
-                            ", got " + std::to_string(cell));
-    try {
-      read_list(lists, static_cast<std::size_t>(cell), static_cast<std::size_t>(n_docs), ids);
-    } catch (const std::runtime_error &error) { throw py::value_error(error.what()); }
-  }
-  std::sort(ids.begin(), ids.end());
-  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  try {
+    const py::gil_scoped_release release;
+    for (const auto *cell = first; cell != last; ++cell)
+      read_list(lists, static_cast<std::size_t>(*cell), static_cast<std::size_t>(n_docs), ids);
+    std::sort(ids.begin(), ids.end());
+    ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  } catch (const std::runtime_error &error) { throw py::value_error(error.what()); }
   return py::array_t<std::int32_t>(static_cast<py::ssize_t>(ids.size()), ids.data());
 }
 
@@ -116,6 +119,8 @@ void approximate_maxsim(const py::object &scores, const py::object &codes,
                         const py::object &doclens, const py::object &candidates,
                         std::optional<float> threshold, const py::object &out) {
   const View s = expect(scores, "scores", {DType::f32}, {kAny, kAny});
+  if (s.shape[1] == 0)
+    throw py::value_error("`scores` must have a column per query token, got none");
   const View ids = expect(codes, "codes", {DType::i32, DType::u16}, {kAny});
   const Codes checked = check_codes(ids, s.shape[0]);
   const View lengths = expect(doclens, "doclens", {DType::i32}, {kAny});
@@ -133,7 +138,7 @@ void approximate_maxsim(const py::object &scores, const py::object &codes,
   const std::size_t nq = s.dim(1), lanes = lanes_of(nq);
   const AlignedVector<float> table = padded(s, lanes);
   AlignedVector<float> init(lanes, 0.0f);
-  std::fill_n(init.begin(), nq, -9999.0f); // PLAID's score of a token that nothing matched
+  std::fill_n(init.begin(), nq, kNothingMatched);
   std::vector<std::uint8_t> keep;
   if (threshold)
     for (std::size_t c = 0; c < s.dim(0); ++c) {
@@ -160,9 +165,13 @@ void top_k(const py::object &scores, const py::object &values, const py::object 
   const auto *x = s.as<const float>();
   std::vector<std::int64_t> order(s.dim(0));
   std::iota(order.begin(), order.end(), 0);
+  // NaN counts as -inf: comparisons with it would leave no order to sort by.
+  const auto key = [&](std::int64_t i) {
+    return x[i] == x[i] ? x[i] : -std::numeric_limits<float>::infinity();
+  };
   std::partial_sort(
       order.begin(), order.begin() + out.shape[0], order.end(),
-      [&](std::int64_t a, std::int64_t b) { return x[a] != x[b] ? x[a] > x[b] : a < b; });
+      [&](std::int64_t a, std::int64_t b) { return key(a) != key(b) ? key(a) > key(b) : a < b; });
   for (std::size_t i = 0; i < out.dim(0); ++i) {
     out.as<float>()[i] = x[order[i]];
     at.as<std::int64_t>()[i] = order[i];

@@ -16,6 +16,9 @@ using namespace colbert_fast;
 
 namespace {
 
+// So that no sum of products overflows: scores stay finite and ordered.
+constexpr float kLargestValue = 1e15f;
+
 // A Searcher with the Python arrays that it reads.
 class BoundSearcher {
 public:
@@ -28,6 +31,7 @@ public:
     const View centers =
         hold(expect(centroids, "centroids", {DType::f32}, {kAny, kAny}), centroids);
     check_dim(centers, "centroids");
+    if (centers.shape[0] == 0) throw py::value_error("`centroids` must not be empty");
     c.centroids = centers.as<const float>(), c.n_centroids = centers.dim(0), c.dim = centers.dim(1);
     const View ids = hold(expect(codes, "codes", {DType::i32, DType::u16}, {kAny}), codes);
     c.codes = codes_of(ids);
@@ -78,9 +82,13 @@ public:
     if (n < 0 || row[0] != 0 || row[n] != q.shape[0] || !std::is_sorted(row, row + n + 1))
       throw py::value_error("`starts` must rise from 0 to the number of query rows");
     for (std::int64_t i = 0; i < q.shape[0] * q.shape[1]; ++i)
-      if (!std::isfinite(q.as<const float>()[i]))
-        throw py::value_error("`queries` must be finite, got NaN or infinity in row " +
+      if (!(std::fabs(q.as<const float>()[i]) <= kLargestValue))
+        throw py::value_error("`queries` must be finite and at most 1e15, got " +
+                              std::to_string(q.as<const float>()[i]) + " in row " +
                               std::to_string(i / q.shape[1]));
+    for (std::int64_t i = 0; i < n; ++i)
+      if (row[i] == row[i + 1])
+        throw py::value_error("`queries`: query " + std::to_string(i) + " has no tokens");
     const View out_ids = expect_out(ids, "ids", DType::i64, {n, kAny});
     const View out_scores = expect_out(scores, "scores", DType::f32, {n, out_ids.shape[1]});
     const std::size_t k = out_ids.dim(1);

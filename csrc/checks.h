@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -30,11 +31,17 @@ inline int check_weights(const View &weights, const char *name) {
   if (nbits == 0)
     throw py::value_error(std::string("`") + name + "` must hold 2, 4, 8, 16 or 256 values, got " +
                           std::to_string(weights.dim(0)));
+  for (std::size_t i = 0; i < weights.dim(0); ++i)
+    if (!std::isfinite(weights.as<const float>()[i]))
+      throw py::value_error(std::string("`") + name + "` must be finite");
   return nbits;
 }
 
 // Offsets of the documents' first tokens; the lengths must be there, and sum to n_tokens.
 inline std::vector<std::int64_t> check_doclens(const View &doclens, std::int64_t n_tokens) {
+  if (doclens.shape[0] > std::numeric_limits<std::int32_t>::max())
+    throw py::value_error("`doclens` must be of at most 2147483647 documents, got " +
+                          std::to_string(doclens.shape[0]));
   std::vector<std::int64_t> offsets(doclens.dim(0) + 1, 0);
   for (std::size_t i = 0; i < doclens.dim(0); ++i) {
     const std::int32_t length = doclens.as<const std::int32_t>()[i];

@@ -114,3 +114,14 @@ def test_gradients_have_the_type_of_the_documents(dtype: Any, rng: np.random.Gen
     autograd.maxsim(query, documents, torch.tensor([2, 4], dtype=torch.int32)).sum().backward()
     assert documents.grad.dtype == dtype
     assert query.grad.dtype == torch.float32
+
+
+def test_ops_maxsim_keeps_gradients() -> None:
+    query = torch.randn(3, 8, requires_grad=True)
+    documents, doclens = torch.randn(5, 8), torch.tensor([2, 3], dtype=torch.int32)
+    ops.maxsim(query, documents, doclens).sum().backward()
+    assert query.grad is not None
+    with torch.no_grad():
+        assert not ops.maxsim(query, documents, doclens).requires_grad
+    with pytest.raises(ValueError, match="return_argmax"):
+        ops.maxsim(query, documents, doclens, return_argmax=True)

@@ -178,3 +178,23 @@ def test_damaged_lists_do_not_crash(damage: str) -> None:
         ops.read_list(broken, 1)
     with pytest.raises(ValueError, match=r"list|offsets"):
         ops.gather_documents(broken, np.array([0, 1], np.int32), 40)
+
+
+def test_many_probes_are_sorted_like_few(rng: np.random.Generator) -> None:
+    scores = np.round(rng.standard_normal((300, 19)), 1).astype(np.float32)  # with ties
+    expected = np.argsort(-scores, axis=0, kind="stable").T
+    for nprobe in (64, 65, 299, 300):
+        np.testing.assert_array_equal(ops.top_centroids(scores, nprobe), expected[:, :nprobe])
+
+
+def test_nan_ranks_last() -> None:
+    values, indices = ops.top_k(np.array([1, np.nan, 3, -np.inf, 2], np.float32), 5)
+    assert indices.tolist() == [2, 4, 0, 1, 3]
+    assert values[:3].tolist() == [3, 2, 1]
+
+
+def test_queries_without_tokens_are_refused() -> None:
+    empty = np.zeros((4, 0), np.float32)
+    one = np.array([0], np.int32)
+    with pytest.raises(ValueError, match="scores"):
+        ops.approximate_maxsim(empty, one, np.array([1], np.int32), one, threshold=0.5)

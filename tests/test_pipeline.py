@@ -117,9 +117,15 @@ def test_a_subset_of_nothing_and_no_queries() -> None:
     assert SEARCHERS["plaid"].search([], params)[0].shape == (0, 4)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e38])
 def test_queries_must_be_finite(value: float) -> None:
     query = DATA.query.copy()
     query[3, 5] = value
     with pytest.raises(ValueError, match="quer"):
         SEARCHERS["plaid"].search([query], SearchParams.resolve(4))
+
+
+def test_queries_without_tokens_are_refused() -> None:
+    params = SearchParams.resolve(3)
+    with pytest.raises(ValueError, match="query 1 has no tokens"):
+        SEARCHERS["plaid"].search([QUERIES[0], QUERIES[0][:0]], params)

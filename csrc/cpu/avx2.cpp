@@ -93,6 +93,8 @@ inline I32x16 dot4(I32x16 acc, const std::uint8_t *u, const std::int8_t *s) {
   return {dot4(acc.lo, all, loadi(s)), dot4(acc.hi, all, loadi(s + 32))};
 }
 
+inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
+
 inline Bytes load_bytes(const std::uint8_t *p) { return loadi(p); }
 inline Bytes load_16_bytes(const std::uint8_t *p) { return _mm256_zextsi128_si256(loadi128(p)); }
 inline Bytes load_table(const std::uint8_t *p) { return _mm256_broadcastsi128_si256(loadi128(p)); }

@@ -55,6 +55,8 @@ inline I32x16 dot4(I32x16 acc, const std::uint8_t *u, const std::int8_t *s) {
   return _mm512_dpbusd_epi32(acc, _mm512_set1_epi32(four), _mm512_loadu_si512(s));
 }
 
+inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
+
 inline Bytes load_bytes(const std::uint8_t *p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
 }

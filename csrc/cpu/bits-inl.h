@@ -13,11 +13,6 @@ namespace {
 
 using namespace colbert_fast;
 
-// Fields packed in one byte (of the low part, for 3 bits); 4 * i + s generalises to planes * i + s.
-constexpr std::size_t n_planes(int nbits) {
-  return nbits == 3 ? 4 : static_cast<std::size_t>(8 / nbits);
-}
-
 inline unsigned reverse_bits(unsigned value, int n) {
   unsigned r = 0;
   for (int k = 0; k < n; ++k) r |= ((value >> k) & 1u) << (n - 1 - k);
@@ -27,7 +22,7 @@ inline unsigned reverse_bits(unsigned value, int n) {
 template <int B, class T>
 inline void pack_row(const T *buckets, std::size_t dim, std::uint8_t *out) {
   constexpr int kLow = B == 3 ? 2 : B;
-  constexpr std::size_t kPlanes = n_planes(B);
+  constexpr std::size_t kPlanes = planes_of(B);
   const std::size_t width = dim / kPlanes, eighth = dim / 8;
   for (std::size_t i = 0; i < width; ++i) {
     unsigned byte = 0;
@@ -52,7 +47,7 @@ inline void pack_row(const T *buckets, std::size_t dim, std::uint8_t *out) {
 template <int B>
 inline void unpack_row(const std::uint8_t *packed, std::size_t dim, std::uint8_t *out) {
   constexpr int kLow = B == 3 ? 2 : B;
-  constexpr std::size_t kPlanes = n_planes(B);
+  constexpr std::size_t kPlanes = planes_of(B);
   const std::size_t width = dim / kPlanes, eighth = dim / 8;
   for (std::size_t i = 0; i < width; ++i)
     for (std::size_t s = 0; s < kPlanes; ++s) {

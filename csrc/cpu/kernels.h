@@ -25,6 +25,8 @@ constexpr std::size_t kAssignBlock = 256;
 // The int8 kernel's levels stay below 128, so that AVX2's u8 x s8 pair sums fit 16 bits
 // (2 * 127 * 127 = 32258) and NEON may read them as signed bytes.
 constexpr int kMaxLevel = 127;
+// PLAID's score of a query token that no token of a document matched.
+constexpr float kNothingMatched = -9999.0f;
 
 // `count` rows transposed for the SIMD lanes: data[panel][dim][kLanes]; missing rows are zero.
 struct Panels {
@@ -51,6 +53,10 @@ namespace {
 inline std::size_t code_at(Codes codes, std::size_t i) {
   return codes.wide ? static_cast<std::size_t>(static_cast<const std::int32_t *>(codes.data)[i])
                     : static_cast<std::size_t>(static_cast<const std::uint16_t *>(codes.data)[i]);
+}
+// Fields of a packed byte (of the low part, for 3 bits): the planes that dimensions are split into.
+constexpr std::size_t planes_of(int nbits) {
+  return nbits == 3 ? 4 : static_cast<std::size_t>(8 / nbits);
 }
 inline Codes codes_from(Codes codes, std::size_t i) {
   return {static_cast<const char *>(codes.data) + i * (codes.wide ? 4 : 2), codes.wide};

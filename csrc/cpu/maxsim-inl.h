@@ -36,14 +36,6 @@ inline F32x16 load_row(const void *rows, DType type, std::size_t row, std::size_
   return type == DType::f16 ? load_f16(at) : load_bf16(at);
 }
 
-inline void prefetch(const void *p) {
-#if defined(_MSC_VER)
-  _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0);
-#else
-  __builtin_prefetch(p);
-#endif
-}
-
 // An address to prefetch, which may lie past the end: not a pointer to be formed by arithmetic.
 inline const void *address_at(const void *base, std::size_t bytes) {
   return reinterpret_cast<const void *>(reinterpret_cast<std::uintptr_t>(base) + bytes);

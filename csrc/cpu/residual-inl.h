@@ -34,7 +34,7 @@ void compress(const void *points, DType type, std::size_t n, std::size_t dim,
 // high bits that belong to a byte join it as bits 8 to 11 of the index.
 template <int B>
 inline void weights_row(const Decoder &decoder, const std::uint8_t *packed, float *out) {
-  constexpr std::size_t kPerByte = n_planes(B);
+  constexpr std::size_t kPerByte = planes_of(B);
   const std::size_t width = decoder.dim / kPerByte, eighth = decoder.dim / 8;
   for (std::size_t i = 0; i < width; ++i) {
     std::size_t index = packed[i];
@@ -141,7 +141,7 @@ inline void expand_run(const std::uint8_t *a, int shift, std::uint8_t mask,
 // The 7-bit levels of a packed row, plane by plane.
 template <int B>
 inline void expand(const Decoder &decoder, const std::uint8_t *packed, std::uint8_t *out) {
-  constexpr std::size_t kPlanes = n_planes(B);
+  constexpr std::size_t kPlanes = planes_of(B);
   const std::size_t width = decoder.dim / kPlanes, eighth = decoder.dim / 8;
   if constexpr (B == 8) {
     for (std::size_t i = 0; i < width; ++i) out[i] = decoder.levels[packed[i]];

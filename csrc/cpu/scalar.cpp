@@ -114,6 +114,14 @@ inline I32x16 dot4(I32x16 acc, const std::uint8_t *u, const std::int8_t *s) {
   });
 }
 
+inline void prefetch(const void *p) {
+#if defined(__GNUC__)
+  __builtin_prefetch(p);
+#else
+  (void)p;
+#endif
+}
+
 inline Bytes load_bytes(const std::uint8_t *p) {
   return each<Bytes>([&](int i) { return p[i]; });
 }

@@ -8,11 +8,6 @@
 
 namespace colbert_fast {
 
-// Fields of a packed byte (of the low part, for 3 bits): the planes that dimensions are split into.
-constexpr std::size_t planes_of(int nbits) {
-  return nbits == 3 ? 4 : static_cast<std::size_t>(8 / nbits);
-}
-
 // nbits of a codec with 2^nbits weights, or 0 if it has none that we store.
 int nbits_of(std::size_t n_weights);
 

@@ -24,8 +24,8 @@ void QueryPanels::pack_i8(int nbits, float low, float step) {
     const float *row = f32_.data() + i / kLanes * dim_ * kLanes + i % kLanes;
     float largest = 0.0f;
     for (std::size_t d = 0; d < dim_; ++d) largest = std::max(largest, std::fabs(row[d * kLanes]));
-    if (largest == 0.0f) continue;
     const float unit = largest / 127.0f;
+    if (unit == 0.0f) continue;
     std::int8_t *out = i8_.data() + i / kLanes * dim_ * kLanes;
     std::int32_t sum = 0;
     for (std::size_t at = 0; at < dim_; ++at) {

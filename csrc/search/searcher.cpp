@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "cpu/dispatch.h"
+#include "search/probe.h"
 #include "thread_pool.h"
 
 #if defined(_MSC_VER)
@@ -13,11 +14,12 @@
 namespace colbert_fast {
 namespace {
 
+// What a thread may keep for its next query.
+constexpr std::size_t kKeptBytes = std::size_t{64} << 20;
+
 // The int8 stage orders documents to within some 0.02 of their score; that many more than k go on
 // to exact scoring.
 constexpr std::size_t rescored(std::size_t k) { return 2 * k + 32; }
-
-constexpr float kNothingMatched = -9999.0f;
 
 inline std::size_t lowest_bit(std::uint64_t bits) {
 #if defined(_MSC_VER)
@@ -45,11 +47,15 @@ void keep_best(std::vector<Hit> &hits, std::size_t n) {
 struct Searcher::Arena {
   QueryPanels query;
   AlignedVector<float> scores, init;
-  std::vector<float> probe_values;
   std::vector<std::int32_t> cells, ids;
   std::vector<std::uint8_t> keep;
   std::vector<std::uint64_t> seen;
   std::vector<Hit> hits;
+
+  std::size_t bytes() const {
+    return scores.capacity() * sizeof(float) + hits.capacity() * sizeof(Hit) +
+           seen.capacity() * sizeof(std::uint64_t);
+  }
 };
 
 void Searcher::score_centroids(Arena &arena, std::size_t nprobe) const {
@@ -61,11 +67,7 @@ void Searcher::score_centroids(Arena &arena, std::size_t nprobe) const {
     cpu.scores(arena.query.f32(), c.centroids + begin * c.dim, end - begin,
                arena.scores.data() + begin * lanes);
   });
-  arena.probe_values.assign(lanes * nprobe, -std::numeric_limits<float>::infinity());
-  arena.cells.assign(lanes * nprobe, -1);
-  cpu.probe(arena.scores.data(), 0, c.n_centroids, lanes, nprobe, arena.probe_values.data(),
-            arena.cells.data());
-  arena.cells.resize(arena.query.count() * nprobe); // lanes past the query are padding
+  probe(arena.scores.data(), c.n_centroids, lanes, arena.query.count(), nprobe, arena.cells);
 }
 
 void Searcher::gather(Arena &arena, std::size_t nprobe, const std::uint8_t *allowed) const {
@@ -106,7 +108,9 @@ void Searcher::score_each(Arena &arena, std::size_t grain, Score score) const {
           static_cast<std::size_t>(collection_.offsets[static_cast<std::size_t>(hit.document)]);
       const auto last =
           static_cast<std::size_t>(collection_.offsets[static_cast<std::size_t>(hit.document) + 1]);
-      hit.score = score(first, last - first);
+      const float value = score(first, last - first);
+      // NaN, from a damaged file, would break the order that selection needs.
+      hit.score = value == value ? value : -std::numeric_limits<float>::infinity();
     }
   });
 }
@@ -184,6 +188,7 @@ void Searcher::search(const float *query, std::size_t count, const SearchParams 
   keep_best(arena.hits, params.k);
   std::sort(arena.hits.begin(), arena.hits.end(), better);
   hits = arena.hits;
+  if (arena.bytes() > kKeptBytes) arena = Arena();
 }
 
 } // namespace colbert_fast

@@ -64,6 +64,10 @@ def _empty(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
     return np.empty(shape, dtype)
 
 
+def _wants_gradient(array: Array) -> bool:
+    return getattr(array, "requires_grad", False) and sys.modules["torch"].is_grad_enabled()
+
+
 def _shape(array: Array, name: str, ndim: int) -> tuple[int, ...]:
     shape = getattr(array, "shape", None)
     if shape is None:
@@ -249,7 +253,8 @@ def maxsim(
     documents : float32, float16 or bfloat16 (n_tokens, dim)
     doclens : int32 (n_docs,), summing to n_tokens
     return_argmax
-        Also return the token that each query token met.
+        Also return the token that each query token met. Tensors that require gradients go through
+        `autograd.maxsim`, which keeps the argmax to itself: asking for both is a ValueError.
 
     Returns
     -------
@@ -257,6 +262,12 @@ def maxsim(
     argmax : int32 (n_docs, nq) or (b, n_docs, nq), if asked for
         Index within the document (ties: the first), -1 where it has no tokens.
     """
+    if _wants_gradient(query) or _wants_gradient(documents):
+        if return_argmax:
+            raise ValueError("`return_argmax` has no gradient: detach the tensors first")
+        from colbert_fast.kernels import autograd  # imports torch, which the caller has
+
+        return autograd.maxsim(query, documents, doclens)
     single = len(getattr(query, "shape", ())) == 2
     queries = query[None] if single else query
     b, nq, _ = _shape(queries, "query", 3)
@@ -390,7 +401,7 @@ def approximate_maxsim(
 
 
 def top_k(scores: Array, k: int) -> tuple[Array, Array]:
-    """The `k` highest scores, in descending order (ties: the lowest index first).
+    """The `k` highest scores, in descending order (ties: the lowest index first; NaN as -inf).
 
     Parameters
     ----------
