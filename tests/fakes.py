@@ -23,6 +23,9 @@ class WordModel:
     name = "words"
     dim = 32
 
+    def fingerprint(self) -> str:
+        return "words"
+
     def encode_queries(
         self,
         texts: str | Sequence[str],

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
+from operator import length_hint
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -123,6 +127,36 @@ def test_generator_in_generator_out_reads_one_window_ahead(
     assert len(list(rows)) == 9
 
 
+class Hinted(Iterator[str]):
+    """An iterator that tells how much is left."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = iter(texts)
+
+    def __next__(self) -> str:
+        return next(self.texts)
+
+    def __length_hint__(self) -> int:
+        return length_hint(self.texts)
+
+
+def test_progress_total_is_the_length_or_its_hint(
+    model: ColBERT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    totals = []
+
+    def bar(*, total: int | None, **_options: object) -> Any:
+        totals.append(total)
+        return contextlib.nullcontext(mock.Mock())
+
+    monkeypatch.setattr(streaming, "tqdm", bar)
+    texts = random_texts(3)
+    unknown = (text for text in texts)
+    for given in (texts, tuple(texts), Hinted(texts), unknown, []):
+        list(model.encode_documents(given))
+    assert totals == [3, 3, 3, None, None]
+
+
 def test_rows_do_not_keep_their_batch_alive(model: ColBERT) -> None:
     assert all(rows.base is None for rows in model.encode_documents(["why", "the sky"]))
 
@@ -214,6 +248,40 @@ def test_training_mode_does_not_encode(folder: Path) -> None:
 
 def test_names_find_the_model_again(folder: Path, model: ColBERT) -> None:
     assert model.name == str(folder.resolve())
+
+
+def test_fingerprint_is_of_weights_and_document_settings(folder: Path, model: ColBERT) -> None:
+    def other(**options: Any) -> str:
+        return ColBERT.from_pretrained(folder, **options).fingerprint()
+
+    assert len(bytes.fromhex(model.fingerprint())) == 8
+    assert other(dtype="bfloat16", query_length=30) == model.fingerprint()
+    assert other(document_length=19) != model.fingerprint()
+    assert other(skiplist_words=["the"]) != model.fingerprint()
+
+
+def test_fingerprint_survives_saving(model: ColBERT, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    assert ColBERT.from_pretrained(tmp_path).fingerprint() == model.fingerprint()
+
+
+def test_fingerprint_sees_every_weight(folder: Path) -> None:
+    model = ColBERT.from_pretrained(folder)
+    seen = {model.fingerprint()}
+    for weight in model.parameters():
+        with torch.no_grad():
+            weight.view(-1)[-1] += 1
+        seen.add(model.eval().fingerprint())
+    assert len(seen) == 1 + len(list(model.parameters()))
+
+
+def test_fingerprint_of_bfloat16_weights_is_computed_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ColBERT.from_pretrained(folder).bfloat16()
+    first = model.fingerprint()
+    monkeypatch.setattr(ColBERT, "state_dict", None)
+    assert model.fingerprint() == first
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from colbert_fast.model.checkpoint import Checkpoint, load_checkpoint, save_chec
 from colbert_fast.model.config import ModelConfig
 from colbert_fast.model.default import load_default
 from colbert_fast.model.device import DType, check_device, resolve_dtype
+from colbert_fast.model.fingerprint import model_fingerprint
 from colbert_fast.model.parts import override_config
 from colbert_fast.model.streaming import Embedding, WindowEncoder, stream
 from colbert_fast.model.tokenizer import Batch, Tokenizer
@@ -41,6 +42,8 @@ class ColBERT(nn.Module):
     dtype : {"float32", "bfloat16"}
         Arithmetic of the backbone in `encode_*`; projection and normalisation are float32.
     """
+
+    _fingerprint: str | None
 
     def __init__(
         self, checkpoint: Checkpoint, *, name: str, dtype: DType = "auto", device: str = "cpu"
@@ -149,6 +152,27 @@ document_prompt, do_query_expansion, attend_to_expansion_tokens, skiplist_words
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    def fingerprint(self) -> str:
+        """Return a checksum of the weights and of the settings that decide document embeddings.
+
+        An index records it, so that other weights under the same name are noticed. Device,
+        `dtype`, threads and the layout of queries do not change it. It is computed once: a change
+        of the weights is seen after the next `train()` or `eval()`.
+
+        Returns
+        -------
+        str
+            16 hexadecimal digits.
+        """
+        if self._fingerprint is None:
+            self._fingerprint = model_fingerprint(self.config, self)
+        return self._fingerprint
+
+    def train(self, mode: bool = True) -> ColBERT:
+        """Switch training mode as every torch module does; forgets the fingerprint."""
+        self._fingerprint = None
+        return super().train(mode)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(texts, length) int64 ids and mask to (texts, length, dim) float32 unit rows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from operator import length_hint
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ def stream(
     encode: WindowEncoder, texts: Iterable[str], batch_size: int, progress: bool, unit: str
 ) -> Iterator[Embedding]:
     """Encode window by window and give the rows back in the order of the texts."""
-    total = len(texts) if isinstance(texts, Sequence) else None
+    total = length_hint(texts, 0) or None
     source = iter(texts)
     done = 0
     with tqdm(
