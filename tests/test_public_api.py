@@ -54,6 +54,37 @@ def test_public_names() -> None:
     assert set(colbert_fast.__all__) <= set(dir(colbert_fast))
 
 
+@pytest.mark.parametrize("package", ["torch", "transformers", "safetensors"])
+@pytest.mark.parametrize(
+    "name", ["colbert_fast", "colbert_fast.model", "colbert_fast.model.colbert"]
+)
+def test_a_model_says_which_package_is_missing(package: str, name: str) -> None:
+    code = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name == {package!r}:
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Absent())
+try:
+    from {name} import ColBERT
+except ImportError as error:
+    print(type(error).__name__, error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    wanted = f'{package}: pip install "colbert-fast[encode]"'
+    assert done.stdout == f"MissingDependencyError models need the package {wanted}\n"
+
+
+def test_other_import_errors_are_not_masked() -> None:
+    code = "import sys; sys.modules['tqdm'] = None; import colbert_fast.model"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines()[-1].startswith("ModuleNotFoundError")
+    assert "encode" not in done.stderr
+
+
 def test_unknown_names_raise_the_usual_error() -> None:
     with pytest.raises(AttributeError, match="no_such_name"):
         colbert_fast.no_such_name  # noqa: B018
