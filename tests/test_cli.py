@@ -136,6 +136,17 @@ def test_search_reads_lines(run, built):
     assert "\x1b" not in result.stdout
 
 
+def test_json_holds_no_control_characters(run, tmp_path):
+    document = {"_id": "a\x1b[2J\x9b2J", "text": "salt \x7f", "size": "\x9d0;pwn\x9c"}
+    (tmp_path / "odd.jsonl").write_text(json.dumps(document), encoding="utf-8")
+    assert run("index", tmp_path / "odd.jsonl", tmp_path / "a.cf").exit_code == 0
+    result = run("search", tmp_path / "a.cf", "salt", "--model", "words", "--json")
+    assert result.stdout.strip().isprintable()
+    (hit,) = json.loads(result.stdout)["hits"]
+    assert hit["id"] == document["_id"]
+    assert hit["metadata"] == {"size": document["size"]}
+
+
 @pytest.mark.parametrize("mode", [["--mode", "plaid"], ["--exhaustive"], ["--nprobe", "2"]])
 def test_search_modes(run, built, mode):
     result = run("search", built, "ice floats", "--json", "--model", "words", *mode)
@@ -251,6 +262,7 @@ def test_search_mistakes(run, built):
         (MissingDependencyError("needs torch;\n  run pip"), 1, "needs torch; run pip"),
         (RuntimeError("odd"), 1, "unexpected RuntimeError: odd; please report"),
         (ValueError(), 1, "ValueError"),
+        (ValueError("id \x1b[2J"), 1, "id \ufffd[2J"),
     ],
 )
 def test_every_error_is_one_line(run, corpus, tmp_path, monkeypatch, error, code, message):
@@ -290,6 +302,25 @@ def test_console_script_says_what_is_missing():
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert 'pip install "colbert-fast[cli]"' in done.stderr
+
+
+def test_commands_say_that_the_encoder_is_missing(tmp_path):
+    (tmp_path / "a.txt").write_text("one line\n")
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.argv = ['colbert-fast', *sys.argv[1:]];"
+        "from colbert_fast.__main__ import main; main()"
+    )
+    command = [sys.executable, "-c", code, "index", str(tmp_path / "a.txt"), str(tmp_path / "a.cf")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert 'torch: pip install "colbert-fast[encode]"' in done.stderr
+
+
+def test_help_tells_what_ndocs_does(run):
+    said = " ".join(run("search", "--help").stdout.split())
+    assert "scores them in int8 and the best 2k + 32 of them exactly" in said
+    assert "max(ndocs / 4, k) exactly" in said
 
 
 def test_module_is_a_program(tmp_path):

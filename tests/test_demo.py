@@ -8,6 +8,7 @@ import pytest
 
 from colbert_fast.cli.demo import QUESTIONS, run_demo
 from colbert_fast.cli.terminal import Terminal
+from colbert_fast.search.results import Hit
 from fakes import WordModel
 
 
@@ -53,10 +54,7 @@ def test_demo_builds_anew_when_asked_or_outdated(tmp_path, screen):
 
 def test_demo_builds_anew_for_other_weights_of_the_same_name(tmp_path, screen, monkeypatch):
     answers(tmp_path, screen)
-    plain = WordModel.encode_queries
-    monkeypatch.setattr(
-        WordModel, "encode_queries", lambda self, texts: [-rows for rows in plain(self, texts)]
-    )
+    monkeypatch.setattr(WordModel, "fingerprint", lambda _self: "of other weights")
     assert "passages/s" in answers(tmp_path, Terminal(io.StringIO()))
 
 
@@ -99,6 +97,19 @@ def test_demo_asks_until_there_is_no_question(tmp_path, screen, ending):
 def test_demo_marks_words_in_color(tmp_path):
     said = answers(tmp_path, Terminal(io.StringIO(), color=True))
     assert "\x1b[1;33m" in said
+
+
+@pytest.mark.parametrize("color", [False, True])
+def test_no_document_or_id_commands_the_terminal(color):
+    text = "red \ue000sky\ue001 \x1b]0;pwn\x07 \x9b2J sky"
+    hit = Hit("id\x1b]0;pwn\x07\n\x9b2J", 1.0, text, _query="sky", _model=WordModel())
+    screen = Terminal(io.StringIO(), color=color)
+    screen.hits([hit])
+    said = screen.out.getvalue()
+    mark, bold, end = ("\x1b[1;33m", "\x1b[1m", "\x1b[0m") if color else ("", "", "")
+    safe = f"red \ufffd{mark}sky{end}\ufffd \ufffd]0;pwn\ufffd \ufffd2J sky"
+    title = f"{bold}  1. id\ufffd]0;pwn\ufffd\ufffd\ufffd2J  (1.00){end}"
+    assert said == f"{title}\n     {safe}\n"
 
 
 @pytest.mark.parametrize(("value", "color"), [("", True), ("1", False)])

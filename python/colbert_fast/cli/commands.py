@@ -37,7 +37,7 @@ from colbert_fast.cli.shell import (
     load_model,
     show_progress,
 )
-from colbert_fast.cli.terminal import Terminal
+from colbert_fast.cli.terminal import Terminal, printable
 
 if TYPE_CHECKING:
     from colbert_fast.index import Index
@@ -54,6 +54,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+_ESCAPES = {code: f"\\u{code:04x}" for code in range(127, 160)}
 
 
 @app.callback()
@@ -293,7 +295,7 @@ def info(
     width = max(map(len, facts))
     for name, value in facts.items():
         plain = value if isinstance(value, (str, int, float)) or value is None else _dumps(value)
-        typer.echo(f"{name:{width}}  {plain}")
+        typer.echo(f"{name:{width}}  {printable(str(plain))}")
 
 
 @app.command()
@@ -377,4 +379,5 @@ def _plain(hit: Hit) -> dict[str, Any]:
 
 
 def _dumps(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+    # JSON escapes the control characters below 32 only; terminals obey these too.
+    return json.dumps(value, ensure_ascii=False, default=str).translate(_ESCAPES)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
+from colbert_fast.cli.terminal import printable
 from colbert_fast.corpus import TextLayout
 from colbert_fast.errors import ColbertFastError
 from colbert_fast.search.params import Mode
@@ -49,12 +50,23 @@ CodecOption = Annotated[
     typer.Option("--codec", help="plaid: the buckets of PLAID; float16: uncompressed vectors."),
 ]
 NprobeOption = Annotated[
-    int | None, typer.Option("--nprobe", min=1, help="Centroids to look up per query token.")
+    int | None,
+    typer.Option(
+        "--nprobe",
+        min=1,
+        help="Centroids per query token whose documents become candidates.",
+    ),
 ]
 NdocsOption = Annotated[
-    int | None, typer.Option("--ndocs", min=1, help="Candidates that are scored exactly.")
+    int | None,
+    typer.Option(
+        "--ndocs",
+        min=1,
+        help="Candidates kept by their centroids. Mode default scores them in int8 and the best "
+        "2k + 32 of them exactly; mode plaid scores the best max(ndocs / 4, k) exactly.",
+    ),
 ]
-ModeOption = Annotated[Mode, typer.Option("--mode", help="The search pipeline.")]
+ModeOption = Annotated[Mode, typer.Option("--mode", help="default, or the stages of PLAID.")]
 ExhaustiveOption = Annotated[
     bool, typer.Option("--exhaustive", help="Score every document: slow, and the truth.")
 ]
@@ -106,7 +118,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _complain(text: str) -> None:
-    typer.echo(f"colbert-fast: {text}", err=True)
+    typer.echo(f"colbert-fast: {printable(text)}", err=True)
 
 
 def load_model(model: str | None, device: str) -> ColBERT:

@@ -14,10 +14,17 @@ from colbert_fast.search.explain import highlight
 if TYPE_CHECKING:
     from colbert_fast.search.results import Hit
 
-__all__ = ["Terminal"]
+__all__ = ["Terminal", "printable"]
 
 _MARKS = ("\ue000", "\ue001")  # one column each while lines are broken, unlike what they stand for
 _SEQUENCES = ("\x1b[1;33m", "\x1b[0m")
+_NO_MARKS = {ord(mark): "\ufffd" for mark in _MARKS}
+_CONTROL = dict.fromkeys((*range(32), *range(127, 160)), "\ufffd")
+
+
+def printable(text: str) -> str:
+    """Show every control character, line ends included, as U+FFFD: no id commands a terminal."""
+    return text.translate(_CONTROL)
 
 
 class Terminal:
@@ -44,7 +51,8 @@ class Terminal:
         self.out.flush()
 
     def title(self, text: str) -> None:
-        """Write one line that stands out."""
+        """Write one line that stands out, its control characters as U+FFFD."""
+        text = printable(text)
         self.say(f"\x1b[1m{text}\x1b[0m" if self.color else text)
 
     def hits(self, hits: Sequence[Hit], *, lines: int = 3) -> None:
@@ -62,7 +70,9 @@ class Terminal:
 
     def _excerpt(self, hit: Hit, lines: int) -> str:
         matches = hit.explain() if self.color else []
-        marked = highlight(hit.text or "", matches, width=lines * (self.width - 8), marks=_MARKS)
+        # As long as it was, so that the matches still fit, and without marks of its own.
+        text = (hit.text or "").translate(_NO_MARKS)
+        marked = highlight(text, matches, width=lines * (self.width - 8), marks=_MARKS)
         # White space is shrunk only now: the matches speak of places in the text as it was.
         rows = textwrap.wrap(
             " ".join(marked.split()),
