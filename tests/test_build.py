@@ -67,6 +67,19 @@ def test_embeddings_as_tensors(tmp_path: Path, documents: list[np.ndarray]) -> N
     np.testing.assert_allclose(decoded(index), np.concatenate(documents), atol=1e-2)
 
 
+def test_a_source_that_fills_its_buffer_again(tmp_path: Path, documents: list[np.ndarray]) -> None:
+    def source(dtype: type) -> Iterator[np.ndarray]:
+        buffer = np.empty((20, 64), dtype)
+        for each in documents:
+            buffer[: len(each)] = each
+            yield buffer[: len(each)]
+
+    for dtype in (np.float16, np.float32, np.float64):
+        expected = make(tmp_path / f"e{dtype.__name__}", [each.astype(dtype) for each in documents])
+        index = make(tmp_path / f"r{dtype.__name__}", source(dtype))
+        assert files(index.path) == files(expected.path)
+
+
 def test_an_array_of_documents(tmp_path: Path, rng: np.random.Generator) -> None:
     block = np.stack([each[:1].repeat(5, axis=0) for each in clustered(rng, 30)])
     index = make(tmp_path / "a", block)
@@ -266,6 +279,17 @@ def test_dims_the_kernels_do_not_take(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"dim must be a multiple of 8 .* got 100"):
         make(tmp_path / "a", [np.ones((2, 100))])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_embeddings_of_another_dim_than_the_model_leave_the_old_index_alone(
+    tmp_path: Path, documents: list[np.ndarray]
+) -> None:
+    before = files(make(tmp_path / "a", documents).path)
+    message = "document 0: dim is 64, the model's is 32; pass the model that made the embeddings"
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path / "a", documents, model=WordModel(), overwrite=True)
+    assert files(tmp_path / "a") == before
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
 
 
 def test_duplicate_ids_in_a_stream(tmp_path: Path, documents: list[np.ndarray]) -> None:

@@ -172,22 +172,22 @@ class TokenStream:
         self._progress = progress
 
     def __iter__(self) -> Iterator[Chunk]:
-        pending: list[npt.NDArray[Any]] = []
+        pending: list[npt.NDArray[np.float16]] = []
         waiting = 0
         for rows in self._embeddings():
             self._check_shape(rows)
-            pending.append(rows)
+            pending.append(self._stored(rows))
             waiting += len(rows)
             self.num_documents += 1
             if waiting * self.dim * 2 >= _CHUNK_BYTES:
-                yield self._chunk(pending)
+                yield _chunk(pending)
                 pending, waiting = [], 0
         if self.num_documents != self._store.count:
             raise RuntimeError(
                 f"the model returned {self.num_documents} of {self._store.count} documents"
             )
         if pending:
-            yield self._chunk(pending)
+            yield _chunk(pending)
         self._report()
 
     def _embeddings(self) -> Iterator[npt.NDArray[Any]]:
@@ -240,7 +240,7 @@ class TokenStream:
             return rows
         norms = _norms(rows)
         if _unusable(norms).any():
-            return rows  # named by `_chunk`
+            return rows  # named by `_stored`
         from colbert_fast.compress.pooling import pool_tokens  # needs scipy
 
         return pool_tokens((rows / norms[:, None]).astype(np.float32), self._pool_factor)
@@ -259,31 +259,31 @@ class TokenStream:
             raise ValueError(
                 f"{self._name(position)}: dim is {rows.shape[1]}, earlier documents have {self.dim}"
             )
+        if self._model is not None and self.dim != self._model.dim:
+            raise ValueError(
+                f"{self._name(position)}: dim is {self.dim}, the model's is {self._model.dim}; "
+                "pass the model that made the embeddings, or none"
+            )
         if len(rows) == 0:
             raise ValueError(f"{self._name(position)}: no token vectors (0, {self.dim})")
 
     def _name(self, position: int) -> str:
         return f"document {self._store.id_of(position)!r}"
 
-    def _chunk(self, pending: list[npt.NDArray[Any]]) -> Chunk:
-        doclens = np.array([len(rows) for rows in pending], np.int32)
-        rows = np.concatenate(pending)
+    def _stored(self, rows: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
+        """Unit vectors in float16; always a copy, for a source may fill its buffer again."""
         norms = _norms(rows)
         bad = np.flatnonzero(_unusable(norms))
         if len(bad):
-            document = int(np.searchsorted(np.cumsum(doclens), bad[0], side="right"))
-            position = self.num_documents - len(doclens) + document
-            token = int(bad[0] - doclens[:document].sum(dtype=np.int64))
             what = "is zero" if norms[bad[0]] == 0 else "is not finite"
-            raise ValueError(f"{self._name(position)}: token vector {token} {what}")
+            raise ValueError(f"{self._name(self.num_documents)}: token vector {bad[0]} {what}")
         off = np.flatnonzero(np.abs(norms - 1) > _UNIT_TOLERANCE)
         if len(off):
-            scaled = rows.astype(np.float64 if norms.dtype == np.float64 else np.float32)
-            scaled[off] /= norms[off, None]
-            rows = scaled
+            rows = rows.astype(np.result_type(rows.dtype, norms.dtype))
+            rows[off] /= norms[off, None]
             self._rescaled += len(off)
         self.num_tokens += len(rows)
-        return Chunk(rows.astype(np.float16, copy=False), doclens)
+        return rows.astype(np.float16, order="C")
 
     def _report(self) -> None:
         if self._empty_texts:
@@ -292,6 +292,11 @@ class TokenStream:
             level = logging.WARNING if self._pool_factor == 1 else logging.DEBUG
             message = "%d of %d token vectors were not of unit length and have been normalised"
             logger.log(level, message, self._rescaled, self.num_tokens)
+
+
+def _chunk(pending: list[npt.NDArray[np.float16]]) -> Chunk:
+    doclens = np.array([len(rows) for rows in pending], np.int32)
+    return Chunk(np.concatenate(pending), doclens)
 
 
 class _Hinted(Iterator[str]):
@@ -309,10 +314,10 @@ class _Hinted(Iterator[str]):
 
 
 def _norms(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Row norms; in float64 when float32 overflows or underflows."""
+    """Row norms; in float64 when squares in float32 would overflow or lose bits."""
     with np.errstate(all="ignore"):
         norms: npt.NDArray[Any] = np.linalg.norm(rows.astype(np.float32, copy=False), axis=1)
-        if _unusable(norms).any():
+        if not ((norms > 1e-15) & (norms < 1e15)).all():
             norms = np.linalg.norm(rows.astype(np.float64), axis=1)
     return norms
 
