@@ -105,6 +105,78 @@ def test_the_old_index_returns_if_the_new_one_cannot_be_moved(
     assert files(tmp_path / "a") == before
 
 
+@pytest.mark.parametrize("name", ["a", "a[0]"])
+@pytest.mark.parametrize("nth", [1, 2])
+def test_ctrl_c_right_after_a_rename(
+    tmp_path: Path,
+    documents: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    nth: int,
+    name: str,
+) -> None:
+    make(tmp_path / name, documents[:20])
+    rename, calls = Path.rename, 0
+
+    def interrupted(path: Path, target: Path) -> Path:
+        nonlocal calls
+        calls += 1
+        moved = rename(path, target)
+        if calls == nth:
+            raise KeyboardInterrupt
+        return moved
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / name, documents, overwrite=True)
+    index = Index.open(tmp_path / name)
+    index.verify()
+    assert len(index) == (20 if nth == 1 else 120)
+    left = [each.name for each in tmp_path.iterdir() if each.name != name]
+    assert [each.startswith(f"{name}.old-") for each in left] == [True] * (nth - 1)
+    make(tmp_path / name, documents[:20], overwrite=True)
+    assert ("is left from an index that was replaced" in caplog.text) == (nth == 2)
+
+
+def test_ctrl_c_right_after_the_only_rename(
+    tmp_path: Path, documents: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        rename(path, target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "a", documents)
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+    Index.open(tmp_path / "a").verify()
+
+
+def test_ctrl_c_while_the_old_index_is_deleted(
+    tmp_path: Path, documents: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "a", documents[:20])
+    with monkeypatch.context() as patch:
+        patch.setattr(transactions, "_sync_folder", lambda _: None)
+        patch.setattr(transactions.shutil, "rmtree", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "a", documents, overwrite=True)
+    assert len(Index.open(tmp_path / "a")) == 120
+
+
+def test_an_index_lost_in_a_replacement_is_named(
+    tmp_path: Path, documents: list[np.ndarray]
+) -> None:
+    make(tmp_path / "a", documents[:20]).close()
+    (tmp_path / "a").rename(tmp_path / "a.old-0123")
+    with pytest.raises(IndexFormatError, match=r"not an index; .*a\.old-0123' .* rename it back"):
+        Index.open(tmp_path / "a")
+
+
 def run(code: str, path: Path) -> subprocess.Popen[str]:
     script = textwrap.dedent(
         """

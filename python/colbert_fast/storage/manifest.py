@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 import zlib
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from colbert_fast._version import __version__
 from colbert_fast.errors import IndexFormatError
 
 __all__ = [
     "CODECS",
     "FORMAT",
     "NAME",
+    "OLD",
     "STORE",
     "VERSION",
     "CodecName",
@@ -33,6 +35,7 @@ FORMAT = "colbert_fast"
 VERSION = 1
 NAME = "manifest.json"
 STORE = "documents.sqlite"
+OLD = ".old-"  # marks the folder of an index that is being replaced
 _BLOCK = 1 << 20
 
 
@@ -191,11 +194,8 @@ def record_files(folder: Path, names: Iterable[str]) -> dict[str, FileRecord]:
 
 
 def library_version() -> str:
-    """The installed version of colbert_fast, or "unknown" when run from a bare source tree."""
-    try:
-        return metadata.version("colbert-fast")
-    except metadata.PackageNotFoundError:
-        return "unknown"
+    """The version of colbert_fast that runs."""
+    return __version__
 
 
 def _crc32(path: Path) -> int:
@@ -211,13 +211,20 @@ def _read_json(path: Path) -> dict[str, Any]:
         contents = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise IndexFormatError(
-            f"{path}: no such file; {str(path.parent)!r} is not an index"
+            f"{path}: no such file; {str(path.parent)!r} is not an index{_replaced(path.parent)}"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise IndexFormatError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(contents, dict):
         raise IndexFormatError(f"{path}: expected a JSON object, got {type(contents).__name__}")
     return contents
+
+
+def _replaced(folder: Path) -> str:
+    """Where the index is that an interrupted replacement took from `folder`, if one did."""
+    for old in sorted(folder.parent.glob(f"{glob.escape(folder.name)}{OLD}*")):
+        return f"; {str(old)!r} is the one that was being replaced there: rename it back"
+    return ""
 
 
 def _is_count(value: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import secrets
@@ -11,14 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from colbert_fast.errors import IndexExistsError
-from colbert_fast.storage.manifest import NAME, STORE
+from colbert_fast.storage.manifest import NAME, OLD, STORE
 
 __all__ = ["check_target", "is_building", "replace_folder"]
 
 logger = logging.getLogger(__name__)
 
 _BUILDING = ".building-"
-_OLD = ".old-"
 
 
 def is_building(path: Path) -> bool:
@@ -70,12 +70,13 @@ def replace_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a fresh folder beside `path`; rename it to `path` unless the body raises.
 
     The files are synced to disk before the rename. On any exception, Ctrl-C included, the fresh
-    folder is removed and what was at `path` stays as it was. A process that is killed outright
-    leaves its ``<path>.building-*`` folder behind: it never opens as an index and can be deleted.
+    folder is removed and what was at `path` stays as it was, unless the fresh one had taken its
+    place already. A process that is killed outright leaves its ``<path>.building-*`` folder behind:
+    it never opens as an index and can be deleted. Killed between the two renames of a replacement,
+    or interrupted after them, it leaves the index that was replaced as ``<path>.old-*``.
     """
     check_target(path, overwrite=overwrite)
-    for stale in path.parent.glob(f"{path.name}{_BUILDING}*"):
-        logger.warning("%s is left from an unfinished build (or one is running)", stale)
+    _mention_leftovers(path)
     folder = path.with_name(f"{path.name}{_BUILDING}{secrets.token_hex(4)}")
     folder.mkdir()
     try:
@@ -87,18 +88,25 @@ def replace_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         raise
 
 
+def _mention_leftovers(path: Path) -> None:
+    name = glob.escape(path.name)
+    for stale in path.parent.glob(f"{name}{_BUILDING}*"):
+        logger.warning("%s is left from an unfinished build (or one is running)", stale)
+    for stale in path.parent.glob(f"{name}{OLD}*"):
+        logger.warning("%s is left from an index that was replaced; it can be deleted", stale)
+
+
 def _move_into_place(folder: Path, path: Path, *, overwrite: bool) -> None:
     check_target(path, overwrite=overwrite)  # someone may have built there in the meantime
-    if not path.exists():
-        folder.rename(path)
-        _sync_folder(path.parent)
-        return
-    old = path.with_name(f"{path.name}{_OLD}{secrets.token_hex(4)}")
-    path.rename(old)
+    old = path.with_name(f"{path.name}{OLD}{secrets.token_hex(4)}")
     try:
+        if path.exists():
+            path.rename(old)
         folder.rename(path)
     except BaseException:
-        old.rename(path)
+        # An interrupt may come with a rename done, so what to undo is asked of the disk.
+        if old.exists() and not path.exists():
+            old.rename(path)
         raise
     _sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)
