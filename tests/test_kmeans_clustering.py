@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pytest
 
+from colbert_fast.compress import kmeans
 from colbert_fast.compress.kmeans import fit_centroids
 from support import use_threads
 from synthetic import unit
@@ -57,6 +58,31 @@ def test_threads_do_not_show(rng: np.random.Generator, dtype: type) -> None:
         with use_threads(count):
             bits.append(fit_centroids(points, 70).tobytes())
     assert bits == bits[:1] * 4
+
+
+def test_blocks_do_not_show(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = blobs(rng)
+    whole = fit_centroids(points, 70)
+    monkeypatch.setattr(kmeans, "_BLOCK", 333)
+    assert fit_centroids(points, 70).tobytes() == whole.tobytes()
+
+
+def test_an_interrupt_is_heard_between_blocks(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def assign(points: np.ndarray, _: np.ndarray) -> None:
+        nonlocal calls
+        calls += 1
+        assert len(points) == 333
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kmeans, "_BLOCK", 333)
+    monkeypatch.setattr(kmeans.ops, "assign", assign)
+    with pytest.raises(KeyboardInterrupt):
+        fit_centroids(blobs(rng), 70)
+    assert calls == 1
 
 
 def test_float16_points_are_taken_as_they_are(rng: np.random.Generator) -> None:

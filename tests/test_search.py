@@ -10,6 +10,7 @@ import pytest
 
 from colbert_fast.errors import UnknownDocumentError
 from colbert_fast.index import Index
+from colbert_fast.search import pipeline
 from colbert_fast.search.params import SearchParams
 from colbert_fast.search.results import Hit
 from fakes import WordModel
@@ -110,7 +111,7 @@ def test_probing_everything_is_exhaustive(index: Index, queries: np.ndarray, mod
         k=10,
         nprobe=index.info()["centroids"],
         ndocs=6000,
-        centroid_score_threshold=-10.0,
+        centroid_score_threshold=-10.0 if mode == "plaid" else None,
         mode=mode,
     )
     assert found == index.search(queries, k=10, exhaustive=True)
@@ -122,6 +123,14 @@ def test_threads_and_batches_do_not_show(plain: Index, queries: np.ndarray) -> N
         with use_threads(threads):
             assert plain.search(queries, k=10) == whole
             assert [plain.search(query, k=10) for query in queries] == whole
+
+
+def test_blocks_of_queries_do_not_show(
+    plain: Index, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = plain.search(queries, k=10)
+    monkeypatch.setattr(pipeline, "_BLOCK", 7)
+    assert plain.search(queries, k=10) == whole
 
 
 # ---- forms
@@ -161,6 +170,23 @@ def test_more_hits_than_documents(plain: Index, queries: np.ndarray, mode: Any, 
 def test_probes_too_narrow_for_k_are_widened(plain: Index, queries: np.ndarray, mode: Any) -> None:
     for hits in plain.search(queries[:3, :1], k=1200, nprobe=1, ndocs=1200, mode=mode):
         assert len(hits) == 1200
+
+
+def test_widening_ends_in_an_exhaustive_search(
+    plain: Index, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    search = pipeline.Searcher.search
+
+    def watch(searcher: Any, rows: Any, params: SearchParams, **options: Any) -> Any:
+        asked.append((params.nprobe, params.exhaustive))
+        return search(searcher, rows, params, **options)
+
+    monkeypatch.setattr(pipeline.Searcher, "search", watch)
+    wanted = {"k": 1450, "ndocs": 1450}
+    hits = plain.search(queries[0][:1], nprobe=2, **wanted)
+    assert asked == [(2, False), (8, False), (32, True)]
+    assert hits == plain.search(queries[0][:1], exhaustive=True, **wanted)
 
 
 # ---- subset
@@ -249,6 +275,11 @@ def test_values_too_large_for_float32(plain: Index) -> None:
         ({"ndocs": 5, "k": 6}, ValueError, "ndocs must be at least k=6, got 5"),
         ({"mode": "fast"}, ValueError, "mode must be one of .* got 'fast'"),
         ({"centroid_score_threshold": float("nan")}, ValueError, "threshold is NaN"),
+        (
+            {"centroid_score_threshold": 0.5},
+            ValueError,
+            r"threshold=0\.5 means nothing in mode 'default'; leave it out, or pass mode=\"plaid\"",
+        ),
     ],
 )
 def test_parameters_that_are_refused(

@@ -16,6 +16,7 @@ __all__ = ["fit_centroids"]
 logger = logging.getLogger(__name__)
 
 _SMALLEST_NORM = 1e-6  # a mean shorter than this has no direction: its points cancel out
+_BLOCK = 1 << 16  # points assigned in one call: Ctrl-C is heard between calls
 _SPARES = 4  # candidates looked at per empty cluster, to find that many different vectors
 
 
@@ -78,12 +79,22 @@ def fit_centroids(
 def _lloyd_step(
     points: npt.NDArray[Any], centroids: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.float32], int]:
-    codes, best = ops.assign(points, centroids)
+    codes, best = _assign(points, centroids)
     sums, counts = ops.accumulate(points, codes, len(centroids))
     dead = np.flatnonzero((counts == 0) | (np.linalg.norm(sums, axis=1) < _SMALLEST_NORM))
     if len(dead):
         sums[dead] = points[_worst_served(points, best, len(dead))]
     return _unit_rows(sums), len(dead)
+
+
+def _assign(
+    points: npt.NDArray[Any], centroids: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    codes, best = np.empty(len(points), np.int32), np.empty(len(points), np.float32)
+    for start in range(0, len(points), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        codes[block], best[block] = ops.assign(points[block], centroids)
+    return codes, best
 
 
 def _worst_served(

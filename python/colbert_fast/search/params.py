@@ -23,11 +23,12 @@ class SearchParams:
     nprobe
         Centroids whose documents become candidates, per query token.
     ndocs
-        Candidates kept after the approximate (centroids only) scores. In mode "plaid" a quarter
-        of them is scored exactly, in mode "default" all.
+        Candidates kept after the approximate (centroids only) scores. In mode "default" they are
+        scored in int8, and the best 2 k + 32 of those exactly (with the codec "float16" all
+        ndocs exactly); in mode "plaid" the best max(ndocs // 4, k) are scored exactly.
     centroid_score_threshold
         In mode "plaid", document tokens whose centroid scores below it for every query token are
-        left out of the first approximate score. None: none is.
+        left out of the first approximate score. None: none is. Mode "default" takes no other.
     mode
         "plaid": the four stages of PLAID (Santhanam et al. 2022); "default": ours.
     exhaustive
@@ -70,6 +71,11 @@ class SearchParams:
             threshold = float(centroid_score_threshold)
             if math.isnan(threshold):
                 raise ValueError("centroid_score_threshold is NaN")
+            if mode != "plaid":
+                raise ValueError(
+                    f"centroid_score_threshold={threshold} means nothing in mode {mode!r}; leave "
+                    'it out, or pass mode="plaid"'
+                )
         return dataclasses.replace(
             defaults,
             nprobe=defaults.nprobe if nprobe is None else _positive("nprobe", nprobe),

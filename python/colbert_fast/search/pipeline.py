@@ -1,4 +1,4 @@
-"""The query pipeline: a batch of queries is one call into C++."""
+"""The query pipeline: a batch of queries goes through C++ in blocks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from colbert_fast.search.params import SearchParams
 
 __all__ = ["Searcher"]
+
+_BLOCK = 256  # queries in one call into C++: Ctrl-C is heard between calls
 
 
 class Searcher:
@@ -44,7 +46,6 @@ class Searcher:
         doclens: NDArray[np.int32],
         lists: InvertedLists,
     ) -> None:
-        self._dim = centroids.shape[1]
         self._core = _core.Searcher(
             centroids=centroids,
             weights=weights,
@@ -80,18 +81,26 @@ class Searcher:
         ids : int64 (n, k), filled up with -1
         scores : float32 (n, k), filled up with -inf
         """
-        starts = np.zeros(len(queries) + 1, np.int64)
-        np.cumsum([len(query) for query in queries], out=starts[1:])
-        rows = (
-            np.ascontiguousarray(np.concatenate(queries), np.float32)
-            if queries
-            else np.empty((0, self._dim), np.float32)
-        )
         ids = np.empty((len(queries), params.k), np.int64)
         scores = np.empty((len(queries), params.k), np.float32)
+        for start in range(0, len(queries), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            self._search_block(queries[block], params, subset, ids[block], scores[block])
+        return ids, scores
+
+    def _search_block(
+        self,
+        queries: Sequence[NDArray[np.float32]],
+        params: SearchParams,
+        subset: NDArray[np.bool_] | None,
+        ids: NDArray[np.int64],
+        scores: NDArray[np.float32],
+    ) -> None:
+        starts = np.zeros(len(queries) + 1, np.int64)
+        np.cumsum([len(query) for query in queries], out=starts[1:])
         threshold = params.centroid_score_threshold
         self._core.search(
-            rows,
+            np.ascontiguousarray(np.concatenate(queries), np.float32),
             starts,
             nprobe=params.nprobe,
             ndocs=params.ndocs,
@@ -102,4 +111,3 @@ class Searcher:
             ids=ids,
             scores=scores,
         )
-        return ids, scores
