@@ -63,7 +63,8 @@ NdocsOption = Annotated[
         "--ndocs",
         min=1,
         help="Candidates kept by their centroids. Mode default scores them in int8 and the best "
-        "2k + 32 of them exactly; mode plaid scores the best max(ndocs / 4, k) exactly.",
+        "2k + 32 of them exactly (codec float16: all exactly); mode plaid scores the best "
+        "max(ndocs / 4, k) exactly.",
     ),
 ]
 ModeOption = Annotated[Mode, typer.Option("--mode", help="default, or the stages of PLAID.")]
