@@ -320,7 +320,11 @@ def test_chunks_do_not_show(
 
 @pytest.mark.parametrize("sized", [True, False])
 def test_more_tokens_than_the_spill_holds(
-    tmp_path: Path, documents: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, sized: bool
+    tmp_path: Path,
+    documents: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    sized: bool,
 ) -> None:
     largest = 0
     append = build.Spill.append
@@ -339,9 +343,31 @@ def test_more_tokens_than_the_spill_holds(
     assert index.info()["tokens"] == tokens
     cosine = (decoded(index) * np.concatenate(documents)).sum(axis=1)
     assert cosine.mean() > 0.85
-    estimate = tokens if sized else largest
-    assert index.info()["centroids"] <= 2 ** int(np.log2(16 * np.sqrt(estimate)))
+    assert f"documents only ({largest} tokens); shuffle the documents if they" in caplog.text
+    # Of a stream of unknown length, what was spilled counts as all there is.
+    assert ("tokens were sampled to fit them; pass num_centroids=" in caplog.text) == sized
+    if sized:
+        assert index.info()["centroids"] == largest // 32
+    else:
+        assert index.info()["centroids"] <= 2 ** int(np.log2(16 * np.sqrt(largest)))
     index.verify()
+
+
+def test_a_sample_that_is_the_collection_or_a_given_number_cuts_no_centroids(
+    tmp_path: Path,
+    documents: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tokens = sum(map(len, documents))
+    monkeypatch.setattr(build, "_SPILL_TOKENS", tokens)
+    monkeypatch.setattr(ingest, "_CHUNK_BYTES", 4000)
+    make(tmp_path / "a", documents)
+    assert caplog.text == ""
+    monkeypatch.setattr(build, "_SPILL_TOKENS", 200)
+    assert make(tmp_path / "b", documents, num_centroids=99).info()["centroids"] == 99
+    assert "centroids are fitted on the first" in caplog.text
+    assert "instead of" not in caplog.text
 
 
 def test_a_stream_is_read_once_and_as_it_is_needed(

@@ -2,8 +2,8 @@
 
 The token vectors are spilled to a file as float16 until the documents end or the spill is full;
 then centroids and codec are fitted on a sample of the spill, and the spilled vectors and whatever
-still comes are compressed chunk by chunk. What grows with the collection is 2 to 4 bytes per token
-while the inverted lists are made, and 4 bytes per document.
+still comes are compressed chunk by chunk. What grows with the collection is about 10 bytes per
+token while the inverted lists are made, and 4 bytes per document.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ _SEGMENT = "segment-000000"
 _SPILL_TOKENS = 1 << 24  # 4 GiB of disk at 128 dimensions
 _SAMPLE_TOKENS = 1 << 21  # 512 MiB of memory at 128 dimensions
 _POINTS_PER_CENTROID = 256  # more make k-means slower, not better (faiss's default)
+_LEAST_POINTS_PER_CENTROID = 32  # fewer fit the sample rather than the collection
 _HELDOUT_SHARE, _HELDOUT_TOKENS = 0.05, 50_000
 
 
@@ -144,15 +145,24 @@ def _write_segment(
     """Everything between the documents and the finished segment files."""
     chunks = iter(stream)
     with Spill(folder / "spill.tmp") as spill:
-        complete = _fill(spill, chunks)
+        first_left = _fill(spill, chunks)
+        complete = first_left is None
+        if not complete:
+            logger.warning(
+                "centroids are fitted on the first %d documents only (%d tokens); shuffle the "
+                "documents if they are sorted, as by topic or date",
+                spill.num_documents,
+                spill.num_tokens,
+            )
         codec = _fit(spill, expected if not complete else None, options)
         spilled = itertools.starmap(Chunk, spill.chunks())
+        left = [] if first_left is None else [first_left]
         total = spill.num_tokens if complete else None
         with (
             SegmentWriter(folder / _SEGMENT, codec.columns) as segment,
             _bar("compressing", "token", total, options) as bar,
         ):
-            for chunk in itertools.chain(spilled, chunks):
+            for chunk in itertools.chain(spilled, left, chunks):
                 segment.append(codec.encode(chunk.embeddings), chunk.doclens)
                 bar.update(len(chunk.embeddings))
             segment.close()
@@ -160,14 +170,14 @@ def _write_segment(
     return codec, segment
 
 
-def _fill(spill: Spill, chunks: Iterator[Chunk]) -> bool:
-    """Spill chunks until they end (True) or the spill is full (False)."""
+def _fill(spill: Spill, chunks: Iterator[Chunk]) -> Chunk | None:
+    """Spill chunks until they end or the spill is full; then the first that is left."""
     for chunk in chunks:
         check_dim(chunk.embeddings.shape[1])
-        spill.append(*chunk)
         if spill.num_tokens >= _SPILL_TOKENS:
-            return False
-    return True
+            return chunk
+        spill.append(*chunk)
+    return None
 
 
 def _fit(spill: Spill, expected: int | None, options: BuildOptions) -> Codec:
@@ -185,6 +195,8 @@ def _fit(spill: Spill, expected: int | None, options: BuildOptions) -> Codec:
         min(1 + int(16 * math.sqrt(120 * num_documents)), num_documents),
         min(_POINTS_PER_CENTROID * wanted, _SAMPLE_TOKENS),
     )
+    if options.num_centroids is None:
+        wanted = _supported(wanted, len(sample), num_tokens)
     # Documents lie in random order in the sample, so its end is as random as any other part.
     held = min(max(1, int(_HELDOUT_SHARE * len(sample))), _HELDOUT_TOKENS)
     points = sample[:-held] if held < len(sample) else sample
@@ -200,6 +212,22 @@ def _fit(spill: Spill, expected: int | None, options: BuildOptions) -> Codec:
     if options.codec == "float16":
         return Float16Codec.fit(centroids)
     return ResidualCodec.fit(centroids, sample[-held:], nbits=options.nbits, name=options.codec)
+
+
+def _supported(wanted: int, sampled: int, num_tokens: int) -> int:
+    """The default number of centroids, or fewer if the sample is too small a part to fit them."""
+    most = max(1, sampled // _LEAST_POINTS_PER_CENTROID)
+    if sampled >= num_tokens or wanted <= most:
+        return wanted
+    logger.warning(
+        "%d centroids instead of %d: only %d of about %d tokens were sampled to fit them; pass "
+        "num_centroids= to have more",
+        most,
+        wanted,
+        sampled,
+        num_tokens,
+    )
+    return most
 
 
 def _write_lists(segment: SegmentWriter, num_centroids: int) -> None:

@@ -79,8 +79,12 @@ class Index:
     ) -> Index:
         """Build an index in one pass over the documents, and open it.
 
-        The index appears at `path` complete or not at all; memory stays bounded (under 1.5 GB at
-        128 dimensions) however long the stream is.
+        The index appears at `path` complete or not at all. Memory stays under 1.5 GB at 128
+        dimensions up to about 100 million tokens; each further token takes about 10 bytes, while
+        the inverted lists are made.
+
+        Centroids are fitted on a sample of the first 16 million tokens. If more come and they are
+        sorted, as by topic or date, shuffle the documents first.
 
         Parameters
         ----------
@@ -103,7 +107,8 @@ class Index:
             "plaid": the same at PLAID's levels, quantiles; no smaller, less exact. "float16": the
             vectors themselves, 2 bytes per dimension, as ColBERT v1 kept them.
         num_centroids
-            By default 2^floor(log2(16 * sqrt(tokens))), at most the tokens sampled.
+            By default 2^floor(log2(16 * sqrt(tokens))), at most the tokens sampled, and at most
+            one for 32 of them where they are a part of the collection.
         kmeans_iterations
             Lloyd steps.
         seed
