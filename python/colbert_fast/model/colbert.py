@@ -154,11 +154,10 @@ document_prompt, do_query_expansion, attend_to_expansion_tokens, skiplist_words
         return next(self.parameters()).device
 
     def fingerprint(self) -> str:
-        """Return a checksum of the weights and of the settings that decide document embeddings.
+        """Return a checksum of the weights, whatever the device, `dtype` or text settings.
 
-        An index records it, so that other weights under the same name are noticed. Device,
-        `dtype`, threads and the layout of queries do not change it. It is computed once: a change
-        of the weights is seen after the next `train()` or `eval()`.
+        An index records it, so that other weights under the same name are noticed. It is computed
+        once: a change of the weights is seen after the next `train()` or `eval()`.
 
         Returns
         -------
@@ -166,7 +165,7 @@ document_prompt, do_query_expansion, attend_to_expansion_tokens, skiplist_words
             16 hexadecimal digits.
         """
         if self._fingerprint is None:
-            self._fingerprint = model_fingerprint(self.config, self)
+            self._fingerprint = model_fingerprint(self)
         return self._fingerprint
 
     def train(self, mode: bool = True) -> ColBERT:
