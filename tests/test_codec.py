@@ -175,6 +175,21 @@ def test_opening_checks_the_files(
         open_codec(tmp_path, "plaid", nbits=2, dim=64, num_centroids=32)
 
 
+@pytest.mark.parametrize("name", ["cutoffs", "weights"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
+def test_opening_checks_the_buckets(
+    tmp_path: Path, points: np.ndarray, centroids: np.ndarray, name: str, bad: float
+) -> None:
+    codec = ResidualCodec.fit(centroids, points, nbits=2)
+    codec.save(tmp_path)
+    values = getattr(codec, name).copy()
+    values[-1] = bad
+    (tmp_path / f"{name}.npy").unlink()
+    write_npy(tmp_path / f"{name}.npy", values)
+    with pytest.raises(IndexFormatError, match=rf"{name}\.npy: must be finite and ascend"):
+        open_codec(tmp_path, "residual", nbits=2, dim=64, num_centroids=32)
+
+
 def test_bits_and_dims_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"nbits must be one of \(1, 2, 3, 4, 8\), got 5"):
         check_nbits(5)

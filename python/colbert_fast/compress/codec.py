@@ -284,4 +284,7 @@ def open_codec(
         return Float16Codec(centroids)
     cutoffs = open_npy(folder / "cutoffs.npy", Column(float32), (1 << nbits) - 1)
     weights = open_npy(folder / "weights.npy", Column(float32), 1 << nbits)
+    for path, values in ((folder / "cutoffs.npy", cutoffs), (folder / "weights.npy", weights)):
+        if not np.isfinite(values).all() or (values[1:] < values[:-1]).any():
+            raise IndexFormatError(f"{path}: must be finite and ascend")
     return ResidualCodec(centroids, np.array(cutoffs), np.array(weights), name)
