@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sqlite3
 import threading
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ import pytest
 
 from colbert_fast.errors import IndexFormatError, UnknownDocumentError
 from colbert_fast.ingest import check_ids, read_documents
-from colbert_fast.storage.documents import Document, DocumentStore, DocumentWriter
+from colbert_fast.storage import documents as documents_module
+from colbert_fast.storage.documents import Document, DocumentStore, DocumentWriter, sqlite_uri
 
 DOCUMENTS = [
     Document("a", "text of a", {"year": 1999, "tags": ["x", "ü"]}),
@@ -54,8 +55,28 @@ def test_unknown_ids_are_named(store: DocumentStore) -> None:
         store.positions(["a", "x", 3])
     with pytest.raises(UnknownDocumentError, match=r"10, 11, 12, 13, 14 and 15 more"):
         store.positions(range(10, 30))
-    with pytest.raises(TypeError, match=r"ids\[1\]: an id must be a str or an int, got float"):
+    with pytest.raises(TypeError, match=r"subset\[1\]: an id must be a str or an int, got float"):
         store.positions(["a", 1.5])  # type: ignore[list-item]
+
+
+def test_ids_of_a_subset_that_cannot_be(store: DocumentStore) -> None:
+    with pytest.raises(UnknownDocumentError, match=r"subset: not in the index: '\\ud800', 'x'"):
+        store.positions(["a", "\ud800", "x"])
+    with pytest.raises(ValueError, match=r"subset\[1\]: 9223372036854775808 does not fit"):
+        store.positions(["a", 2**63])
+    with pytest.raises(TypeError, match=r"subset\[0\]: an id must be a str or an int, got bytes"):
+        store.positions([b"a"])  # type: ignore[list-item]
+
+
+def test_more_documents_than_an_index_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents_module, "_MAX_DOCUMENTS", 2)
+    with DocumentWriter(tmp_path / "documents.sqlite") as writer:
+        writer.add(DOCUMENTS[0])
+        writer.add(DOCUMENTS[1])
+        with pytest.raises(ValueError, match="document '7': an index holds at most 2 documents"):
+            writer.add(DOCUMENTS[2])
 
 
 def test_more_documents_than_variables_in_a_statement(tmp_path: Path) -> None:
@@ -150,6 +171,12 @@ def test_paths_with_odd_characters(tmp_path: Path) -> None:
     folder = tmp_path / "a b?c#d%20&é"
     folder.mkdir()
     assert write(folder / "documents.sqlite", DOCUMENTS).ids()[0] == "a"
+
+
+def test_uris_as_sqlite_reads_them() -> None:
+    assert sqlite_uri(PurePosixPath("/a b/c?#%.x")) == "file:///a%20b/c%3F%23%25.x"
+    assert sqlite_uri(PureWindowsPath(r"C:\a\b")) == "file:///C:/a/b"
+    assert sqlite_uri(PureWindowsPath(r"\\server\share\a")) == "file:////server/share/a"
 
 
 def test_a_closed_store_says_so(store: DocumentStore) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +226,7 @@ def test_subset_of_nothing(plain: Index, queries: np.ndarray) -> None:
         ("d1", TypeError, "subset: expected ids or a boolean mask, got one str"),
         (3, TypeError, "subset: expected ids or a boolean mask, got one int"),
         (np.ones(3, bool), ValueError, r"subset: a mask must have shape \(1500,\), got \(3,\)"),
-        ([True, False], TypeError, r"ids\[0\]: an id must be a str or an int, got bool"),
+        ([True, False], TypeError, r"subset\[0\]: an id must be a str or an int, got bool"),
     ],
 )
 def test_subsets_that_are_refused(
@@ -353,9 +356,21 @@ def test_a_hit_explains_itself(texts: Index, monkeypatch: pytest.MonkeyPatch) ->
     assert hit.explain() == (texts.model, "red", hit.text)
 
 
+def test_hits_are_values(texts: Index) -> None:
+    hit = texts.search("red", k=1)[0]
+    assert hash(hit) == hash(texts.search("red", k=1)[0])
+    assert set(dataclasses.asdict(hit)) == {"id", "score", "text", "metadata"}
+    assert repr(hit).count("=") == 4
+    for same in (pickle.loads(pickle.dumps(hit)), copy.copy(hit)):
+        assert same == hit
+        with pytest.raises(ValueError, match="or the hit is a copy or from a pickle; explain what"):
+            same.explain()
+    assert b"WordModel" not in pickle.dumps(hit)
+
+
 def test_hits_that_cannot_explain_themselves(texts: Index, plain: Index) -> None:
     hit = texts.search(np.eye(32, dtype=np.float32)[:2], k=1)[0]
-    with pytest.raises(ValueError, match="the query was given as embeddings; search with its text"):
+    with pytest.raises(ValueError, match="the query was given as embeddings, or the hit is a copy"):
         hit.explain()
     hit = plain.search(np.eye(64, dtype=np.float32)[:2], k=1)[0]
     assert hit.text is None

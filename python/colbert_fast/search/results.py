@@ -37,9 +37,17 @@ class Hit:
     id: DocumentId
     score: float
     text: str | None = None
-    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    _query: str | None = dataclasses.field(default=None, repr=False, compare=False)
-    _model: ColBERT | None = dataclasses.field(default=None, repr=False, compare=False)
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    _query: dataclasses.InitVar[str | None] = None
+    _model: dataclasses.InitVar[ColBERT | None] = None
+
+    def __post_init__(self, _query: str | None, _model: ColBERT | None) -> None:
+        # Not fields: `asdict` would copy the model, and a pickle would hold its weights.
+        object.__setattr__(self, "_query", _query)
+        object.__setattr__(self, "_model", _model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
 
     def explain(self) -> list[Match]:
         """Which query token met which document token, with its place in the text.
@@ -49,18 +57,20 @@ class Hit:
         Raises
         ------
         ValueError
-            The index holds no text, or the query was given as embeddings.
+            The index holds no text, the query was given as embeddings, or the hit was copied or
+            pickled, which leaves query and model behind.
         """
         if self.text is None:
             raise ValueError(f"hit {self.id!r} has no text: the index was built from embeddings")
-        if self._query is None or self._model is None:
+        query, model = vars(self).get("_query"), vars(self).get("_model")
+        if query is None or model is None:
             raise ValueError(
-                f"hit {self.id!r}: the query was given as embeddings; search with its text to "
-                "explain hits"
+                f"hit {self.id!r}: the query was given as embeddings, or the hit is a copy or from "
+                "a pickle; explain what a search with the query's text returns"
             )
         from colbert_fast.search.explain import explain
 
-        return explain(self._model, self._query, self.text)
+        return explain(model, query, self.text)
 
 
 def make_hits(

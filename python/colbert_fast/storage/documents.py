@@ -6,13 +6,15 @@ import dataclasses
 import errno
 import json
 import operator
+import os
 import sqlite3
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 from colbert_fast.errors import IndexFormatError, UnknownDocumentError
 
@@ -24,6 +26,7 @@ _APPLICATION_ID = 0x434F4C42  # "COLB": tells our file from any other SQLite dat
 _SCHEMA_VERSION = 1
 _BATCH = 500  # below SQLite's smallest limit on bound variables (999)
 _MAX_NAMED = 5
+_MAX_DOCUMENTS = 2**31 - 1  # positions are int32 in the inverted lists
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,17 +39,20 @@ class Document:
     embeddings: Any = None
 
 
-def check_id(value: Any, position: int) -> DocumentId:
-    """A plain str or int for `value`, the id at `position` of those given (NumPy scalars too)."""
+def check_id(value: Any, position: int, *, name: str = "ids") -> DocumentId:
+    """A plain str or int for `value`, the id at `position` of those given (NumPy scalars too).
+
+    `name` is the argument that errors speak of.
+    """
     if isinstance(value, str):
         return str(value)
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(
-            f"ids[{position}]: an id must be a str or an int, got {type(value).__name__}"
+            f"{name}[{position}]: an id must be a str or an int, got {type(value).__name__}"
         )
     number = operator.index(value)
     if not -(2**63) <= number < 2**63:
-        raise ValueError(f"ids[{position}]: {number} does not fit in 64 bits")
+        raise ValueError(f"{name}[{position}]: {number} does not fit in 64 bits")
     return number
 
 
@@ -84,7 +90,13 @@ class DocumentWriter:
         ------
         ValueError
             The id is already there, or text or metadata cannot be stored; the message names the id.
+            Or there are 2**31 - 1 documents already.
         """
+        if self.count >= _MAX_DOCUMENTS:
+            raise ValueError(
+                f"document {document.id!r}: an index holds at most {_MAX_DOCUMENTS} documents; "
+                "build several"
+            )
         metadata = _dump_metadata(document)
         row = (self.count, document.id, document.text, metadata)
         try:
@@ -174,7 +186,7 @@ class DocumentStore:
         self._lock = threading.Lock()
         if not path.is_file():
             raise IndexFormatError(f"{path}: no such file")
-        uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
+        uri = f"{sqlite_uri(path.resolve())}?mode=ro&immutable=1"
         self._connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
         weakref.finalize(self, self._connection.close)
         self._check(num_documents)
@@ -228,24 +240,26 @@ class DocumentStore:
             ) from error
         return metadata
 
-    def positions(self, ids: Iterable[DocumentId]) -> list[int]:
-        """The position of each id, in order.
+    def positions(self, subset: Iterable[DocumentId]) -> list[int]:
+        """The position of each id in `subset`, in order.
 
         Raises
         ------
+        TypeError, ValueError
+            An id is neither str nor int, or an int of more than 64 bits.
         UnknownDocumentError
             Ids that are not in the index; the message names up to five.
         """
-        wanted = [check_id(value, position) for position, value in enumerate(ids)]
+        wanted = [check_id(value, place, name="subset") for place, value in enumerate(subset)]
         found: dict[DocumentId, int] = {}
-        for batch in _batches(wanted):
+        for batch in _batches(filter(_is_storable, wanted)):
             marks = ",".join("?" * len(batch))
             found.update(self._query(f"SELECT id, pid FROM documents WHERE id IN ({marks})", batch))
         unknown = [value for value in wanted if value not in found]
         if unknown:
             shown = ", ".join(repr(value) for value in unknown[:_MAX_NAMED])
             more = f" and {len(unknown) - _MAX_NAMED} more" if len(unknown) > _MAX_NAMED else ""
-            raise UnknownDocumentError(f"not in the index: {shown}{more}")
+            raise UnknownDocumentError(f"subset: not in the index: {shown}{more}")
         return [found[value] for value in wanted]
 
     def ids(self) -> tuple[DocumentId, ...]:
@@ -256,6 +270,25 @@ class DocumentStore:
         """Close the file; any later read raises ValueError."""
         with self._lock:
             self._connection.close()
+
+
+def sqlite_uri(path: PurePath) -> str:
+    """``file:`` URI of an absolute path, as SQLite reads it.
+
+    `Path.as_uri` makes the server of a Windows share the URI's authority, which SQLite refuses: it
+    wants the authority empty and both slashes in the path.
+    """
+    posix = path.as_posix()
+    return "file://" + quote(os.fsencode(posix if posix[0] == "/" else f"/{posix}"), safe="/:")
+
+
+def _is_storable(value: DocumentId) -> bool:
+    """Whether `value` can be in a store at all: text there is UTF-8."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _batches(values: Iterable[Any]) -> Iterator[list[Any]]:
