@@ -9,7 +9,7 @@ import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -222,6 +222,44 @@ def test_a_model_of_another_dim(built: Path) -> None:
     model: Any = Wide()
     with pytest.raises(ValueError, match=r"its dim is 64, the index has dim 32; .*words"):
         Index.open(built / "plaid", model=model)
+
+
+class Weights(WordModel):
+    """A model of the same name and size whose weights can be others."""
+
+    def __init__(self, fingerprint: str) -> None:
+        self._own = fingerprint
+
+    def fingerprint(self) -> str:
+        return self._own
+
+
+def test_a_model_of_other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, other = Weights("aaaa"), Weights("bbbb")
+    built: Any = {"model": first, "progress": False}
+    Index.build(tmp_path / "a", ["sky", "sea"], **built).close()
+    assert Manifest.read(tmp_path / "a").model_fingerprint == "aaaa"
+    Index.open(tmp_path / "a", model=cast("Any", Weights("aaaa"))).close()
+    message = r"built with other weights \(fingerprint aaaa, this model has bbbb\); pass the model"
+    with pytest.raises(ValueError, match=message):
+        Index.open(tmp_path / "a", model=cast("Any", other))
+    loader = SimpleNamespace(from_pretrained=lambda _: other)
+    monkeypatch.setitem(sys.modules, "colbert_fast.model", SimpleNamespace(ColBERT=loader))
+    with pytest.raises(ValueError, match=message):
+        Index.open(tmp_path / "a").search("sky")
+
+
+def test_a_model_or_an_index_that_has_no_fingerprint(tmp_path: Path) -> None:
+    class Nameless(WordModel):
+        fingerprint: Any = None
+
+    with_one: Any = {"model": Weights("aaaa"), "progress": False}
+    without: Any = {"model": Nameless(), "progress": False}
+    Index.build(tmp_path / "a", ["sky", "sea"], **with_one).close()
+    Index.open(tmp_path / "a", model=without["model"]).close()
+    Index.build(tmp_path / "b", ["sky", "sea"], **without).close()
+    assert Manifest.read(tmp_path / "b").model_fingerprint is None
+    Index.open(tmp_path / "b", model=with_one["model"]).close()
 
 
 def test_the_model_is_found_from_the_manifest(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:

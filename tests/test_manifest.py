@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from colbert_fast._version import __version__
 from colbert_fast.errors import IndexFormatError
-from colbert_fast.storage.manifest import Manifest, SegmentRecord, record_files
+from colbert_fast.storage.manifest import Manifest, SegmentRecord, library_version, record_files
 
 
 @pytest.fixture
@@ -49,6 +50,17 @@ def test_round_trip(folder: Path) -> None:
     assert Manifest.read(folder) == manifest(folder)
 
 
+def test_a_manifest_without_a_fingerprint_is_read(folder: Path) -> None:
+    rewrite(folder, lambda c: c.pop("model_fingerprint"))
+    assert Manifest.read(folder) == manifest(folder)
+    rewrite(folder, lambda c: c.update(model_fingerprint="0123"))
+    assert Manifest.read(folder).model_fingerprint == "0123"
+
+
+def test_the_version_is_that_of_the_code() -> None:
+    assert library_version() == __version__
+
+
 def test_records_size_and_crc32(folder: Path) -> None:
     record = manifest(folder).files["documents.sqlite"]
     assert (record.size, record.crc32) == (9, 0xCBF43926)  # the check value of CRC-32
@@ -65,6 +77,7 @@ CHANGES = {
     "type": (lambda c: c.update(dim="128"), '"dim" must be int'),
     "bool": (lambda c: c.update(nbits=True), '"nbits" must be int'),
     "model": (lambda c: c.update(model=3), '"model" must be str or null'),
+    "fingerprint": (lambda c: c.update(model_fingerprint=3), "must be str or null, got 3"),
     "zero": (lambda c: c.update(num_tokens=0), '"num_tokens" must be at least 1'),
     "codec": (lambda c: c.update(codec="zip"), "unknown codec 'zip'"),
     "totals": (lambda c: c.update(num_documents=11), "do not add up"),

@@ -39,6 +39,7 @@ from colbert_fast.storage.manifest import (
     CodecName,
     Manifest,
     SegmentRecord,
+    fingerprint_of,
     library_version,
     record_files,
 )
@@ -254,6 +255,7 @@ def _write_manifest(
         files=record_files(folder, [STORE, *own, *arrays]),
         created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         library_version=library_version(),
+        model_fingerprint=fingerprint_of(model),
     ).write(folder)
 
 

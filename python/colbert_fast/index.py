@@ -19,7 +19,7 @@ from colbert_fast.search.queries import check_vectors, read_queries, read_subset
 from colbert_fast.search.results import Hit, make_hits
 from colbert_fast.search.retrieve import retrieve
 from colbert_fast.storage.documents import DocumentId, DocumentStore
-from colbert_fast.storage.manifest import STORE, CodecName, Manifest
+from colbert_fast.storage.manifest import STORE, CodecName, Manifest, fingerprint_of
 from colbert_fast.storage.segments import Segment
 from colbert_fast.storage.transactions import is_building
 
@@ -168,7 +168,8 @@ class Index:
             There is no index, or a file is missing, truncated, foreign or of a newer version; the
             message names the file.
         ValueError
-            The model's dim is not the index's.
+            The model's dim is not the index's, or its weights are not those that the index was
+            built with.
         """
         folder = Path(path).absolute()
         if is_building(folder):
@@ -303,7 +304,8 @@ class Index:
         Raises
         ------
         ValueError
-            The index was built from embeddings and none was passed, or its dim is another.
+            The index was built from embeddings and none was passed, or the model found under its
+            name has another dim or other weights.
         CheckpointError
             The model named in the index cannot be loaded.
         """
@@ -335,6 +337,14 @@ class Index:
             raise ValueError(
                 f"model: its dim is {model.dim}, the index has dim {self._manifest.dim}; pass the "
                 f"model that the index was built with ({self._manifest.model or 'not recorded'})"
+            )
+        built_with = self._manifest.model_fingerprint
+        found = None if built_with is None else fingerprint_of(model)
+        if found not in (None, built_with):
+            raise ValueError(
+                f"model: the index was built with other weights (fingerprint {built_with}, this "
+                f"model has {found}); pass the model that it was built with "
+                f"({self._manifest.model}), or build the index again with this one"
             )
 
     @property

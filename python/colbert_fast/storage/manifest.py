@@ -24,6 +24,7 @@ __all__ = [
     "FileRecord",
     "Manifest",
     "SegmentRecord",
+    "fingerprint_of",
     "library_version",
     "record_files",
 ]
@@ -62,6 +63,8 @@ class Manifest:
 
     `model` is the name or path that finds the encoder again, or None if the index was built from
     embeddings. `files` maps each path inside the index (with ``/``) to its record.
+    `model_fingerprint` tells weights of one name apart; None where it is not known, and older
+    manifests lack it.
     """
 
     codec: CodecName
@@ -75,6 +78,7 @@ class Manifest:
     files: Mapping[str, FileRecord]
     created_at: str
     library_version: str
+    model_fingerprint: str | None = None
 
     def write(self, folder: Path) -> None:
         """Write manifest.json into `folder`."""
@@ -107,7 +111,7 @@ class Manifest:
 
     @classmethod
     def _from_json(cls, contents: dict[str, Any], path: Path) -> Manifest:
-        values = dict(_checked(contents, _FIELDS, path))
+        values = dict(_checked({"model_fingerprint": None, **contents}, _FIELDS, path))
         values["segments"] = tuple(
             SegmentRecord(**_checked(entry, _SEGMENT_FIELDS, path)) for entry in values["segments"]
         )
@@ -193,6 +197,12 @@ def record_files(folder: Path, names: Iterable[str]) -> dict[str, FileRecord]:
     }
 
 
+def fingerprint_of(model: object) -> str | None:
+    """What tells the model's weights from others of the same name, if it can tell."""
+    fingerprint = getattr(model, "fingerprint", None)
+    return None if fingerprint is None else str(fingerprint())
+
+
 def library_version() -> str:
     """The version of colbert_fast that runs."""
     return __version__
@@ -243,6 +253,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "files": (dict,),
     "created_at": (str,),
     "library_version": (str,),
+    "model_fingerprint": (str, type(None)),
 }
 _SEGMENT_FIELDS: dict[str, tuple[type, ...]] = {
     "name": (str,),
