@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from colbert_fast import build, ingest
+from colbert_fast import _core, build, ingest
 from colbert_fast.compress import kmeans
 from colbert_fast.index import Index
 from colbert_fast.kernels import reference
 from fakes import WordModel
-from support import use_threads
+from support import use_isa, use_threads
 from synthetic import clustered, files, make, sentences
 
 NEEDS_SCIPY = pytest.mark.skipif(find_spec("scipy") is None, reason="pooling needs scipy")
@@ -308,6 +308,23 @@ def test_same_input_same_files(tmp_path: Path, documents: list[np.ndarray]) -> N
     for threads in (1, 2, 5):
         with use_threads(threads):
             assert files(make(tmp_path / f"t{threads}", documents).path) == first
+
+
+@pytest.mark.parametrize("options", [{}, {"codec": "float16"}, {"nbits": 8, "codec": "plaid"}])
+def test_every_instruction_set_builds_the_same_files(
+    tmp_path: Path, rng: np.random.Generator, options: dict[str, Any]
+) -> None:
+    documents = clustered(rng, 250)
+    built = {}
+    for isa in _core.available_isas():
+        with use_isa(isa):
+            found = files(make(tmp_path / isa, documents, **options).path)
+        built[isa] = {name: data for name, data in found.items() if name.endswith(".npy")}
+    expected = built["scalar"]
+    assert len(expected) >= 7
+    for isa, arrays in built.items():
+        assert arrays.keys() == expected.keys()
+        assert [name for name in expected if arrays[name] != expected[name]] == [], isa
 
 
 def test_chunks_do_not_show(
