@@ -19,7 +19,7 @@ from colbert_fast.search.queries import check_vectors, read_queries, read_subset
 from colbert_fast.search.results import Hit, make_hits
 from colbert_fast.search.retrieve import retrieve
 from colbert_fast.storage.documents import DocumentId, DocumentStore
-from colbert_fast.storage.manifest import STORE, CodecName, Manifest, fingerprint_of
+from colbert_fast.storage.manifest import STORE, CodecName, Manifest
 from colbert_fast.storage.segments import Segment
 from colbert_fast.storage.transactions import is_building
 
@@ -43,7 +43,7 @@ class Index:
         self._manifest = manifest = Manifest.read(path)
         manifest.check_sizes(path)
         if model is not None:
-            self._check_model(model)
+            manifest.check_model(model)
         self._codec = open_codec(
             path,
             manifest.codec,
@@ -329,23 +329,8 @@ class Index:
                 f"this index was built with the model {name!r}, which cannot be loaded ({error}); "
                 "pass model=ColBERT.from_pretrained(...) to Index.open"
             ) from error
-        self._check_model(model)
+        self._manifest.check_model(model)
         return model
-
-    def _check_model(self, model: ColBERT) -> None:
-        if model.dim != self._manifest.dim:
-            raise ValueError(
-                f"model: its dim is {model.dim}, the index has dim {self._manifest.dim}; pass the "
-                f"model that the index was built with ({self._manifest.model or 'not recorded'})"
-            )
-        built_with = self._manifest.model_fingerprint
-        found = None if built_with is None else fingerprint_of(model)
-        if found not in (None, built_with):
-            raise ValueError(
-                f"model: the index was built with other weights (fingerprint {built_with}, this "
-                f"model has {found}); pass the model that it was built with "
-                f"({self._manifest.model}), or build the index again with this one"
-            )
 
     @property
     def _segment_path(self) -> Path:

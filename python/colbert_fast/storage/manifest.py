@@ -8,10 +8,13 @@ import json
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from colbert_fast._version import __version__
 from colbert_fast.errors import IndexFormatError
+
+if TYPE_CHECKING:
+    from colbert_fast.model import ColBERT
 
 __all__ = [
     "CODECS",
@@ -164,6 +167,21 @@ class Manifest:
             "created_at": self.created_at,
             "library_version": self.library_version,
         }
+
+    def check_model(self, model: ColBERT) -> None:
+        """Raise ValueError if `model` has another dim or other weights than built the index."""
+        if model.dim != self.dim:
+            raise ValueError(
+                f"model: its dim is {model.dim}, the index has dim {self.dim}; pass the model that "
+                f"the index was built with ({self.model or 'not recorded'})"
+            )
+        found = None if self.model_fingerprint is None else fingerprint_of(model)
+        if found not in (None, self.model_fingerprint):
+            raise ValueError(
+                "model: the index was built with other weights (fingerprint "
+                f"{self.model_fingerprint}, this model has {found}); pass the model that it was "
+                f"built with ({self.model}), or build the index again with this one"
+            )
 
     def check_sizes(self, folder: Path) -> None:
         """Compare the size of every file with its record (cheap: nothing is read)."""
