@@ -82,6 +82,14 @@ def limited_threads(count: int) -> Iterator[None]:
     torch.set_num_threads(before[1])
 
 
+def uneven_doclens(n_tokens: int) -> np.ndarray:
+    """Lengths from 10 to 180, as real passages have them: int32, summing to ``n_tokens``."""
+    rng = np.random.default_rng(12)
+    ends = np.cumsum(rng.integers(10, 181, size=n_tokens // 10 + 1))
+    ends = np.append(ends[ends < n_tokens], n_tokens)
+    return np.diff(ends, prepend=0).astype(np.int32)
+
+
 def weights_by_byte(weights: np.ndarray) -> np.ndarray:
     """The decoded weights of every packed byte: float32 (256, 8 / NBITS)."""
     packed = np.arange(256, dtype=np.uint8)[:, None]
@@ -123,6 +131,11 @@ class TorchBaseline:
 
     def maxsim(self, documents: torch.Tensor) -> torch.Tensor:
         return torch.cat([self.sum_of_best(documents[span].float()) for span in self.spans])
+
+    def maxsim_uneven(self, documents: torch.Tensor, doclens: torch.Tensor) -> torch.Tensor:
+        """Without padding, which costs more than ``segment_reduce`` does."""
+        similarities = torch.matmul(documents, self.data.query.T)
+        return torch.segment_reduce(similarities, "max", lengths=doclens, unsafe=True).sum(1)
 
     def assign(self, points: torch.Tensor) -> torch.Tensor:
         blocks = points.split(ASSIGN_BLOCK)
@@ -183,6 +196,10 @@ class NumpyBaseline:
     def maxsim(self, documents: np.ndarray) -> np.ndarray:
         blocks = (documents[span].astype(np.float32, copy=False) for span in self.spans)
         return np.concatenate([self.sum_of_best(block) for block in blocks])
+
+    def maxsim_uneven(self, documents: np.ndarray, doclens: np.ndarray) -> np.ndarray:
+        starts = np.cumsum(doclens) - doclens
+        return np.maximum.reduceat(documents @ self.data.query.T, starts, axis=0).sum(1)
 
     def assign(self, points: np.ndarray) -> np.ndarray:
         blocks = [points[i : i + ASSIGN_BLOCK] for i in range(0, len(points), ASSIGN_BLOCK)]

@@ -60,6 +60,7 @@ def make_rows(inputs: Inputs, n_points: int) -> dict[str, Row]:
     torch_points = torch_documents[:n_points]
     scores = ops.centroid_scores(query, centroids)
     torch_scores, candidates = torch.from_numpy(scores), np.arange(len(doclens), dtype=np.int32)
+    uneven = base.uneven_doclens(len(documents))
     token_flop, point_flop = 2 * DIM * QUERY_TOKENS, 2 * DIM * num_centroids
     token_bytes, score_bytes = 4 * DIM, 4 * QUERY_TOKENS
     gemm_ns = token_flop / base.FP32_GFLOPS
@@ -91,6 +92,12 @@ def make_rows(inputs: Inputs, n_points: int) -> dict[str, Row]:
         "maxsim float32": Row(
             lambda: ops.maxsim(query, documents, doclens),
             lambda: with_torch.maxsim(torch_documents), lambda: with_numpy.maxsim(documents),
+            close(2e-5), n, gemm_ns, token_flop,
+        ),
+        "  of uneven documents": Row(
+            lambda: ops.maxsim(query, documents, uneven),
+            lambda: with_torch.maxsim_uneven(torch_documents, torch.from_numpy(uneven)),
+            lambda: with_numpy.maxsim_uneven(documents, uneven),
             close(2e-5), n, gemm_ns, token_flop,
         ),
         "maxsim float16": Row(
@@ -142,8 +149,8 @@ def check(row: Row) -> None:
 
 NAMES = (
     "residual_maxsim int8", "  against cached blocks", "residual_maxsim float32", "decompress",
-    "maxsim float32", "maxsim float16", "centroid_scores", "top_centroids", "approximate_maxsim",
-    "assign", "compress", "accumulate",
+    "maxsim float32", "  of uneven documents", "maxsim float16", "centroid_scores", "top_centroids",
+    "approximate_maxsim", "assign", "compress", "accumulate",
 )  # fmt: skip
 
 
