@@ -1,7 +1,7 @@
-"""The kernels as functions: numpy arrays in and out, or CPU torch tensors in and out, without a
-copy.
+"""The kernels as functions, on numpy arrays or CPU torch tensors, without copies.
 
-All arrays are C-contiguous. A wrong dtype is a TypeError; a wrong shape, a strided array or a
+Arrays go in, arrays of the same kind come out. One file, so that the list is seen whole; most of
+it is docstrings. All arrays are C-contiguous. A wrong dtype is a TypeError; a wrong shape, a strided array or a
 value out of range is a ValueError that names the argument. `dim` is a multiple of 8 from 8 to
 1024. `nbits` is 1, 2, 3, 4 or 8, and a packed row takes ``dim * nbits // 8`` bytes.
 
@@ -158,8 +158,9 @@ def compress(embeddings: Array, centroids: Array, cutoffs: Array) -> tuple[Array
 
 
 def decompress(codes: Array, residuals: Array, centroids: Array, weights: Array) -> Array:
-    """``centroid + weights[bucket]`` per token, scaled to unit length (norms below 1e-12 count as
-    1e-12).
+    """Decode to unit vectors: ``centroid + weights[bucket]``, scaled.
+
+    Norms below 1e-12 count as 1e-12.
 
     Parameters
     ----------
@@ -376,8 +377,9 @@ def approximate_maxsim(
     *,
     threshold: float | None = None,
 ) -> Array:
-    """MaxSim of candidates with each token replaced by its centroid (PLAID, arXiv 2205.09707,
-    section 4.3).
+    """MaxSim of candidates with each token replaced by its centroid.
+
+    This is PLAID's centroid interaction (arXiv 2205.09707, section 4.3).
 
     Parameters
     ----------
