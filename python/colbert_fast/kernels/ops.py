@@ -1,7 +1,9 @@
 """The kernels as functions, on numpy arrays or CPU torch tensors, without copies.
 
 Arrays go in, arrays of the same kind come out. One file, so that the list is seen whole; most of
-it is docstrings. All arrays are C-contiguous. A wrong dtype is a TypeError; a wrong shape, a strided array or a
+it is docstrings.
+
+All arrays are C-contiguous. A wrong dtype is a TypeError; a wrong shape, a strided array or a
 value out of range is a ValueError that names the argument. `dim` is a multiple of 8 from 8 to
 1024. `nbits` is 1, 2, 3, 4 or 8, and a packed row takes ``dim * nbits // 8`` bytes.
 
