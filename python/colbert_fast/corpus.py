@@ -81,7 +81,8 @@ def guess_layout(path: Path) -> TextLayout:
         formats = ", ".join(get_args(TextLayout))
         raise ValueError(
             f"{path}: cannot tell the format from the suffix {suffix!r}; wanted a folder in BEIR "
-            f"layout or one of {wanted} (perhaps with .gz), or say the format: {formats}"
+            f"layout, one of {wanted} (perhaps with .gz), embeddings in .npz or .npy, or --format: "
+            f"{formats}"
         )
     return _SUFFIXES[suffix.lower()]
 

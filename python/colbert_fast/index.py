@@ -317,8 +317,9 @@ class Index:
         name = self._manifest.model
         if name is None:
             raise ValueError(
-                "this index was built from embeddings and names no model: pass model= to "
-                "Index.open, or search with query embeddings"
+                "this index was built from embeddings and names no model: say which one made them "
+                '(model= of Index.open, --model; "default" is the offline one), or search with '
+                "query embeddings"
             )
         from colbert_fast.model import ColBERT
 

@@ -314,7 +314,9 @@ def demo(
     path: Annotated[
         Path | None, typer.Option(help="Where to keep the index; by default a cache folder.")
     ] = None,
-    passages: Annotated[int, typer.Option(min=1, help="Index at most so many.")] = 6000,
+    passages: Annotated[
+        int, typer.Option(min=1, help="At most so many; few answer few questions.")
+    ] = 6000,
     model: ModelOption = None,
     device: DeviceOption = "cpu",
     nbits: NbitsOption = 2,
@@ -322,7 +324,10 @@ def demo(
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build anew in any case.")] = False,
     progress: ProgressOption = None,
 ) -> None:
-    """Index the documentation inside this Python installation, and answer questions about it."""
+    """Index the documentation inside this Python installation, and answer questions about it.
+
+    At a terminal it then asks for your own.
+    """
     from colbert_fast.cli.demo import run_demo
 
     run_demo(

@@ -39,7 +39,11 @@ __all__ = [
 
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", help="Checkpoint folder or Hub id; by default the offline model."),
+    typer.Option(
+        "--model",
+        help="Checkpoint folder, Hub id, or 'default' for the offline model; without it the "
+        "index's own, else the offline one.",
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="Where to encode: cpu, cuda, ...")]
 NbitsOption = Annotated[

@@ -241,6 +241,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise IndexFormatError(
             f"{path}: no such file; {str(path.parent)!r} is not an index{_replaced(path.parent)}"
         ) from error
+    except NotADirectoryError as error:
+        raise IndexFormatError(f"{path.parent}: a file, not the folder of an index") from error
     except (OSError, ValueError, RecursionError) as error:
         raise IndexFormatError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(contents, dict):
