@@ -8,7 +8,6 @@
 
 #include "array_view.h"
 #include "checks.h"
-#include "cpu/dispatch.h"
 #include "search/searcher.h"
 #include "thread_pool.h"
 

@@ -133,8 +133,6 @@ void parallel_for(std::size_t n, std::size_t grain, const Body &body) {
   if (helpers > 1 && !inside) {
     std::unique_lock<std::mutex> alone(pool->busy, std::try_to_lock);
     if (alone.owns_lock()) {
-      Job job;
-      job.body = &body, job.n = n, job.grain = grain;
       const Body marked = [&body](std::size_t begin, std::size_t end) {
         inside = true;
         struct Leave {
@@ -142,7 +140,8 @@ void parallel_for(std::size_t n, std::size_t grain, const Body &body) {
         } leave;
         body(begin, end);
       };
-      job.body = &marked;
+      Job job;
+      job.body = &marked, job.n = n, job.grain = grain;
       pool->run(job, helpers - 1);
       if (job.error) std::rethrow_exception(job.error);
       return;

@@ -17,9 +17,8 @@ from colbert_fast.storage.segments import Column, open_npy, write_npy
 
 __all__ = ["NBITS", "Codec", "Float16Codec", "ResidualCodec", "open_codec"]
 
-NBITS = (1, 2, 3, 4, 8)
+NBITS = ops.NBITS
 _MAX_UINT16_CENTROIDS = 1 << 16
-_MAX_DIM = 1024
 _LLOYD_STEPS = 200
 _LLOYD_TOLERANCE = 1e-6  # of the values' range
 
@@ -256,9 +255,9 @@ def check_nbits(nbits: int) -> None:
 
 def check_dim(dim: int) -> None:
     """Raise ValueError unless the kernels take vectors of `dim` dimensions."""
-    if dim % 8 or not 8 <= dim <= _MAX_DIM:
+    if dim % 8 or not 8 <= dim <= ops.MAX_DIM:
         raise ValueError(
-            f"dim must be a multiple of 8 from 8 to {_MAX_DIM}, got {dim}; vectors padded with "
+            f"dim must be a multiple of 8 from 8 to {ops.MAX_DIM}, got {dim}; vectors padded with "
             "zeros keep their scores"
         )
 
@@ -273,7 +272,7 @@ def open_codec(
     IndexFormatError
         A file is missing, truncated, foreign or of another shape; named.
     """
-    if dim % 8 or dim > _MAX_DIM or (nbits != 16 and nbits not in NBITS):
+    if dim % 8 or dim > ops.MAX_DIM or (nbits != 16 and nbits not in NBITS):
         raise IndexFormatError(f"{folder / 'manifest.json'}: nbits {nbits} with dim {dim}")
     float16, float32 = np.dtype(np.float16), np.dtype(np.float32)
     stored = open_npy(folder / "centroids.npy", Column(float16, (dim,)), num_centroids)

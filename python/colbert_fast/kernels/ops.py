@@ -41,6 +41,9 @@ __all__ = [
     "unpack_residuals",
 ]
 
+NBITS = (1, 2, 3, 4, 8)
+MAX_DIM = _core.max_dim
+
 # A numpy array or a CPU torch tensor; results are of the same kind as the first argument.
 Array: TypeAlias = Any
 
@@ -81,7 +84,7 @@ def _shape(array: Array, name: str, ndim: int) -> tuple[int, ...]:
 
 
 def _check_nbits(nbits: int) -> None:
-    if nbits not in (1, 2, 3, 4, 8):
+    if nbits not in NBITS:
         raise ValueError(f"`nbits` must be 1, 2, 3, 4 or 8, got {nbits!r}")
 
 
