@@ -1,10 +1,12 @@
 #include <algorithm>
+#include <limits>
 
 #include "aligned.h"
 #include "array_view.h"
 #include "assigner.h"
 #include "checks.h"
 #include "cpu/dispatch.h"
+#include "search/byte_scores.h"
 #include "search/codec_tables.h"
 #include "search/query_panels.h"
 #include "thread_pool.h"
@@ -54,8 +56,9 @@ void compress(const py::object &embeddings, const py::object &centroids, const p
   check_dim(points, "embeddings");
   const View c = expect(centroids, "centroids", {DType::f32}, {kAny, points.shape[1]});
   const View cuts = expect(cutoffs, "cutoffs", {DType::f32}, {kAny});
-  const int nbits = nbits_of(cuts.dim(0) + 1);
-  if (nbits == 0)
+  int nbits = 1;
+  while (nbits < 8 && (std::int64_t{1} << nbits) - 1 < cuts.shape[0]) nbits += nbits < 4 ? 1 : 4;
+  if ((std::int64_t{1} << nbits) - 1 != cuts.shape[0])
     throw py::value_error("`cutoffs` must hold 1, 3, 7, 15 or 255 values, got " +
                           std::to_string(cuts.dim(0)));
   if (c.shape[0] == 0) throw py::value_error("`centroids` must not be empty");
@@ -76,55 +79,93 @@ void compress(const py::object &embeddings, const py::object &centroids, const p
   });
 }
 
+void compress_trellis(const py::object &embeddings, const py::object &centroids,
+                      const py::object &weights, const py::object &codes,
+                      const py::object &residuals, const py::object &scales) {
+  const View points =
+      expect(embeddings, "embeddings", {DType::f32, DType::f16, DType::bf16}, {kAny, kAny});
+  check_dim(points, "embeddings");
+  const View c = expect(centroids, "centroids", {DType::f32}, {kAny, points.shape[1]});
+  if (c.shape[0] == 0) throw py::value_error("`centroids` must not be empty");
+  const View out_codes = expect_out(codes, "codes", DType::i32, {points.shape[0]});
+  const View out = expect_out(residuals, "residuals", DType::u8, {points.shape[0], kAny});
+  const View out_scales = expect_out(scales, "scales", DType::u8, {points.shape[0]});
+  const int nbits = nbits_of_rows(out.shape[1], points.shape[1]);
+  const View w = expect(weights, "weights", {DType::f32}, {kAny});
+  check_weights(w, nbits);
+  const std::size_t dim = points.dim(1), bytes = points.dtype == DType::f32 ? 4 : 2;
+
+  const py::gil_scoped_release release;
+  const CodecTables tables(c.as<const float>(), w.as<const float>(), w.dim(0), nbits, dim);
+  const Decoder decoder = tables.decoder();
+  const Assigner assigner(c.as<const float>(), c.dim(0), dim, points.dim(0));
+  parallel_for(points.dim(0), kAssignBlock, [&](std::size_t begin, std::size_t end) {
+    thread_local AlignedVector<float> scratch;
+    scratch.resize(trellis_scratch(dim));
+    float best[kAssignBlock], scale[kTrellisBlock];
+    const char *at = points.as<const char>() + begin * dim * bytes;
+    std::int32_t *codes_at = out_codes.as<std::int32_t>() + begin;
+    assigner.assign(at, points.dtype, end - begin, codes_at, best);
+    for (std::size_t i = begin; i < end; i += kTrellisBlock) {
+      const std::size_t n = std::min(kTrellisBlock, end - i);
+      kernels().compress_trellis(at + (i - begin) * dim * bytes, points.dtype, n,
+                                 codes_at + (i - begin), decoder, scratch.data(),
+                                 out.as<std::uint8_t>() + i * out.dim(1), scale);
+      for (std::size_t j = 0; j < n; ++j)
+        out_scales.as<std::uint8_t>()[i + j] = encode_scale(scale[j]);
+    }
+  });
+}
+
 // The arguments that every reader of residuals has, checked.
 struct Packed {
-  Codes codes;
-  const std::uint8_t *residuals;
-  std::size_t n;
+  Residuals tokens;
+  std::size_t n, n_centroids;
   CodecTables tables;
 
   static Packed check(const py::object &codes, const py::object &residuals,
-                      const py::object &centroids, const py::object &weights) {
+                      const py::object &centroids, const py::object &weights,
+                      const py::object &scales) {
     const View c = expect(centroids, "centroids", {DType::f32}, {kAny, kAny});
     check_dim(c, "centroids");
-    const View w = expect(weights, "weights", {DType::f32}, {kAny});
-    const int nbits = check_weights(w, "weights");
     const View ids = expect(codes, "codes", {DType::i32, DType::u16}, {kAny});
-    const View r =
-        expect(residuals, "residuals", {DType::u8}, {ids.shape[0], c.shape[1] * nbits / 8});
-    return {check_codes(ids, c.shape[0]), r.as<const std::uint8_t>(), ids.dim(0),
-            CodecTables(c.as<const float>(), w.as<const float>(), nbits, c.dim(1))};
+    const View r = expect(residuals, "residuals", {DType::u8}, {ids.shape[0], kAny});
+    const int nbits = nbits_of_rows(r.shape[1], c.shape[1]);
+    const View w = expect(weights, "weights", {DType::f32}, {kAny});
+    check_weights(w, nbits);
+    const Residuals tokens{check_codes(ids, c.shape[0]), r.as<const std::uint8_t>(),
+                           check_bytes(scales, "scales", ids.shape[0]), nullptr};
+    return {tokens, ids.dim(0), c.dim(0),
+            CodecTables(c.as<const float>(), w.as<const float>(), w.dim(0), nbits, c.dim(1))};
   }
 };
 
 void decompress(const py::object &codes, const py::object &residuals, const py::object &centroids,
-                const py::object &weights, const py::object &embeddings) {
-  const Packed packed = Packed::check(codes, residuals, centroids, weights);
+                const py::object &weights, const py::object &scales, const py::object &embeddings) {
+  const Packed packed = Packed::check(codes, residuals, centroids, weights, scales);
   const Decoder decoder = packed.tables.decoder();
   const auto n = static_cast<std::int64_t>(packed.n);
   const View out =
       expect_out(embeddings, "embeddings", DType::f32, {n, static_cast<std::int64_t>(decoder.dim)});
   const py::gil_scoped_release release;
   parallel_for(packed.n, kGrain, [&](std::size_t begin, std::size_t end) {
-    kernels().decompress(decoder, codes_from(packed.codes, begin),
-                         packed.residuals + begin * decoder.packed_dim, end - begin,
+    kernels().decompress(decoder, residuals_from(packed.tokens, decoder, begin), end - begin,
                          out.as<float>() + begin * decoder.dim, nullptr);
   });
 }
 
 void inverse_norms(const py::object &codes, const py::object &residuals,
-                   const py::object &centroids, const py::object &weights,
+                   const py::object &centroids, const py::object &weights, const py::object &scales,
                    const py::object &norms) {
-  const Packed packed = Packed::check(codes, residuals, centroids, weights);
+  const Packed packed = Packed::check(codes, residuals, centroids, weights, scales);
   const Decoder decoder = packed.tables.decoder();
   const View out =
       expect_out(norms, "inverse_norms", DType::u8, {static_cast<std::int64_t>(packed.n)});
   const py::gil_scoped_release release;
   parallel_for(packed.n, kGrain, [&](std::size_t begin, std::size_t end) {
     float inverse[kGrain];
-    kernels().decompress(decoder, codes_from(packed.codes, begin),
-                         packed.residuals + begin * decoder.packed_dim, end - begin, nullptr,
-                         inverse);
+    kernels().decompress(decoder, residuals_from(packed.tokens, decoder, begin), end - begin,
+                         nullptr, inverse);
     for (std::size_t i = begin; i < end; ++i)
       out.as<std::uint8_t>()[i] = encode_inverse_norm(inverse[i - begin]);
   });
@@ -133,45 +174,45 @@ void inverse_norms(const py::object &codes, const py::object &residuals,
 // `inverse_norms` None: float32, the exact scores. Given: the int8 approximation.
 void residual_maxsim(const py::object &query, const py::object &codes, const py::object &residuals,
                      const py::object &doclens, const py::object &centroids,
-                     const py::object &weights, const py::object &inverse_norms,
-                     const py::object &scores) {
-  const Packed packed = Packed::check(codes, residuals, centroids, weights);
+                     const py::object &weights, const py::object &scales,
+                     const py::object &inverse_norms, const py::object &scores) {
+  Packed packed = Packed::check(codes, residuals, centroids, weights, scales);
   const Decoder decoder = packed.tables.decoder();
   const auto dim = static_cast<std::int64_t>(decoder.dim);
+  const auto n_tokens = static_cast<std::int64_t>(packed.n);
   const View q = expect(query, "query", {DType::f32}, {kAny, dim});
   const View lengths = expect(doclens, "doclens", {DType::i32}, {kAny});
-  const std::vector<std::int64_t> offsets =
-      check_doclens(lengths, static_cast<std::int64_t>(packed.n));
+  const std::vector<std::int64_t> offsets = check_doclens(lengths, n_tokens);
   const View out = expect_out(scores, "scores", DType::f32, {lengths.shape[0]});
-  const bool int8 = !inverse_norms.is_none();
-  const std::uint8_t *norms = nullptr;
-  if (int8)
-    norms =
-        expect(inverse_norms, "inverse_norms", {DType::u8}, {static_cast<std::int64_t>(packed.n)})
-            .as<const std::uint8_t>();
-  const std::size_t n_centroids = as_view(centroids, "centroids").dim(0);
+  packed.tokens.inverse_norms = check_bytes(inverse_norms, "inverse_norms", n_tokens);
+  const bool int8 = packed.tokens.inverse_norms != nullptr;
+  if (int8) check_finite(as_view(centroids, "centroids"), "centroids");
 
   const py::gil_scoped_release release;
   QueryPanels panels;
   panels.pack(q.as<const float>(), q.dim(0), decoder.dim);
-  AlignedVector<float> table;
+  QueryI8 levels;
+  ByteScores table;
+  const float *ratio = nullptr;
   if (int8) {
-    panels.pack_i8(decoder.nbits, packed.tables.low(), packed.tables.step());
-    table.resize(n_centroids * panels.lanes());
-    parallel_for(n_centroids, 256, [&](std::size_t begin, std::size_t end) {
-      kernels().scores(panels.f32(), decoder.centroids + begin * decoder.dim, end - begin,
-                       table.data() + begin * panels.lanes());
-    });
+    std::vector<std::int32_t> cells;
+    table.compute(ByteCentroids(decoder.centroids, packed.n_centroids, decoder.dim), panels, 0,
+                  cells);
+    levels.pack(panels, packed.tables);
+    ratio = table.ratio(panels, packed.tables.step());
   }
   parallel_for(lengths.dim(0), 16, [&](std::size_t begin, std::size_t end) {
     for (std::size_t i = begin; i < end; ++i) {
       const auto first = static_cast<std::size_t>(offsets[i]),
                  n = static_cast<std::size_t>(offsets[i + 1]) - first;
-      const Codes at = codes_from(packed.codes, first);
-      const std::uint8_t *bytes = packed.residuals + first * decoder.packed_dim;
-      out.as<float>()[i] = int8 ? kernels().residual_maxsim_i8(panels.i8(), decoder, table.data(),
-                                                               at, bytes, norms + first, n)
-                                : kernels().residual_maxsim(panels.f32(), decoder, at, bytes, n);
+      const Residuals tokens = residuals_from(packed.tokens, decoder, first);
+      float &score = out.as<float>()[i];
+      if (n == 0)
+        score = -std::numeric_limits<float>::infinity();
+      else
+        score = int8 ? kernels().residual_maxsim_i8(levels.view(), ratio, table.table(), decoder,
+                                                    tokens, n)
+                     : kernels().residual_maxsim(panels.f32(), decoder, tokens, n);
     }
   });
 }
@@ -184,10 +225,13 @@ void bind_residual(py::module_ &m) {
   m.def("unpack", &unpack, arg("packed"), arg("nbits"), arg("buckets"));
   m.def("compress", &compress, arg("embeddings"), arg("centroids"), arg("cutoffs"), arg("codes"),
         arg("residuals"));
+  m.def("compress_trellis", &compress_trellis, arg("embeddings"), arg("centroids"), arg("weights"),
+        arg("codes"), arg("residuals"), arg("scales"));
   m.def("decompress", &decompress, arg("codes"), arg("residuals"), arg("centroids"), arg("weights"),
-        arg("embeddings"));
+        arg("scales").none(true), arg("embeddings"));
   m.def("inverse_norms", &inverse_norms, arg("codes"), arg("residuals"), arg("centroids"),
-        arg("weights"), arg("inverse_norms"));
+        arg("weights"), arg("scales").none(true), arg("inverse_norms"));
   m.def("residual_maxsim", &residual_maxsim, arg("query"), arg("codes"), arg("residuals"),
-        arg("doclens"), arg("centroids"), arg("weights"), arg("inverse_norms"), arg("scores"));
+        arg("doclens"), arg("centroids"), arg("weights"), arg("scales").none(true),
+        arg("inverse_norms").none(true), arg("scores"));
 }

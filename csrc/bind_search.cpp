@@ -23,39 +23,41 @@ class BoundSearcher {
 public:
   BoundSearcher(const py::object &centroids, const std::optional<py::object> &weights,
                 const py::object &codes, const std::optional<py::object> &residuals,
-                const std::optional<py::object> &embeddings,
-                const std::optional<py::object> &inverse_norms, const py::object &doclens,
+                const py::object &scales, const std::optional<py::object> &embeddings,
+                const py::object &inverse_norms, const py::object &doclens,
                 const py::object &counts, const py::object &offsets, const py::object &data) {
     Collection c{};
     const View centers =
         hold(expect(centroids, "centroids", {DType::f32}, {kAny, kAny}), centroids);
     check_dim(centers, "centroids");
     if (centers.shape[0] == 0) throw py::value_error("`centroids` must not be empty");
+    check_finite(centers, "centroids");
     c.centroids = centers.as<const float>(), c.n_centroids = centers.dim(0), c.dim = centers.dim(1);
     const View ids = hold(expect(codes, "codes", {DType::i32, DType::u16}, {kAny}), codes);
-    c.codes = codes_of(ids);
+    c.tokens.codes = codes_of(ids);
     c.offsets = check_doclens(expect(doclens, "doclens", {DType::i32}, {kAny}), ids.shape[0]);
     if (residuals.has_value() == embeddings.has_value() ||
-        residuals.has_value() != weights.has_value() ||
-        residuals.has_value() != inverse_norms.has_value())
-      throw py::value_error("pass `weights`, `residuals` and `inverse_norms`, or `embeddings`");
+        residuals.has_value() != weights.has_value())
+      throw py::value_error("pass `weights` and `residuals`, or `embeddings`");
     if (embeddings) {
       c.embeddings =
           hold(expect(*embeddings, "embeddings", {DType::f16}, {ids.shape[0], centers.shape[1]}),
                *embeddings)
               .as<const std::uint16_t>();
     } else {
-      const View w = hold(expect(*weights, "weights", {DType::f32}, {kAny}), *weights);
-      const int nbits = check_weights(w, "weights");
-      codec_ = std::make_unique<CodecTables>(c.centroids, w.as<const float>(), nbits, c.dim);
+      const View packed =
+          hold(expect(*residuals, "residuals", {DType::u8}, {ids.shape[0], kAny}), *residuals);
+      const int nbits = nbits_of_rows(packed.shape[1], centers.shape[1]);
+      const View w = expect(*weights, "weights", {DType::f32}, {kAny});
+      check_weights(w, nbits);
+      codec_ =
+          std::make_unique<CodecTables>(c.centroids, w.as<const float>(), w.dim(0), nbits, c.dim);
       c.codec = codec_.get();
-      c.residuals = hold(expect(*residuals, "residuals", {DType::u8},
-                                {ids.shape[0], centers.shape[1] * nbits / 8}),
-                         *residuals)
-                        .as<const std::uint8_t>();
-      c.inverse_norms =
-          hold(expect(*inverse_norms, "inverse_norms", {DType::u8}, {ids.shape[0]}), *inverse_norms)
-              .as<const std::uint8_t>();
+      c.tokens.packed = packed.as<const std::uint8_t>();
+      c.tokens.scales = check_bytes(scales, "scales", ids.shape[0]);
+      c.tokens.inverse_norms = check_bytes(inverse_norms, "inverse_norms", ids.shape[0]);
+      owners_.push_back(scales);
+      owners_.push_back(inverse_norms);
     }
     const View n = hold(expect(counts, "counts", {DType::i32}, {centers.shape[0]}), counts);
     const View at = hold(expect(offsets, "offsets", {DType::i64}, {centers.shape[0] + 1}), offsets);
@@ -94,10 +96,12 @@ public:
     if (k < 1 || nprobe < 1 || ndocs < 1)
       throw py::value_error("`k`, `nprobe` and `ndocs` must be at least 1");
     const std::uint8_t *allowed = nullptr;
-    if (subset)
-      allowed = expect(*subset, "subset", {DType::boolean},
-                       {static_cast<std::int64_t>(searcher_->n_docs())})
+    std::size_t n_allowed = searcher_->n_docs();
+    if (subset) {
+      allowed = expect(*subset, "subset", {DType::boolean}, {static_cast<std::int64_t>(n_allowed)})
                     .as<const std::uint8_t>();
+      n_allowed = n_allowed - static_cast<std::size_t>(std::count(allowed, allowed + n_allowed, 0));
+    }
     const SearchParams params{k,
                               static_cast<std::size_t>(nprobe),
                               static_cast<std::size_t>(ndocs),
@@ -112,7 +116,8 @@ public:
       for (std::size_t i = first; i < last; ++i) {
         const auto from = static_cast<std::size_t>(row[i]),
                    count = static_cast<std::size_t>(row[i + 1]) - from;
-        searcher_->search(q.as<const float>() + from * dim, count, params, allowed, hits);
+        searcher_->search(q.as<const float>() + from * dim, count, params, allowed, n_allowed,
+                          hits);
         std::int64_t *id = out_ids.as<std::int64_t>() + i * k;
         float *score = out_scores.as<float>() + i * k;
         std::fill_n(id, k, -1);
@@ -140,12 +145,12 @@ void bind_search(py::module_ &m) {
   using py::arg;
   py::class_<BoundSearcher>(m, "Searcher")
       .def(py::init<const py::object &, const std::optional<py::object> &, const py::object &,
-                    const std::optional<py::object> &, const std::optional<py::object> &,
+                    const std::optional<py::object> &, const py::object &,
                     const std::optional<py::object> &, const py::object &, const py::object &,
-                    const py::object &, const py::object &>(),
+                    const py::object &, const py::object &, const py::object &>(),
            py::kw_only(), arg("centroids"), arg("weights"), arg("codes"), arg("residuals"),
-           arg("embeddings"), arg("inverse_norms"), arg("doclens"), arg("counts"), arg("offsets"),
-           arg("data"))
+           arg("scales").none(true), arg("embeddings"), arg("inverse_norms").none(true),
+           arg("doclens"), arg("counts"), arg("offsets"), arg("data"))
       .def("search", &BoundSearcher::search, arg("queries"), arg("starts"), py::kw_only(),
            arg("nprobe"), arg("ndocs"), arg("plaid"), arg("threshold"), arg("exhaustive"),
            arg("subset"), arg("ids"), arg("scores"));

@@ -21,20 +21,43 @@ inline void check_dim(const View &view, const char *name) {
                           std::to_string(kMaxDim) + ", got " + std::to_string(dim));
 }
 
-inline void check_nbits(int nbits) {
+inline void check_nbits(std::int64_t nbits) {
   if (nbits != 1 && nbits != 2 && nbits != 3 && nbits != 4 && nbits != 8)
     throw py::value_error("`nbits` must be 1, 2, 3, 4 or 8, got " + std::to_string(nbits));
 }
 
-inline int check_weights(const View &weights, const char *name) {
-  const int nbits = nbits_of(weights.dim(0));
-  if (nbits == 0)
-    throw py::value_error(std::string("`") + name + "` must hold 2, 4, 8, 16 or 256 values, got " +
-                          std::to_string(weights.dim(0)));
+// The bits per dimension of rows of `packed_dim` bytes.
+inline int nbits_of_rows(std::int64_t packed_dim, std::int64_t dim) {
+  for (const int nbits : {1, 2, 3, 4, 8})
+    if (packed_dim * 8 == dim * nbits) return nbits;
+  throw py::value_error("`residuals` must have dim / 8 bytes per row and bit, for 1, 2, 3, 4 or 8 "
+                        "bits; got " +
+                        std::to_string(packed_dim) + " bytes for dim " + std::to_string(dim));
+}
+
+inline void check_weights(const View &weights, int nbits) {
+  const std::size_t by_bucket = std::size_t{1} << nbits, by_window = windows_of(nbits);
+  if (weights.dim(0) != by_bucket && weights.dim(0) != by_window)
+    throw py::value_error(
+        "`weights` must hold " + std::to_string(by_bucket) + " values" +
+        (by_window != by_bucket ? " (or " + std::to_string(by_window) + ", of a trellis)" : "") +
+        " for nbits=" + std::to_string(nbits) + ", got " + std::to_string(weights.dim(0)));
   for (std::size_t i = 0; i < weights.dim(0); ++i)
     if (!std::isfinite(weights.as<const float>()[i]))
-      throw py::value_error(std::string("`") + name + "` must be finite");
-  return nbits;
+      throw py::value_error("`weights` must be finite");
+}
+
+// Byte columns with a value per token; null for None.
+inline const std::uint8_t *check_bytes(const py::object &column, const char *name, std::int64_t n) {
+  if (column.is_none()) return nullptr;
+  return expect(column, name, {DType::u8}, {n}).as<const std::uint8_t>();
+}
+
+inline void check_finite(const View &floats, const char *name) {
+  const auto *values = floats.as<const float>();
+  const std::size_t n = floats.dim(0) * floats.dim(1);
+  if (!std::all_of(values, values + n, [](float x) { return std::isfinite(x); }))
+    throw py::value_error(std::string("`") + name + "` must be finite");
 }
 
 // Offsets of the documents' first tokens; the lengths must be there, and sum to n_tokens.

@@ -70,6 +70,10 @@ inline float reduce_add(F32x16 a) {
 
 inline I32x16 set1(std::int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 inline I32x16 load(const std::int32_t *p) { return {loadi(p), loadi(p + 8)}; }
+inline I32x16 load_u8(const std::uint8_t *p) {
+  const __m128i bytes = loadi128(p);
+  return {_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_unpackhi_epi64(bytes, bytes))};
+}
 inline void store(std::int32_t *p, I32x16 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), a.lo);
   _mm256_storeu_si256(reinterpret_cast<__m256i *>(p + 8), a.hi);
@@ -83,6 +87,15 @@ inline I32x16 count(I32x16 a, Mask m) {
           _mm256_sub_epi32(a.hi, _mm256_castps_si256(m.hi))};
 }
 inline F32x16 to_float(I32x16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+// Rounded to nearest, ties to even, and clamped.
+inline void store_u8(std::uint8_t *p, F32x16 a) {
+  // The packs work within 128-bit halves: words 0-3 of lo, of hi, 4-7 of lo, of hi.
+  const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
+  const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i *>(p),
+      _mm_packus_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
+}
 inline __m256i dot4(__m256i acc, __m256i u, __m256i s) {
   return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
 }
@@ -102,9 +115,16 @@ inline void store_bytes(std::uint8_t *p, Bytes a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), a);
 }
 inline Bytes field(Bytes a, int shift, std::uint8_t mask) {
-  return _mm256_and_si256(_mm256_srl_epi16(a, _mm_cvtsi32_si128(shift)),
-                          _mm256_set1_epi8(static_cast<char>(mask)));
+  return _mm256_and_si256(_mm256_srli_epi16(a, shift), _mm256_set1_epi8(static_cast<char>(mask)));
 }
+inline Bytes field_left(Bytes a, int shift, std::uint8_t mask) {
+  return _mm256_and_si256(_mm256_slli_epi16(a, shift), _mm256_set1_epi8(static_cast<char>(mask)));
+}
+// Every byte moves up by one; a zero enters.
+inline Bytes shift_in(Bytes a) {
+  return _mm256_alignr_epi8(a, _mm256_permute2x128_si256(a, a, 0x08), 15);
+}
+inline Bytes max_bytes(Bytes a, Bytes b) { return _mm256_max_epu8(a, b); }
 inline Bytes add_bytes(Bytes a, Bytes b) { return _mm256_add_epi8(a, b); }
 inline Bytes lookup(Bytes table, Bytes index) { return _mm256_shuffle_epi8(table, index); }
 

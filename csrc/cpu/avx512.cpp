@@ -43,12 +43,20 @@ inline float reduce_add(F32x16 a) {
 
 inline I32x16 set1(std::int32_t x) { return _mm512_set1_epi32(x); }
 inline I32x16 load(const std::int32_t *p) { return _mm512_loadu_si512(p); }
+inline I32x16 load_u8(const std::uint8_t *p) {
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+}
 inline void store(std::int32_t *p, I32x16 a) { _mm512_storeu_si512(p, a); }
 inline I32x16 select(Mask m, I32x16 a, I32x16 b) { return _mm512_mask_blend_epi32(m, b, a); }
 inline I32x16 count(I32x16 a, Mask m) {
   return _mm512_mask_add_epi32(a, m, a, _mm512_set1_epi32(1));
 }
 inline F32x16 to_float(I32x16 a) { return _mm512_cvtepi32_ps(a); }
+// Rounded to nearest, ties to even, and clamped.
+inline void store_u8(std::uint8_t *p, F32x16 a) {
+  const __m512i rounded = _mm512_max_epi32(_mm512_cvtps_epi32(a), _mm512_setzero_si512());
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtusepi32_epi8(rounded));
+}
 inline I32x16 dot4(I32x16 acc, const std::uint8_t *u, const std::int8_t *s) {
   std::int32_t four;
   memcpy(&four, u, 4);
@@ -70,9 +78,16 @@ inline void store_bytes(std::uint8_t *p, Bytes a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), a);
 }
 inline Bytes field(Bytes a, int shift, std::uint8_t mask) {
-  return _mm256_and_si256(_mm256_srl_epi16(a, _mm_cvtsi32_si128(shift)),
-                          _mm256_set1_epi8(static_cast<char>(mask)));
+  return _mm256_and_si256(_mm256_srli_epi16(a, shift), _mm256_set1_epi8(static_cast<char>(mask)));
 }
+inline Bytes field_left(Bytes a, int shift, std::uint8_t mask) {
+  return _mm256_and_si256(_mm256_slli_epi16(a, shift), _mm256_set1_epi8(static_cast<char>(mask)));
+}
+// Every byte moves up by one; a zero enters.
+inline Bytes shift_in(Bytes a) {
+  return _mm256_alignr_epi8(a, _mm256_permute2x128_si256(a, a, 0x08), 15);
+}
+inline Bytes max_bytes(Bytes a, Bytes b) { return _mm256_max_epu8(a, b); }
 inline Bytes add_bytes(Bytes a, Bytes b) { return _mm256_add_epi8(a, b); }
 inline Bytes lookup(Bytes table, Bytes index) { return _mm256_shuffle_epi8(table, index); }
 

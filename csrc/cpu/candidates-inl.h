@@ -1,5 +1,6 @@
 // Candidate generation: centroid scores, the best centroids of each query token, and PLAID's
-// centroid-only MaxSim. The score table is centroid-major, so one code reads one run of lanes.
+// centroid-only MaxSim; in float32, and in int8 with a byte per score. Score tables are
+// centroid-major, so one code reads one run of lanes: with bytes, 32 lanes in half a cache line.
 #pragma once
 
 namespace {
@@ -34,27 +35,75 @@ inline void insert(float value, std::int32_t id, std::size_t n, float *values, s
   ids[at] = id;
 }
 
-// Sixteen running thresholds, one per lane, are compared with a row at once; past the first rows a
-// lane is entered only some nprobe * ln(n / nprobe) times.
+// The winners so far of sixteen lanes. Their thresholds are compared with a row at once; past the
+// first rows a lane is entered only some nprobe * ln(n / nprobe) times.
+struct Winners {
+  std::size_t nprobe = 0;
+  float *values = nullptr;
+  std::int32_t *ids = nullptr;
+  F32x16 threshold = set1(HUGE_VALF); // nobody wins
+
+  Winners() = default;
+  Winners(std::size_t n, std::size_t lane, float *all_values, std::int32_t *all_ids)
+      : nprobe(n), values(all_values + lane * n), ids(all_ids + lane * n) {
+    set_threshold();
+  }
+  void set_threshold() {
+    float last[kLanes];
+    for (std::size_t j = 0; j < kLanes; ++j) last[j] = values[j * nprobe + nprobe - 1];
+    threshold = load(last);
+  }
+  void offer(F32x16 row, std::size_t id) {
+    const unsigned better = bits(gt(row, threshold));
+    if (better == 0) return;
+    float value[kLanes];
+    store(value, row);
+    for (std::size_t j = 0; j < kLanes; ++j)
+      if ((better >> j & 1u) != 0)
+        insert(value[j], static_cast<std::int32_t>(id), nprobe, values + j * nprobe,
+               ids + j * nprobe);
+    set_threshold();
+  }
+};
+
 void probe(const float *scores, std::size_t first, std::size_t n, std::size_t lanes,
            std::size_t nprobe, float *values, std::int32_t *ids) {
   for (std::size_t lane = 0; lane < lanes; lane += kLanes) {
-    float last[kLanes];
-    for (std::size_t j = 0; j < kLanes; ++j) last[j] = values[(lane + j) * nprobe + nprobe - 1];
-    F32x16 threshold = load(last);
-    for (std::size_t i = 0; i < n; ++i) {
-      const float *row = scores + i * lanes + lane;
-      const unsigned better = bits(gt(load(row), threshold));
-      if (better == 0) continue;
-      for (std::size_t j = 0; j < kLanes; ++j) {
-        if ((better >> j & 1u) == 0) continue;
-        const std::size_t at = (lane + j) * nprobe;
-        insert(row[j], static_cast<std::int32_t>(first + i), nprobe, values + at, ids + at);
-        last[j] = values[at + nprobe - 1];
-      }
-      threshold = load(last);
-    }
+    Winners winners(nprobe, lane, values, ids);
+    for (std::size_t i = 0; i < n; ++i) winners.offer(load(scores + i * lanes + lane), first + i);
   }
+}
+
+void scores_i8(const PanelsI8 &query, const float *ratio, const std::uint8_t *rows,
+               const float *row_scale, std::size_t n, std::uint8_t *out, std::size_t stride,
+               std::size_t first, std::size_t nprobe, float *values, std::int32_t *ids) {
+  const std::size_t dim = query.dim;
+  for_panels(query.n_panels, [&](std::size_t panel, auto width) {
+    constexpr std::size_t P = decltype(width)::value;
+    const std::size_t lane = panel * kLanes;
+    Winners winners[P];
+    if (nprobe > 0)
+      for (std::size_t p = 0; p < P; ++p)
+        winners[p] = Winners(nprobe, lane + p * kLanes, values, ids);
+    for (std::size_t i = 0; i < n; i += kTileRows) {
+      const std::uint8_t *tile[kTileRows];
+      for (std::size_t t = 0; t < kTileRows; ++t) tile[t] = rows + min_of(i + t, n - 1) * dim;
+      I32x16 acc[kTileRows][P];
+      dot_tile_i8<P>(tile, query.data + lane * dim, query.start + lane, dim, acc,
+                     [&](std::size_t t) {
+                       const std::uint8_t *next = rows + min_of(i + kTileRows + t, n - 1) * dim;
+                       for (std::size_t d = 0; d < dim; d += 64) prefetch(next + d);
+                     });
+      for (std::size_t t = 0; t < min_of(kTileRows, n - i); ++t)
+        for (std::size_t p = 0; p < P; ++p) {
+          const F32x16 product = mul(to_float(acc[t][p]), set1(row_scale[i + t]));
+          const F32x16 value =
+              fma(product, load(ratio + lane + p * kLanes), set1(static_cast<float>(kTableZero)));
+          store_u8(out + (i + t) * stride + lane + p * kLanes, value);
+          winners[p].offer(value, first + i + t);
+        }
+    }
+  });
 }
 
 template <std::size_t P, class Code>
@@ -88,6 +137,35 @@ float approximate(const float *scores, std::size_t lanes, Codes codes, std::size
     for (std::size_t j = 0; j < P; ++j) total = add(total, best[j]);
   });
   return reduce_add(total);
+}
+
+template <class Code>
+inline float approximate_i8(const ByteTable &table, const Code *codes, std::size_t n) {
+  constexpr std::size_t kAhead = 16, kRegisters = kTableLanes / kBytes;
+  F32x16 total = set1(0.0f);
+  for (std::size_t lane = 0; lane < table.stride; lane += kTableLanes) {
+    const std::uint8_t *columns = table.rows + lane;
+    Bytes best[kRegisters];
+    alignas(64) std::uint8_t bytes[kTableLanes] = {};
+    for (std::size_t r = 0; r < kRegisters; ++r) best[r] = load_bytes(bytes + r * kBytes);
+    for (std::size_t i = 0; i < n; ++i) {
+      prefetch(columns + static_cast<std::size_t>(codes[min_of(i + kAhead, n - 1)]) * table.stride);
+      const std::uint8_t *row = columns + static_cast<std::size_t>(codes[i]) * table.stride;
+      for (std::size_t r = 0; r < kRegisters; ++r)
+        best[r] = max_bytes(best[r], load_bytes(row + r * kBytes));
+    }
+    for (std::size_t r = 0; r < kRegisters; ++r) store_bytes(bytes + r * kBytes, best[r]);
+    for (std::size_t j = 0; j < kTableLanes; j += kLanes) {
+      const F32x16 byte = sub(to_float(load_u8(bytes + j)), set1(static_cast<float>(kTableZero)));
+      total = fma(byte, load(table.step + lane + j), total);
+    }
+  }
+  return reduce_add(total);
+}
+
+float approximate_i8(const ByteTable &table, Codes codes, std::size_t n) {
+  return codes.wide ? approximate_i8(table, static_cast<const std::int32_t *>(codes.data), n)
+                    : approximate_i8(table, static_cast<const std::uint16_t *>(codes.data), n);
 }
 
 } // namespace

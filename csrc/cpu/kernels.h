@@ -34,13 +34,23 @@ struct Panels {
   std::size_t count, n_panels, dim;
 };
 
-// The same for int8: data[panel][dim / 4][kLanes][4], dimensions in the order that `expand` yields
-// for `nbits`. q.w ~ scale[lane] * dot + base[lane].
+// The same for int8: data[panel][dim / 4][kLanes][4]. The other operand's bytes stand for values
+// from a zero point on, so products start at start[lane] = -zero * (sum of the lane's bytes).
 struct PanelsI8 {
   const std::int8_t *data;
-  const float *scale, *base;
+  const std::int32_t *start;
   std::size_t count, n_panels, dim;
 };
+
+// Centroid scores as bytes: row c, at rows + c * stride, scores step[lane] * (byte - kTableZero).
+// `stride` is a multiple of kTableLanes.
+struct ByteTable {
+  const std::uint8_t *rows;
+  std::size_t stride;
+  const float *step;
+};
+constexpr std::size_t kTableLanes = 32;
+constexpr int kTableZero = 51; // a fifth of the range lies below zero
 
 // Centroid ids, 2 or 4 bytes each.
 struct Codes {
@@ -54,27 +64,48 @@ inline std::size_t code_at(Codes codes, std::size_t i) {
   return codes.wide ? static_cast<std::size_t>(static_cast<const std::int32_t *>(codes.data)[i])
                     : static_cast<std::size_t>(static_cast<const std::uint16_t *>(codes.data)[i]);
 }
-// Fields of a packed byte (of the low part, for 3 bits): the planes that dimensions are split into.
-constexpr std::size_t planes_of(int nbits) {
-  return nbits == 3 ? 4 : static_cast<std::size_t>(8 / nbits);
-}
+// A packed byte holds 8 / low_bits fields: the planes that dimensions are split into. With 3 bits
+// each dimension's third bit lies apart.
+constexpr int low_bits(int nbits) { return nbits == 3 ? 2 : nbits; }
+constexpr std::size_t planes_of(int nbits) { return static_cast<std::size_t>(8 / low_bits(nbits)); }
+// A level is looked up by a window of the bit stream: a dimension's own bits and, with 1 to 3 bits,
+// so many of the bits before them that the window has 4.
+constexpr int context_bits(int nbits) { return nbits < 4 ? 4 - nbits : 0; }
+constexpr std::size_t windows_of(int nbits) { return nbits == 8 ? 256 : 16; }
 inline Codes codes_from(Codes codes, std::size_t i) {
   return {static_cast<const char *>(codes.data) + i * (codes.wide ? 4 : 2), codes.wide};
 }
 } // namespace
 
-// Everything that decoding a residual needs. `by_byte[index][j]` is the weight of the j-th of a
-// byte's dimensions: 256 rows of 8 / nbits, or for 3 bits 4096 of 4, whose index has the byte's
-// high bits at bits 8 to 11, the first dimension's on top. `levels` are the int8 kernel's 7-bit
-// weights, indexed by the field as it lies in the byte: 256 entries for 8 bits, else 16.
-// `norms[256]` decodes inverse norms.
+// Everything that decoding a residual needs. `values[window]` is what a dimension decodes to, the
+// window (windows_of them) as it lies in the bytes, with 3 bits the third bit on top; `levels` are
+// the same in 7 bits, value ~ low + step * level. `by_byte[index][j]` is the value of the j-th of a
+// byte's dimensions: the index has the byte, above it with 3 bits the four high bits, the first
+// dimension's on top, and above those the context_bits that end the byte before. `norms[256]` and
+// `scales[256]` decode those bytes.
 struct Decoder {
-  const float *centroids, *by_byte;
+  const float *centroids, *values, *by_byte;
   const std::uint8_t *levels;
-  const float *norms;
+  const float *norms, *scales;
   int nbits;
   std::size_t dim, packed_dim;
 };
+
+// Compressed tokens. The vector of one is unit(centroid + scale * values).
+struct Residuals {
+  Codes codes;
+  const std::uint8_t *packed;
+  const std::uint8_t *scales;        // null: all 1
+  const std::uint8_t *inverse_norms; // only residual_maxsim_i8 reads them; null: all 1
+};
+
+namespace {
+inline Residuals residuals_from(const Residuals &tokens, const Decoder &decoder, std::size_t i) {
+  return {codes_from(tokens.codes, i), tokens.packed + i * decoder.packed_dim,
+          tokens.scales == nullptr ? nullptr : tokens.scales + i,
+          tokens.inverse_norms == nullptr ? nullptr : tokens.inverse_norms + i};
+}
+} // namespace
 
 // Centroids as bytes, to screen which of them can be nearest before computing exactly:
 // centroid ~ scale * (row - kScreenZero), off by at most scale / 2 in each dimension.
@@ -85,6 +116,11 @@ struct Screen {
 };
 constexpr int kScreenZero = 64;
 constexpr std::size_t kScreenRows = 8192, kScreenLanes = 32;
+
+// Tokens that `compress_trellis` takes at once, and floats of scratch it needs for them: residuals,
+// and the way back for each of at most 8 states.
+constexpr std::size_t kTrellisBlock = kLanes;
+constexpr std::size_t trellis_scratch(std::size_t dim) { return (1 + 8) * kTrellisBlock * dim; }
 
 // Floats of scratch that `assign` and `assign_screened` take.
 constexpr std::size_t assign_scratch(std::size_t dim) { return kAssignBlock * dim; }
@@ -131,6 +167,14 @@ struct Kernels {
   // (null, or one byte per centroid), codes whose byte is 0 do not count.
   float (*approximate)(const float *scores, std::size_t lanes, Codes codes, std::size_t n,
                        const std::uint8_t *keep, const float *init);
+  // Rows of a byte table from int8 products: byte = kTableZero + row_scale * ratio[lane] * product,
+  // rounded and clamped; `ratio` is the query's unit by the table's step. The best `nprobe` (or
+  // none, if 0) as in `probe`, by the values before rounding.
+  void (*scores_i8)(const PanelsI8 &query, const float *ratio, const std::uint8_t *rows,
+                    const float *row_scale, std::size_t n, std::uint8_t *out, std::size_t stride,
+                    std::size_t first, std::size_t nprobe, float *values, std::int32_t *ids);
+  // approximate() on a byte table, over all codes.
+  float (*approximate_i8)(const ByteTable &table, Codes codes, std::size_t n);
 
   // -- residual ----------------------------------------------------------------------------------
   // Buckets (one byte per dimension) to packed rows and back; the bit order is told in bits-inl.h.
@@ -142,18 +186,23 @@ struct Kernels {
   void (*compress)(const void *points, DType type, std::size_t n, std::size_t dim,
                    const float *centroids, const std::int32_t *codes, const float *cutoffs,
                    int nbits, std::uint8_t *residuals);
-  // out[n][dim] = unit(centroid + weights); inverse_norms (or null) receives 1 / |centroid +
-  // weights|.
-  void (*decompress)(const Decoder &decoder, Codes codes, const std::uint8_t *residuals,
-                     std::size_t n, float *out, float *inverse_norms);
+  // The same for n <= kTrellisBlock points and a trellis: of all bit streams the one whose decoded
+  // values, times the best scale of their own, come nearest to point - centroid[code]. The scales
+  // are what they decode best with. `scratch`: trellis_scratch(dim) floats.
+  void (*compress_trellis)(const void *points, DType type, std::size_t n, const std::int32_t *codes,
+                           const Decoder &decoder, float *scratch, std::uint8_t *residuals,
+                           float *scales);
+  // out[n][dim] = unit(centroid + scale * values); inverse_norms (or null) receives 1 / |...|.
+  void (*decompress)(const Decoder &decoder, const Residuals &tokens, std::size_t n, float *out,
+                     float *inverse_norms);
   // maxsim(query, decompress(...)) without writing the vectors: the same bits.
-  float (*residual_maxsim)(const Panels &query, const Decoder &decoder, Codes codes,
-                           const std::uint8_t *residuals, std::size_t n);
-  // Approximate MaxSim: (centroid score + int8 query . 7-bit levels) * byte-decoded inverse norm.
-  // `scores` is the centroid score table, n_panels * kLanes wide.
-  float (*residual_maxsim_i8)(const PanelsI8 &query, const Decoder &decoder, const float *scores,
-                              Codes codes, const std::uint8_t *residuals,
-                              const std::uint8_t *inverse_norms, std::size_t n);
+  float (*residual_maxsim)(const Panels &query, const Decoder &decoder, const Residuals &tokens,
+                           std::size_t n);
+  // Approximate MaxSim: (centroid score + scale * int8 query . 7-bit levels) * inverse norm, n
+  // >= 1. `ratio[lane]`: the unit of query times levels by the table's step. The query's dimensions
+  // lie in the order that `expand` yields.
+  float (*residual_maxsim_i8)(const PanelsI8 &query, const float *ratio, const ByteTable &table,
+                              const Decoder &decoder, const Residuals &tokens, std::size_t n);
 };
 
 } // namespace colbert_fast

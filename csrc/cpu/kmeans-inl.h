@@ -105,11 +105,12 @@ template <std::size_t P>
 inline void estimate(const std::int8_t *panel, std::size_t dim, const float *zero,
                      const std::uint8_t *rows, const float *scale, std::size_t n, float *out,
                      F32x16 (&top)[P]) {
+  const std::int32_t start[P * kLanes] = {};
   for (std::size_t i = 0; i < n; i += kTileRows) {
     const std::uint8_t *row[kTileRows];
     for (std::size_t t = 0; t < kTileRows; ++t) row[t] = rows + min_of(i + t, n - 1) * dim;
     I32x16 acc[kTileRows][P];
-    dot_tile_i8<P>(row, panel, dim, acc);
+    dot_tile_i8<P>(row, panel, start, dim, acc, [](std::size_t) {});
     for (std::size_t t = 0; t < kTileRows; ++t) {
       const std::size_t r = min_of(i + t, n - 1);
       for (std::size_t p = 0; p < P; ++p) {

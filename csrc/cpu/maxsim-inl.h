@@ -56,17 +56,27 @@ struct FloatRows {
   }
 };
 
+// Rows that are made on the fly. They lie a cache line more than a row apart: at 4 KiB from each
+// other they would compete for the same few lines of L1.
+template <std::size_t N> struct ScratchRows {
+  alignas(64) float values[N * (kMaxDim + kLanes)];
+  float *row(std::size_t t, std::size_t dim) {
+    return values + t * ((dim + kLanes - 1) / kLanes + 1) * kLanes;
+  }
+};
+
 struct WidenedRows {
   const void *data;
   DType type;
   std::size_t dim;
-  float scratch[kTileRows][kMaxDim];
+  ScratchRows<kTileRows> scratch;
   const void *after(std::size_t i) const { return address_at(data, (i + kTileRows) * dim * 2); }
   void tile(std::size_t i, std::size_t n, Rows &rows) {
     for (std::size_t t = 0; t < kTileRows; ++t) {
-      rows[t] = scratch[t];
+      float *row = scratch.row(t, dim);
       for (std::size_t d = 0; d < dim; d += kLanes)
-        store(scratch[t] + d, load_row(data, type, min_of(i + t, n - 1), d, dim));
+        store(row + d, load_row(data, type, min_of(i + t, n - 1), d, dim));
+      rows[t] = row;
     }
   }
 };
@@ -92,16 +102,27 @@ inline void dot_tile(const Rows &rows, const void *after, const float *panel, st
   }
 }
 
-// The same for bytes: rows below 128, int8 panels of four dimensions a lane.
-template <std::size_t P>
+// The same for bytes: rows below 128, int8 panels of four dimensions a lane, sums that begin at
+// start[p * kLanes + lane]. meanwhile(t) is called for each t < kTileRows, spread over the
+// products: a place for the work on the next tile, which then runs in their shadow.
+template <std::size_t P, class F>
 inline void dot_tile_i8(const std::uint8_t *const (&rows)[kTileRows], const std::int8_t *panel,
-                        std::size_t dim, I32x16 (&acc)[kTileRows][P]) {
+                        const std::int32_t *start, std::size_t dim, I32x16 (&acc)[kTileRows][P],
+                        F meanwhile) {
+  // Sums of its own: what the caller can see, compilers keep in memory.
+  I32x16 sum[kTileRows][P];
   for (std::size_t t = 0; t < kTileRows; ++t)
-    for (std::size_t p = 0; p < P; ++p) acc[t][p] = set1(std::int32_t{0});
-  for (std::size_t d = 0; d < dim; d += 4)
-    for (std::size_t t = 0; t < kTileRows; ++t)
-      for (std::size_t p = 0; p < P; ++p)
-        acc[t][p] = dot4(acc[t][p], rows[t] + d, panel + (p * dim + d) * kLanes);
+    for (std::size_t p = 0; p < P; ++p) sum[t][p] = load(start + p * kLanes);
+  for (std::size_t part = 0; part < kTileRows; ++part) {
+    meanwhile(part);
+    const std::size_t end = dim / 4 * (part + 1) / kTileRows * 4;
+    for (std::size_t d = dim / 4 * part / kTileRows * 4; d < end; d += 4)
+      for (std::size_t t = 0; t < kTileRows; ++t)
+        for (std::size_t p = 0; p < P; ++p)
+          sum[t][p] = dot4(sum[t][p], rows[t] + d, panel + (p * dim + d) * kLanes);
+  }
+  for (std::size_t t = 0; t < kTileRows; ++t)
+    for (std::size_t p = 0; p < P; ++p) acc[t][p] = sum[t][p];
 }
 
 // best[lane] = max over rows; arg[lane] = first + the row that reached it first.

@@ -79,6 +79,14 @@ inline I32x16 set1(std::int32_t x) {
 inline I32x16 load(const std::int32_t *p) {
   return each<I32x16>([&](int i) { return vld1q_s32(p + 4 * i); });
 }
+inline I32x16 load_u8(const std::uint8_t *p) {
+  const uint8x16_t bytes = vld1q_u8(p);
+  const uint16x8_t low = vmovl_u8(vget_low_u8(bytes)), high = vmovl_u8(vget_high_u8(bytes));
+  return {{vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(low))),
+           vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(low))),
+           vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(high))),
+           vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(high)))}};
+}
 inline void store(std::int32_t *p, I32x16 a) {
   for (int i = 0; i < 4; ++i) vst1q_s32(p + 4 * i, a.v[i]);
 }
@@ -90,6 +98,13 @@ inline I32x16 count(I32x16 a, Mask m) {
 }
 inline F32x16 to_float(I32x16 a) {
   return each<F32x16>([&](int i) { return vcvtq_f32_s32(a.v[i]); });
+}
+// Rounded to nearest, ties to even, and clamped.
+inline void store_u8(std::uint8_t *p, F32x16 a) {
+  uint16x4_t part[4];
+  for (int i = 0; i < 4; ++i) part[i] = vqmovun_s32(vcvtnq_s32_f32(a.v[i]));
+  vst1q_u8(p, vcombine_u8(vqmovn_u16(vcombine_u16(part[0], part[1])),
+                          vqmovn_u16(vcombine_u16(part[2], part[3]))));
 }
 inline I32x16 dot4(I32x16 acc, const std::uint8_t *u, const std::int8_t *s) {
   std::int32_t four;
@@ -118,6 +133,12 @@ inline void store_bytes(std::uint8_t *p, Bytes a) { vst1q_u8(p, a); }
 inline Bytes field(Bytes a, int shift, std::uint8_t mask) {
   return vandq_u8(vshlq_u8(a, vdupq_n_s8(static_cast<std::int8_t>(-shift))), vdupq_n_u8(mask));
 }
+inline Bytes field_left(Bytes a, int shift, std::uint8_t mask) {
+  return vandq_u8(vshlq_u8(a, vdupq_n_s8(static_cast<std::int8_t>(shift))), vdupq_n_u8(mask));
+}
+// Every byte moves up by one; a zero enters.
+inline Bytes shift_in(Bytes a) { return vextq_u8(vdupq_n_u8(0), a, 15); }
+inline Bytes max_bytes(Bytes a, Bytes b) { return vmaxq_u8(a, b); }
 inline Bytes add_bytes(Bytes a, Bytes b) { return vaddq_u8(a, b); }
 inline Bytes lookup(Bytes table, Bytes index) { return vqtbl1q_u8(table, index); }
 

@@ -96,6 +96,9 @@ inline I32x16 set1(std::int32_t x) {
 inline I32x16 load(const std::int32_t *p) {
   return each<I32x16>([&](int i) { return p[i]; });
 }
+inline I32x16 load_u8(const std::uint8_t *p) {
+  return each<I32x16>([&](int i) { return p[i]; });
+}
 inline void store(std::int32_t *p, I32x16 a) { memcpy(p, a.v, sizeof a.v); }
 inline I32x16 select(Mask m, I32x16 a, I32x16 b) {
   return each<I32x16>([&](int i) { return m.v[i] ? a.v[i] : b.v[i]; });
@@ -105,6 +108,13 @@ inline I32x16 count(I32x16 a, Mask m) {
 }
 inline F32x16 to_float(I32x16 a) {
   return each<F32x16>([&](int i) { return static_cast<float>(a.v[i]); });
+}
+// Rounded to nearest, ties to even, and clamped.
+inline void store_u8(std::uint8_t *p, F32x16 a) {
+  for (int i = 0; i < 16; ++i) {
+    const float rounded = nearbyintf(a.v[i]);
+    p[i] = static_cast<std::uint8_t>(rounded < 0.0f ? 0.0f : rounded > 255.0f ? 255.0f : rounded);
+  }
 }
 // acc[lane] += sum of u[j] * s[lane][j] over four dimensions; u < 128.
 inline I32x16 dot4(I32x16 acc, const std::uint8_t *u, const std::int8_t *s) {
@@ -130,6 +140,16 @@ inline Bytes load_table(const std::uint8_t *p) { return load_bytes(p); }
 inline void store_bytes(std::uint8_t *p, Bytes a) { memcpy(p, a.v, sizeof a.v); }
 inline Bytes field(Bytes a, int shift, std::uint8_t mask) {
   return each<Bytes>([&](int i) { return static_cast<std::uint8_t>((a.v[i] >> shift) & mask); });
+}
+inline Bytes field_left(Bytes a, int shift, std::uint8_t mask) {
+  return each<Bytes>([&](int i) { return static_cast<std::uint8_t>((a.v[i] << shift) & mask); });
+}
+// Every byte moves up by one; a zero enters.
+inline Bytes shift_in(Bytes a) {
+  return each<Bytes>([&](int i) { return i == 0 ? std::uint8_t{0} : a.v[i - 1]; });
+}
+inline Bytes max_bytes(Bytes a, Bytes b) {
+  return each<Bytes>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }
 inline Bytes add_bytes(Bytes a, Bytes b) {
   return each<Bytes>([&](int i) { return static_cast<std::uint8_t>(a.v[i] + b.v[i]); });

@@ -14,8 +14,8 @@ const Kernels COLBERT_FAST_TABLE = {
     COLBERT_FAST_ISA_NAME, kScreens,
     maxsim,
     assign, assign_screened, sum_rows,
-    scores, probe, approximate,
-    pack, unpack, compress, decompress, residual_maxsim, residual_maxsim_i8,
+    scores, probe, approximate, scores_i8, approximate_i8,
+    pack, unpack, compress, compress_trellis, decompress, residual_maxsim, residual_maxsim_i8,
 };
 // clang-format on
 

@@ -8,30 +8,35 @@
 
 namespace colbert_fast {
 
-// nbits of a codec with 2^nbits weights, or 0 if it has none that we store.
-int nbits_of(std::size_t n_weights);
-
 // Inverse norms as a byte: b stands for 2^((b - 127.5) / 127.5), so [0.5, 2] at 0.3 % or better.
 std::uint8_t encode_inverse_norm(float inverse);
+// Scales as a byte: 0, and 2^((b - 192) / 32), so [1/64, 3.9] at 1.1 % or better.
+std::uint8_t encode_scale(float scale);
 
 class CodecTables {
 public:
-  // Keeps `centroids` (K, dim) by reference; `weights` has 2^nbits values.
-  CodecTables(const float *centroids, const float *weights, int nbits, std::size_t dim);
+  // Keeps `centroids` (K, dim) by reference. The weights are 2^nbits, by bucket, or (if that is
+  // another number) windows_of(nbits), by window.
+  CodecTables(const float *centroids, const float *weights, std::size_t n_weights, int nbits,
+              std::size_t dim);
 
   Decoder decoder() const;
-  // w = low + step * level
+  // value = low + step * level
   float low() const { return low_; }
   float step() const { return step_; }
+  // How far the levels are from the values they stand for, at most.
+  float level_error() const { return level_error_; }
 
 private:
+  void fill_by_byte();
+
   const float *centroids_;
   int nbits_;
   std::size_t dim_;
-  float low_, step_;
-  std::vector<float> by_byte_;
+  float low_, step_, level_error_ = 0.0f;
+  std::vector<float> values_, by_byte_;
   std::array<std::uint8_t, 256> levels_{};
-  std::array<float, 256> norms_{};
+  std::array<float, 256> norms_{}, scales_{};
 };
 
 } // namespace colbert_fast

@@ -3,30 +3,37 @@
 #include <algorithm>
 #include <cmath>
 
-#include "search/codec_tables.h"
-
 namespace colbert_fast {
 
 void QueryPanels::pack(const float *query, std::size_t count, std::size_t dim) {
   count_ = count, dim_ = dim, n_panels_ = (count + kLanes - 1) / kLanes;
   f32_.assign(n_panels_ * dim * kLanes, 0.0f);
-  for (std::size_t i = 0; i < count; ++i)
-    for (std::size_t d = 0; d < dim; ++d)
-      f32_[(i / kLanes * dim + d) * kLanes + i % kLanes] = query[i * dim + d];
+  norms_.assign(lanes(), 0.0f);
+  units_.assign(lanes(), 0.0f);
+  for (std::size_t i = 0; i < count; ++i) {
+    float *to = f32_.data() + i / kLanes * dim * kLanes + i % kLanes;
+    float largest = 0.0f, squares = 0.0f;
+    for (std::size_t d = 0; d < dim; ++d) {
+      const float value = query[i * dim + d];
+      to[d * kLanes] = value;
+      largest = std::max(largest, std::fabs(value));
+      squares += value * value;
+    }
+    if (!std::isfinite(squares)) continue;
+    norms_[i] = std::sqrt(squares);
+    units_[i] = largest / 127.0f;
+  }
 }
 
-void QueryPanels::pack_i8(int nbits, float low, float step) {
-  i8_.assign(f32_.size(), 0);
-  scale_.assign(lanes(), 0.0f);
-  base_.assign(lanes(), 0.0f);
-  const std::size_t planes = planes_of(nbits), width = dim_ / planes;
+void QueryI8::pack(const QueryPanels &query, std::size_t planes, float zero) {
+  const std::size_t width = query.dim() / planes;
+  count_ = query.count(), dim_ = query.dim();
+  data_.assign(query.lanes() * dim_, 0);
+  start_.assign(query.lanes(), 0);
   for (std::size_t i = 0; i < count_; ++i) {
-    const float *row = f32_.data() + i / kLanes * dim_ * kLanes + i % kLanes;
-    float largest = 0.0f;
-    for (std::size_t d = 0; d < dim_; ++d) largest = std::max(largest, std::fabs(row[d * kLanes]));
-    const float unit = largest / 127.0f;
+    const float unit = query.units()[i], *row = query.lane(i);
     if (unit == 0.0f) continue;
-    std::int8_t *out = i8_.data() + i / kLanes * dim_ * kLanes;
+    std::int8_t *out = data_.data() + i / kLanes * dim_ * kLanes;
     std::int32_t sum = 0;
     for (std::size_t at = 0; at < dim_; ++at) {
       const std::size_t d = planes * (at % width) + at / width;
@@ -34,9 +41,14 @@ void QueryPanels::pack_i8(int nbits, float low, float step) {
       out[(at / 4 * kLanes + i % kLanes) * 4 + at % 4] = value;
       sum += value;
     }
-    scale_[i] = unit * step;
-    base_[i] = unit * low * static_cast<float>(sum);
+    start_[i] = static_cast<std::int32_t>(std::nearbyintf(-zero * static_cast<float>(sum)));
   }
+}
+
+void QueryI8::pack(const QueryPanels &query, const CodecTables &codec) {
+  // Of levels that are all one, any zero point will do: their step is 0.
+  pack(query, planes_of(codec.decoder().nbits),
+       codec.step() > 0.0f ? -codec.low() / codec.step() : 0.0f);
 }
 
 } // namespace colbert_fast

@@ -1,6 +1,8 @@
 #include "search/searcher.h"
 
 #include <algorithm>
+#include <cmath>
+#include <functional>
 #include <limits>
 
 #include "cpu/dispatch.h"
@@ -17,9 +19,11 @@ namespace {
 // What a thread may keep for its next query.
 constexpr std::size_t kKeptBytes = std::size_t{64} << 20;
 
-// The int8 stage orders documents to within some 0.02 of their score; that many more than k go on
-// to exact scoring.
-constexpr std::size_t rescored(std::size_t k) { return 2 * k + 32; }
+// Documents that the int8 stage takes at once; then it looks whether the next can still win.
+constexpr std::size_t kStep = 128;
+// How many standard deviations above what its approximate score makes one expect a document may
+// score in int8, and above its int8 score exactly.
+constexpr float kApproximateSlack = 4.0f, kInt8Slack = 6.0f;
 
 inline std::size_t lowest_bit(std::uint64_t bits) {
 #if defined(_MSC_VER)
@@ -46,18 +50,44 @@ void keep_best(std::vector<Hit> &hits, std::size_t n) {
 
 struct Searcher::Arena {
   QueryPanels query;
+  QueryI8 levels;
+  ByteScores bytes;
   AlignedVector<float> scores, init;
+  std::vector<float> rough, sorted;
   std::vector<std::int32_t> cells, ids;
   std::vector<std::uint8_t> keep;
   std::vector<std::uint64_t> seen;
   std::vector<Hit> hits;
 
-  std::size_t bytes() const {
+  std::size_t size() const {
     return scores.capacity() * sizeof(float) + hits.capacity() * sizeof(Hit) +
-           seen.capacity() * sizeof(std::uint64_t);
+           seen.capacity() * sizeof(std::uint64_t) + bytes.bytes();
+  }
+  // The k-th best score of the first n hits; -inf if they are fewer.
+  float kth(std::size_t n, std::size_t k) {
+    if (n < k) return -std::numeric_limits<float>::infinity();
+    sorted.resize(n);
+    for (std::size_t i = 0; i < n; ++i) sorted[i] = hits[i].score;
+    const auto at = sorted.begin() + static_cast<std::ptrdiff_t>(k - 1);
+    std::nth_element(sorted.begin(), at, sorted.end(), std::greater<float>());
+    return *at;
   }
 };
 
+struct Searcher::Tokens {
+  std::size_t first, count;
+};
+
+Searcher::Searcher(Collection collection)
+    : collection_(std::move(collection)),
+      bytes_(collection_.centroids, collection_.n_centroids, collection_.dim) {}
+
+Searcher::Tokens Searcher::tokens_of(std::int32_t document) const {
+  const auto at = collection_.offsets.begin() + document;
+  return {static_cast<std::size_t>(at[0]), static_cast<std::size_t>(at[1] - at[0])};
+}
+
+// Float scores of all centroids, and the best of each query token.
 void Searcher::score_centroids(Arena &arena, std::size_t nprobe) const {
   const Collection &c = collection_;
   const Kernels &cpu = kernels();
@@ -70,8 +100,7 @@ void Searcher::score_centroids(Arena &arena, std::size_t nprobe) const {
   probe(arena.scores.data(), c.n_centroids, lanes, arena.query.count(), nprobe, arena.cells);
 }
 
-void Searcher::gather(Arena &arena, std::size_t nprobe, const std::uint8_t *allowed) const {
-  score_centroids(arena, nprobe);
+void Searcher::gather(Arena &arena, const std::uint8_t *allowed) const {
   std::vector<std::int32_t> &cells = arena.cells;
   std::sort(cells.begin(), cells.end());
   cells.erase(std::unique(cells.begin(), cells.end()), cells.end());
@@ -99,16 +128,14 @@ void Searcher::all_documents(Arena &arena, const std::uint8_t *allowed) const {
       arena.hits.push_back({0.0f, static_cast<std::int32_t>(id)});
 }
 
+// hits[begin, end) get score(tokens) each.
 template <class Score>
-void Searcher::score_each(Arena &arena, std::size_t grain, Score score) const {
-  parallel_for(arena.hits.size(), grain, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t i = begin; i < end; ++i) {
+void Searcher::score_each(Arena &arena, std::size_t begin, std::size_t end, std::size_t grain,
+                          Score score) const {
+  parallel_for(end - begin, grain, [&](std::size_t first, std::size_t last) {
+    for (std::size_t i = begin + first; i < begin + last; ++i) {
       Hit &hit = arena.hits[i];
-      const auto first =
-          static_cast<std::size_t>(collection_.offsets[static_cast<std::size_t>(hit.document)]);
-      const auto last =
-          static_cast<std::size_t>(collection_.offsets[static_cast<std::size_t>(hit.document) + 1]);
-      const float value = score(first, last - first);
+      const float value = score(tokens_of(hit.document));
       // NaN, from a damaged file, would break the order that selection needs.
       hit.score = value == value ? value : -std::numeric_limits<float>::infinity();
     }
@@ -120,75 +147,163 @@ void Searcher::approximate(Arena &arena, const std::uint8_t *keep) const {
   const std::size_t lanes = arena.query.lanes();
   arena.init.assign(lanes, 0.0f);
   std::fill_n(arena.init.begin(), arena.query.count(), kNothingMatched);
-  score_each(arena, 256, [&](std::size_t first, std::size_t n) {
-    return cpu.approximate(arena.scores.data(), lanes, codes_from(collection_.codes, first), n,
-                           keep, arena.init.data());
+  score_each(arena, 0, arena.hits.size(), 256, [&](Tokens tokens) {
+    return cpu.approximate(arena.scores.data(), lanes,
+                           codes_from(collection_.tokens.codes, tokens.first), tokens.count, keep,
+                           arena.init.data());
   });
 }
 
-void Searcher::score_int8(Arena &arena) const {
+void Searcher::approximate_i8(Arena &arena) const {
   const Kernels &cpu = kernels();
-  const Decoder decoder = collection_.codec->decoder();
-  arena.query.pack_i8(decoder.nbits, collection_.codec->low(), collection_.codec->step());
-  score_each(arena, 32, [&](std::size_t first, std::size_t n) {
-    return cpu.residual_maxsim_i8(
-        arena.query.i8(), decoder, arena.scores.data(), codes_from(collection_.codes, first),
-        collection_.residuals + first * decoder.packed_dim, collection_.inverse_norms + first, n);
+  const ByteTable table = arena.bytes.table();
+  score_each(arena, 0, arena.hits.size(), 256, [&](Tokens tokens) {
+    return cpu.approximate_i8(table, codes_from(collection_.tokens.codes, tokens.first),
+                              tokens.count);
   });
 }
 
-void Searcher::score_exact(Arena &arena) const {
+// Int8 scores, of `all` hits or, where they lie in descending approximate order, of as many as can
+// still be among the k best: what residuals add to an approximate score varies little from document
+// to document, so far below the k-th best score nothing is left to be found. Hits that were not
+// scored are dropped.
+void Searcher::score_int8(Arena &arena, std::size_t k, bool all) const {
+  const Kernels &cpu = kernels();
+  const CodecTables &codec = *collection_.codec;
+  const Decoder decoder = codec.decoder();
+  const ByteTable table = arena.bytes.table();
+  arena.levels.pack(arena.query, codec);
+  const float *ratio = arena.bytes.ratio(arena.query, codec.step());
+  const auto score = [&](Tokens tokens) {
+    return cpu.residual_maxsim_i8(arena.levels.view(), ratio, table, decoder,
+                                  residuals_from(collection_.tokens, decoder, tokens.first),
+                                  tokens.count);
+  };
+  if (all) return score_each(arena, 0, arena.hits.size(), 32, score);
+  arena.rough.resize(arena.hits.size());
+  for (std::size_t i = 0; i < arena.hits.size(); ++i) arena.rough[i] = arena.hits[i].score;
+  for (std::size_t begin = 0; begin < arena.hits.size(); begin += kStep) {
+    const std::size_t end = std::min(begin + kStep, arena.hits.size());
+    score_each(arena, begin, end, 16, score);
+    float sum = 0.0f, squares = 0.0f;
+    for (std::size_t i = begin; i < end; ++i) {
+      const float added = arena.hits[i].score - arena.rough[i];
+      sum += added, squares += added * added;
+    }
+    const float n = static_cast<float>(end - begin), mean = sum / n;
+    const float deviation = std::sqrt(std::max(0.0f, squares / n - mean * mean));
+    if (end < arena.hits.size() &&
+        arena.rough[end] + mean + kApproximateSlack * deviation < arena.kth(end, k)) {
+      arena.hits.resize(end);
+      return;
+    }
+  }
+}
+
+// The standard deviation of int8 scores around the exact ones: every rounded quantity is off by a
+// uniform error, independent from token to token.
+float Searcher::int8_error(const Arena &arena) const {
+  // Inverse norms, relative: the step of their byte. Codecs that go without have them near 1: with
+  // 4 bits at a standard deviation of .0054, here as the width of a uniform error.
+  const float norm_step = collection_.tokens.inverse_norms == nullptr ? 0.0187f : 0.0055f;
+  float variance = 0.0f;
+  for (std::size_t i = 0; i < arena.query.count(); ++i) {
+    const float norm = arena.query.norms()[i], table = arena.bytes.table().step[i];
+    const float centroid = norm * bytes_.largest_scale(), inverse = norm * norm_step;
+    const float unit = arena.query.units()[i], level = norm * 2 * collection_.codec->level_error();
+    variance +=
+        unit * unit + table * table + centroid * centroid + inverse * inverse + level * level;
+  }
+  return std::sqrt(variance / 12);
+}
+
+void Searcher::score_exact(Arena &arena, std::size_t begin, std::size_t end) const {
   const Kernels &cpu = kernels();
   const Panels query = arena.query.f32();
   if (collection_.codec == nullptr) {
-    score_each(arena, 16, [&](std::size_t first, std::size_t n) {
-      return cpu.maxsim(query, collection_.embeddings + first * collection_.dim, DType::f16, n,
-                        nullptr);
+    score_each(arena, begin, end, 16, [&](Tokens tokens) {
+      return cpu.maxsim(query, collection_.embeddings + tokens.first * collection_.dim, DType::f16,
+                        tokens.count, nullptr);
     });
     return;
   }
   const Decoder decoder = collection_.codec->decoder();
-  score_each(arena, 16, [&](std::size_t first, std::size_t n) {
-    return cpu.residual_maxsim(query, decoder, codes_from(collection_.codes, first),
-                               collection_.residuals + first * decoder.packed_dim, n);
+  score_each(arena, begin, end, 8, [&](Tokens tokens) {
+    return cpu.residual_maxsim(
+        query, decoder, residuals_from(collection_.tokens, decoder, tokens.first), tokens.count);
   });
 }
 
+// Exact scores in descending int8 order, until what is left cannot reach the k-th best: its int8
+// score is more than `slack` below.
+void Searcher::score_exact_while(Arena &arena, std::size_t k, float slack) const {
+  std::vector<Hit> &hits = arena.hits;
+  std::sort(hits.begin(), hits.end(), better);
+  std::size_t begin = 0, end = std::min(k, hits.size());
+  while (begin < end) {
+    score_exact(arena, begin, end);
+    const float kth = arena.kth(end, k);
+    begin = end;
+    while (end < hits.size() && end < begin + kStep && hits[end].score + slack >= kth) ++end;
+  }
+  hits.resize(end);
+}
+
+void Searcher::search_plaid(Arena &arena, const SearchParams &params,
+                            const std::uint8_t *allowed) const {
+  score_centroids(arena, std::min(params.nprobe, collection_.n_centroids));
+  gather(arena, allowed);
+  const std::size_t lanes = arena.query.lanes();
+  arena.keep.resize(collection_.n_centroids);
+  for (std::size_t c = 0; c < collection_.n_centroids; ++c) {
+    const float *row = arena.scores.data() + c * lanes;
+    arena.keep[c] = *std::max_element(row, row + arena.query.count()) >= params.threshold;
+  }
+  approximate(arena, arena.keep.data());
+  keep_best(arena.hits, params.ndocs);
+  approximate(arena, nullptr);
+  keep_best(arena.hits, std::max(params.ndocs / 4, params.k));
+  score_exact(arena, 0, arena.hits.size());
+}
+
+void Searcher::search_default(Arena &arena, const SearchParams &params, const std::uint8_t *allowed,
+                              std::size_t n_allowed) const {
+  const std::size_t nprobe = std::min(params.nprobe, collection_.n_centroids);
+  // Finding the ndocs best costs about as much as scoring half as many.
+  const bool scan = n_allowed <= params.ndocs + params.ndocs / 2;
+  const bool few = nprobe <= ByteScores::kMostProbes;
+  arena.bytes.compute(bytes_, arena.query, scan || !few ? 0 : nprobe, arena.cells);
+  if (scan) {
+    all_documents(arena, allowed);
+  } else {
+    if (!few) score_centroids(arena, nprobe);
+    gather(arena, allowed);
+    approximate_i8(arena);
+    keep_best(arena.hits, params.ndocs);
+    std::sort(arena.hits.begin(), arena.hits.end(), better);
+  }
+  if (collection_.codec == nullptr) return score_exact(arena, 0, arena.hits.size());
+  score_int8(arena, params.k, scan);
+  score_exact_while(arena, params.k, kInt8Slack * int8_error(arena));
+}
+
 void Searcher::search(const float *query, std::size_t count, const SearchParams &params,
-                      const std::uint8_t *allowed, std::vector<Hit> &hits) const {
+                      const std::uint8_t *allowed, std::size_t n_allowed,
+                      std::vector<Hit> &hits) const {
   thread_local Arena arena;
   arena.query.pack(query, count, collection_.dim);
   if (params.exhaustive) {
     all_documents(arena, allowed);
+    score_exact(arena, 0, arena.hits.size());
+  } else if (params.plaid) {
+    search_plaid(arena, params, allowed);
   } else {
-    gather(arena, std::min(params.nprobe, collection_.n_centroids), allowed);
-    if (params.plaid) {
-      const std::size_t lanes = arena.query.lanes();
-      arena.keep.resize(collection_.n_centroids);
-      for (std::size_t c = 0; c < collection_.n_centroids; ++c) {
-        const float *row = arena.scores.data() + c * lanes;
-        arena.keep[c] = *std::max_element(row, row + count) >= params.threshold;
-      }
-      approximate(arena, arena.keep.data());
-      keep_best(arena.hits, params.ndocs);
-      approximate(arena, nullptr);
-      keep_best(arena.hits, std::max(params.ndocs / 4, params.k));
-    } else {
-      if (arena.hits.size() > params.ndocs) {
-        approximate(arena, nullptr);
-        keep_best(arena.hits, params.ndocs);
-      }
-      if (collection_.codec != nullptr && arena.hits.size() > rescored(params.k)) {
-        score_int8(arena);
-        keep_best(arena.hits, rescored(params.k));
-      }
-    }
+    search_default(arena, params, allowed, n_allowed);
   }
-  score_exact(arena);
   keep_best(arena.hits, params.k);
   std::sort(arena.hits.begin(), arena.hits.end(), better);
   hits = arena.hits;
-  if (arena.bytes() > kKeptBytes) arena = Arena();
+  if (arena.size() > kKeptBytes) arena = Arena();
 }
 
 } // namespace colbert_fast

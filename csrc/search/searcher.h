@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "search/byte_scores.h"
 #include "search/codec_tables.h"
 #include "search/lists.h"
 #include "search/query_panels.h"
@@ -29,11 +30,10 @@ struct Hit {
 struct Collection {
   const float *centroids;
   std::size_t n_centroids, dim;
-  Codes codes;
   std::vector<std::int64_t> offsets; // of each document's first token, and one past the last
   Lists lists;
-  // Either residuals with their codec, or whole vectors.
-  const std::uint8_t *residuals, *inverse_norms;
+  // Residuals with their codec, or codes alone and whole vectors.
+  Residuals tokens;
   const CodecTables *codec;
   const std::uint16_t *embeddings; // float16
 
@@ -42,27 +42,39 @@ struct Collection {
 
 class Searcher {
 public:
-  explicit Searcher(Collection collection) : collection_(std::move(collection)) {}
+  explicit Searcher(Collection collection);
 
   // `hits` receives at most k hits in descending score, ties by document. `allowed` (null, or a
-  // byte per document) restricts the search. Memory is kept per thread from query to query.
+  // byte per document) restricts the search, to `n_allowed` documents. Memory is kept per thread
+  // from query to query.
   void search(const float *query, std::size_t count, const SearchParams &params,
-              const std::uint8_t *allowed, std::vector<Hit> &hits) const;
+              const std::uint8_t *allowed, std::size_t n_allowed, std::vector<Hit> &hits) const;
 
   std::size_t n_docs() const { return collection_.n_docs(); }
   std::size_t dim() const { return collection_.dim; }
 
 private:
   struct Arena;
+  struct Tokens;
+  void search_plaid(Arena &arena, const SearchParams &params, const std::uint8_t *allowed) const;
+  void search_default(Arena &arena, const SearchParams &params, const std::uint8_t *allowed,
+                      std::size_t n_allowed) const;
   void score_centroids(Arena &arena, std::size_t nprobe) const;
-  void gather(Arena &arena, std::size_t nprobe, const std::uint8_t *allowed) const;
+  void gather(Arena &arena, const std::uint8_t *allowed) const;
   void all_documents(Arena &arena, const std::uint8_t *allowed) const;
   void approximate(Arena &arena, const std::uint8_t *keep) const;
-  void score_int8(Arena &arena) const;
-  void score_exact(Arena &arena) const;
-  template <class Score> void score_each(Arena &arena, std::size_t grain, Score score) const;
+  void approximate_i8(Arena &arena) const;
+  void score_int8(Arena &arena, std::size_t k, bool all) const;
+  void score_exact(Arena &arena, std::size_t begin, std::size_t end) const;
+  void score_exact_while(Arena &arena, std::size_t k, float slack) const;
+  float int8_error(const Arena &arena) const;
+  Tokens tokens_of(std::int32_t document) const;
+  template <class Score>
+  void score_each(Arena &arena, std::size_t begin, std::size_t end, std::size_t grain,
+                  Score score) const;
 
   Collection collection_;
+  ByteCentroids bytes_;
 };
 
 } // namespace colbert_fast

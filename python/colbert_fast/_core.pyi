@@ -20,11 +20,14 @@ def maxsim(query: Any, documents: Any, doclens: Any, scores: Any, argmax: Any) -
 def pack(buckets: Any, nbits: int, packed: Any) -> None: ...
 def unpack(packed: Any, nbits: int, buckets: Any) -> None: ...
 def compress(embeddings: Any, centroids: Any, cutoffs: Any, codes: Any, residuals: Any) -> None: ...
+def compress_trellis(
+    embeddings: Any, centroids: Any, weights: Any, codes: Any, residuals: Any, scales: Any
+) -> None: ...
 def decompress(
-    codes: Any, residuals: Any, centroids: Any, weights: Any, embeddings: Any
+    codes: Any, residuals: Any, centroids: Any, weights: Any, scales: Any, embeddings: Any
 ) -> None: ...
 def inverse_norms(
-    codes: Any, residuals: Any, centroids: Any, weights: Any, inverse_norms: Any
+    codes: Any, residuals: Any, centroids: Any, weights: Any, scales: Any, inverse_norms: Any
 ) -> None: ...
 def residual_maxsim(
     query: Any,
@@ -33,6 +36,7 @@ def residual_maxsim(
     doclens: Any,
     centroids: Any,
     weights: Any,
+    scales: Any,
     inverse_norms: Any,
     scores: Any,
 ) -> None: ...
@@ -59,6 +63,7 @@ class Searcher:
         weights: Any,
         codes: Any,
         residuals: Any,
+        scales: Any,
         embeddings: Any,
         inverse_norms: Any,
         doclens: Any,

@@ -67,7 +67,7 @@ class BuildOptions:
     """The settings of a build; see `Index.build`."""
 
     nbits: int = 2
-    codec: CodecName = "residual"
+    codec: CodecName = "default"
     num_centroids: int | None = None
     kmeans_iterations: int = 4
     seed: int = 42

@@ -69,7 +69,7 @@ class Index:
         model: ColBERT | None = None,
         ids: Iterable[DocumentId] | None = None,
         nbits: int = 2,
-        codec: CodecName = "residual",
+        codec: CodecName = "default",
         num_centroids: int | None = None,
         kmeans_iterations: int = 4,
         seed: int = 42,
@@ -103,9 +103,10 @@ class Index:
         nbits
             Bits per dimension of a residual: 1, 2, 3, 4 or 8.
         codec
-            "residual": centroid plus `nbits` bits per dimension, at the levels of least error.
-            "plaid": the same at PLAID's levels, quantiles; no smaller, less exact. "float16": the
-            vectors themselves, 2 bytes per dimension, as ColBERT v1 kept them.
+            "default": centroid, `nbits` bits per dimension coded by a trellis, and a byte of scale
+            per token. "plaid": the bits mean PLAID's levels, quantiles; a byte less per token, and
+            less exact. "float16": the vectors themselves, 2 bytes per dimension, as ColBERT v1 kept
+            them.
         num_centroids
             By default 2^floor(log2(16 * sqrt(tokens))), at most the tokens sampled, and at most
             one for 32 of them where they are a part of the collection.
@@ -286,6 +287,7 @@ class Index:
             weights=getattr(self._codec, "weights", None),
             codes=columns["codes"],
             residuals=columns.get("residuals"),
+            scales=columns.get("scales"),
             embeddings=columns.get("embeddings"),
             inverse_norms=columns.get("inverse_norms"),
             doclens=segment.doclens,

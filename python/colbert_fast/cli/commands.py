@@ -84,7 +84,7 @@ def index(
     model: ModelOption = None,
     device: DeviceOption = "cpu",
     nbits: NbitsOption = 2,
-    codec: CodecOption = "residual",
+    codec: CodecOption = "default",
     num_centroids: Annotated[
         int | None, typer.Option(min=1, help="By default from the collection's size.")
     ] = None,
@@ -232,7 +232,7 @@ def evaluate(
     model: ModelOption = None,
     device: DeviceOption = "cpu",
     nbits: NbitsOption = 2,
-    codec: CodecOption = "residual",
+    codec: CodecOption = "default",
     nprobe: NprobeOption = None,
     ndocs: NdocsOption = None,
     mode: ModeOption = "default",

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from colbert_fast.compress.levels import quantile_levels
+from colbert_fast.compress.trellis import fit_trellis
 from colbert_fast.errors import IndexFormatError
 from colbert_fast.kernels import ops
 from colbert_fast.storage.manifest import CodecName
@@ -19,8 +21,7 @@ __all__ = ["NBITS", "Codec", "Float16Codec", "ResidualCodec", "open_codec"]
 
 NBITS = ops.NBITS
 _MAX_UINT16_CENTROIDS = 1 << 16
-_LLOYD_STEPS = 200
-_LLOYD_TOLERANCE = 1e-6  # of the values' range
+_TRELLIS_TOKENS = 20_000  # more change the weights by less than their rounding
 
 Columns = Mapping[str, npt.NDArray[Any]]
 
@@ -28,8 +29,8 @@ Columns = Mapping[str, npt.NDArray[Any]]
 class Codec(Protocol):
     """What a build and a search need of a codec.
 
-    `centroids` are float32 (K, dim) and hold exactly the float16 values that are stored, so that
-    encoding and searching compute with the same numbers.
+    `centroids` are float32 (K, dim) and hold exactly the values that are stored, so that encoding
+    and searching compute with the same numbers.
     """
 
     @property
@@ -61,6 +62,24 @@ def round_centroids(centroids: npt.NDArray[np.float32]) -> npt.NDArray[np.float3
     return centroids.astype(np.float16).astype(np.float32)
 
 
+def _centroid_bytes(
+    centroids: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int8]]:
+    """Rows and exponents: centroid ~ row * 2**exponent, of the least exponent that fits.
+
+    Scales are powers of two so that rounding what was rounded changes nothing.
+    """
+    fraction, exponents = np.frexp(np.abs(centroids).max(axis=1, initial=0) / np.float32(127))
+    exponents = (exponents - (fraction == 0.5)).astype(np.int8)
+    return np.rint(np.ldexp(centroids, -exponents[:, None])).astype(np.int8), exponents
+
+
+def _from_centroid_bytes(
+    rows: npt.NDArray[np.int8], exponents: npt.NDArray[np.int8]
+) -> npt.NDArray[np.float32]:
+    return np.ldexp(rows.astype(np.float32), exponents[:, None])
+
+
 def _code_dtype(num_centroids: int) -> np.dtype[Any]:
     return np.dtype(np.uint16 if num_centroids <= _MAX_UINT16_CENTROIDS else np.int32)
 
@@ -69,20 +88,21 @@ def _code_dtype(num_centroids: int) -> np.dtype[Any]:
 class ResidualCodec:
     """Centroid id plus `nbits` per dimension of the residual (ColBERTv2, section 3.3).
 
-    "residual" and "plaid" are stored and decoded alike, and differ in where `fit` puts the buckets.
+    "plaid" puts each component into a bucket of its own. "default" codes the residual by a trellis
+    and a byte of scale per token (`ops.compress_trellis`), for a third less error at the same bits.
 
     Attributes
     ----------
     centroids : float32 (K, dim)
-    cutoffs : float32 (2**nbits - 1,), ascending; a component's bucket is how many lie below it
-    weights : float32 (2**nbits,), the value each bucket decodes to
+    weights : float32, as in `ops.decompress`
+    cutoffs : float32 (2**nbits - 1,), ascending; a component's bucket is how many lie below it.
+        None: the codec is "default".
     """
 
     centroids: npt.NDArray[np.float32]
-    cutoffs: npt.NDArray[np.float32]
     weights: npt.NDArray[np.float32]
-
-    name: CodecName = "residual"
+    nbits: int
+    cutoffs: npt.NDArray[np.float32] | None = None
 
     @classmethod
     def fit(
@@ -91,104 +111,95 @@ class ResidualCodec:
         heldout: npt.NDArray[Any],
         *,
         nbits: int,
-        name: CodecName = "residual",
+        name: CodecName = "default",
     ) -> ResidualCodec:
-        """Place the buckets by the residuals of held-out vectors, all components together.
+        """Choose the weights by the residuals of held-out vectors, all components together.
 
         "plaid": with b bits, cutoffs are the quantiles i/2^b and weights the quantiles (i+0.5)/2^b,
-        as ColBERTv2 has them. "residual": the levels of least squared error (`lloyd_max`), for the
-        same bytes.
+        as ColBERTv2 has them. "default": the weights of least squared error (`fit_trellis`).
 
         Parameters
         ----------
         centroids
-            float32 (K, dim); rounded to float16 here.
+            float32 (K, dim); rounded here, to float16 or with "default" to int8 and an exponent each:
+            residuals make up for it.
         heldout
             float32 or float16 (n, dim), n >= 1; best not used to fit the centroids.
         nbits
             1, 2, 3, 4 or 8.
         name
-            "residual" or "plaid".
+            "default" or "plaid".
         """
         check_nbits(nbits)
-        rounded = round_centroids(centroids)
+        if name == "default":
+            rounded = _from_centroid_bytes(*_centroid_bytes(centroids))
+            heldout = heldout[:_TRELLIS_TOKENS]
+        else:
+            rounded = round_centroids(centroids)
         codes, _ = ops.assign(heldout, rounded)
         residuals = heldout.astype(np.float32)
         residuals -= rounded[codes]
+        if name == "default":
+            return cls(rounded, fit_trellis(residuals, nbits), nbits)
         values = residuals.ravel()
         values.sort()
-        if name == "plaid":
-            cutoffs, weights = quantile_levels(values, 1 << nbits)
-        else:
-            cutoffs, weights = lloyd_max(values, 1 << nbits)
-        return cls(rounded, cutoffs, weights, name)
+        cutoffs, weights = quantile_levels(values, 1 << nbits)
+        return cls(rounded, weights, nbits, cutoffs)
 
     @property
-    def nbits(self) -> int:
-        """Bits per dimension."""
-        return (len(self.weights) - 1).bit_length()
+    def name(self) -> CodecName:
+        """ "default" or "plaid"."""
+        return "default" if self.cutoffs is None else "plaid"
 
     @property
     def columns(self) -> dict[str, Column]:
-        """``codes``, ``residuals`` uint8 (dim * nbits / 8) and ``inverse_norms`` uint8."""
+        """``codes``, ``residuals`` uint8 (dim * nbits / 8), ``inverse_norms`` and ``scales`` uint8.
+
+        "plaid" has no scales, "default" from 4 bits on no inverse norms: they are within 1 or 2 %
+        of 1, and only choose what is scored exactly.
+        """
         num_centroids, dim = self.centroids.shape
-        return residual_columns(num_centroids, dim, self.nbits)
+        return residual_columns(self.name, num_centroids, dim, self.nbits)
 
     def encode(self, embeddings: npt.NDArray[Any]) -> Columns:
         """See `Codec.encode`."""
-        codes, residuals = ops.compress(embeddings, self.centroids, self.cutoffs)
-        norms = ops.inverse_norms(codes, residuals, self.centroids, self.weights)
-        dtype = _code_dtype(len(self.centroids))
-        return {"codes": codes.astype(dtype), "residuals": residuals, "inverse_norms": norms}
+        columns: dict[str, npt.NDArray[Any]] = {}
+        if self.cutoffs is not None:
+            codes, residuals = ops.compress(embeddings, self.centroids, self.cutoffs)
+        else:
+            codes, residuals, columns["scales"] = ops.compress_trellis(
+                embeddings, self.centroids, self.weights, self.nbits
+            )
+        if "inverse_norms" in self.columns:
+            columns["inverse_norms"] = ops.inverse_norms(
+                codes, residuals, self.centroids, self.weights, scales=columns.get("scales")
+            )
+        columns["codes"] = codes.astype(_code_dtype(len(self.centroids)))
+        columns["residuals"] = residuals
+        return columns
 
     def decode(self, columns: Columns) -> npt.NDArray[np.float32]:
         """See `Codec.decode`."""
-        codes, residuals = columns["codes"], columns["residuals"]
-        rows: npt.NDArray[np.float32]
-        rows = ops.decompress(codes, residuals, self.centroids, self.weights)
+        rows: npt.NDArray[np.float32] = ops.decompress(
+            columns["codes"],
+            columns["residuals"],
+            self.centroids,
+            self.weights,
+            scales=columns.get("scales"),
+        )
         return rows
 
     def save(self, folder: Path) -> list[str]:
         """See `Codec.save`."""
+        write_npy(folder / "weights.npy", self.weights)
+        if self.cutoffs is None:
+            rows, exponents = _centroid_bytes(self.centroids)
+            write_npy(folder / "centroids.npy", rows)
+            write_npy(folder / "centroid_exponents.npy", exponents)
+            return ["centroid_exponents.npy", "centroids.npy", "weights.npy"]
         write_npy(folder / "centroids.npy", self.centroids.astype(np.float16))
         write_npy(folder / "cutoffs.npy", self.cutoffs)
-        write_npy(folder / "weights.npy", self.weights)
         return ["centroids.npy", "cutoffs.npy", "weights.npy"]
-
-
-Levels = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
-
-
-def quantile_levels(values: npt.NDArray[np.float32], n: int) -> Levels:
-    """Cutoffs (n - 1,) between, and weights (n,) in the middle of, n equally full buckets.
-
-    `values` is sorted, which makes the quantiles look-ups.
-    """
-    at = np.quantile(values, np.arange(1, 2 * n) / (2 * n)).astype(np.float32)
-    return at[1::2].copy(), at[0::2].copy()
-
-
-def lloyd_max(values: npt.NDArray[np.float32], n: int) -> Levels:
-    """Cutoffs (n - 1,) and weights (n,) of least squared error, for sorted `values`.
-
-    Lloyd's iteration from the quantiles: a cutoff lies midway between its weights, a weight is the
-    mean of its bucket (S. Lloyd, "Least squares quantization in PCM", 1982; J. Max, 1960).
-    """
-    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
-    weights = quantile_levels(values, n)[1].astype(np.float64)
-    for _ in range(_LLOYD_STEPS):
-        cutoffs = (weights[1:] + weights[:-1]) / 2
-        ends = np.searchsorted(values, cutoffs, side="right")
-        edges = np.concatenate([[0], ends, [len(values)]])
-        counts = np.diff(edges)
-        # An empty bucket, of values that repeat, keeps its weight.
-        means = np.divide(np.diff(sums[edges]), counts, out=weights.copy(), where=counts > 0)
-        moved = np.abs(means - weights).max()
-        weights = means
-        if moved < _LLOYD_TOLERANCE * (values[-1] - values[0]):
-            break
-    cutoffs = (weights[1:] + weights[:-1]) / 2
-    return cutoffs.astype(np.float32), weights.astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,14 +240,20 @@ class Float16Codec:
         return ["centroids.npy"]
 
 
-def residual_columns(num_centroids: int, dim: int, nbits: int) -> dict[str, Column]:
+def residual_columns(
+    name: CodecName, num_centroids: int, dim: int, nbits: int
+) -> dict[str, Column]:
     """The columns of `ResidualCodec`."""
     uint8 = np.dtype(np.uint8)
-    return {
+    columns = {
         "codes": Column(_code_dtype(num_centroids)),
         "residuals": Column(uint8, (dim * nbits // 8,)),
-        "inverse_norms": Column(uint8),
     }
+    if name == "plaid" or nbits < 4:
+        columns["inverse_norms"] = Column(uint8)
+    if name == "default":
+        columns["scales"] = Column(uint8)
+    return columns
 
 
 def float16_columns(num_centroids: int, dim: int) -> dict[str, Column]:
@@ -274,16 +291,34 @@ def open_codec(
     """
     if dim % 8 or dim > ops.MAX_DIM or (nbits != 16 and nbits not in NBITS):
         raise IndexFormatError(f"{folder / 'manifest.json'}: nbits {nbits} with dim {dim}")
-    float16, float32 = np.dtype(np.float16), np.dtype(np.float32)
-    stored = open_npy(folder / "centroids.npy", Column(float16, (dim,)), num_centroids)
-    centroids = stored.astype(np.float32)
-    if not np.isfinite(centroids).all():
-        raise IndexFormatError(f"{folder / 'centroids.npy'}: holds values that are not finite")
+    float32 = np.dtype(np.float32)
+    centroids = _open_centroids(folder, name, dim, num_centroids)
     if name == "float16":
         return Float16Codec(centroids)
+    if name == "default":
+        count = 16 if nbits < 4 else 1 << nbits
+        weights = open_npy(folder / "weights.npy", Column(float32), count)
+        if not np.isfinite(weights).all():
+            raise IndexFormatError(f"{folder / 'weights.npy'}: holds values that are not finite")
+        return ResidualCodec(centroids, np.array(weights), nbits)
     cutoffs = open_npy(folder / "cutoffs.npy", Column(float32), (1 << nbits) - 1)
     weights = open_npy(folder / "weights.npy", Column(float32), 1 << nbits)
     for path, values in ((folder / "cutoffs.npy", cutoffs), (folder / "weights.npy", weights)):
         if not np.isfinite(values).all() or (values[1:] < values[:-1]).any():
             raise IndexFormatError(f"{path}: must be finite and ascend")
-    return ResidualCodec(centroids, np.array(cutoffs), np.array(weights), name)
+    return ResidualCodec(centroids, np.array(weights), nbits, np.array(cutoffs))
+
+
+def _open_centroids(
+    folder: Path, name: CodecName, dim: int, num_centroids: int
+) -> npt.NDArray[np.float32]:
+    path, row = folder / "centroids.npy", (dim,)
+    if name == "default":
+        rows = open_npy(path, Column(np.dtype(np.int8), row), num_centroids)
+        path = folder / "centroid_exponents.npy"
+        exponents = open_npy(path, Column(np.dtype(np.int8)), num_centroids)
+        return _from_centroid_bytes(rows, exponents)
+    centroids = open_npy(path, Column(np.dtype(np.float16), row), num_centroids).astype(np.float32)
+    if not np.isfinite(centroids).all():
+        raise IndexFormatError(f"{path}: holds values that are not finite")
+    return centroids

@@ -29,6 +29,7 @@ __all__ = [
     "build_lists",
     "centroid_scores",
     "compress",
+    "compress_trellis",
     "decompress",
     "gather_documents",
     "inverse_norms",
@@ -162,8 +163,51 @@ def compress(embeddings: Array, centroids: Array, cutoffs: Array) -> tuple[Array
     return codes, residuals
 
 
-def decompress(codes: Array, residuals: Array, centroids: Array, weights: Array) -> Array:
-    """Decode to unit vectors: ``centroid + weights[bucket]``, scaled.
+def compress_trellis(
+    embeddings: Array, centroids: Array, weights: Array, nbits: int
+) -> tuple[Array, Array, Array]:
+    """Assign, and code residuals by a trellis and a scale of their own.
+
+    A dimension decodes to the weight at a window of 4 bits (8 with `nbits` 8) of the packed row:
+    its own `nbits` and the ones before them. Of all rows of bits the Viterbi algorithm finds the
+    one whose weights, times a scale, come nearest to ``embedding - centroid``: trellis-coded
+    quantisation (Marcellin and Fischer 1990) with the bit-shift trellis of QTIP (arXiv 2406.11235).
+    The first path is for the residual as a unit vector, a second one for the scale of the first.
+
+    Parameters
+    ----------
+    embeddings : float32, float16 or bfloat16 (n, dim)
+    centroids : float32 (K, dim)
+    weights : float32 (16,) by window for `nbits` 1 to 3, else (2 ** nbits,) by bucket
+        Fitted to residuals of unit length.
+    nbits : 1, 2, 3, 4 or 8
+
+    Returns
+    -------
+    codes : int32 (n,)
+        As of `compress`.
+    residuals : uint8 (n, dim * nbits // 8)
+    scales : uint8 (n,)
+        0 stands for 0, byte b for ``2 ** ((b - 192) / 32)``: 1/64 to 3.9, to 1.1 %.
+    """
+    _check_nbits(nbits)
+    n, dim = _shape(embeddings, "embeddings", 2)
+    codes = _empty(embeddings, (n,), "int32")
+    residuals = _empty(embeddings, (n, dim * nbits // 8), "uint8")
+    scales = _empty(embeddings, (n,), "uint8")
+    _core.compress_trellis(embeddings, centroids, weights, codes, residuals, scales)
+    return codes, residuals, scales
+
+
+def decompress(
+    codes: Array,
+    residuals: Array,
+    centroids: Array,
+    weights: Array,
+    *,
+    scales: Array | None = None,
+) -> Array:
+    """Decode to unit vectors: ``centroid + scale * weights``, brought to unit length.
 
     Norms below 1e-12 count as 1e-12.
 
@@ -172,7 +216,9 @@ def decompress(codes: Array, residuals: Array, centroids: Array, weights: Array)
     codes : int32 or uint16 (n,)
     residuals : uint8 (n, dim * nbits // 8)
     centroids : float32 (K, dim)
-    weights : float32 (2 ** nbits,)
+    weights : float32 (2 ** nbits,) by bucket, or (16,) by window as of `compress_trellis`
+    scales : uint8 (n,)
+        From `compress_trellis`; by default all scales are 1.
 
     Returns
     -------
@@ -181,12 +227,19 @@ def decompress(codes: Array, residuals: Array, centroids: Array, weights: Array)
     (n,) = _shape(codes, "codes", 1)
     _, dim = _shape(centroids, "centroids", 2)
     embeddings = _empty(codes, (n, dim), "float32")
-    _core.decompress(codes, residuals, centroids, weights, embeddings)
+    _core.decompress(codes, residuals, centroids, weights, scales, embeddings)
     return embeddings
 
 
-def inverse_norms(codes: Array, residuals: Array, centroids: Array, weights: Array) -> Array:
-    """The scale that `decompress` applies to each token, as a byte for the int8 stage.
+def inverse_norms(
+    codes: Array,
+    residuals: Array,
+    centroids: Array,
+    weights: Array,
+    *,
+    scales: Array | None = None,
+) -> Array:
+    """The factor that brings each token to unit length in `decompress`, as a byte.
 
     Byte b stands for ``2 ** ((b - 127.5) / 127.5)``: 0.5 to 2, to 0.3 %. Arguments as in
     `decompress`.
@@ -197,7 +250,7 @@ def inverse_norms(codes: Array, residuals: Array, centroids: Array, weights: Arr
     """
     (n,) = _shape(codes, "codes", 1)
     norms = _empty(codes, (n,), "uint8")
-    _core.inverse_norms(codes, residuals, centroids, weights, norms)
+    _core.inverse_norms(codes, residuals, centroids, weights, scales, norms)
     return norms
 
 
@@ -209,6 +262,7 @@ def residual_maxsim(
     centroids: Array,
     weights: Array,
     *,
+    scales: Array | None = None,
     precision: Literal["float32", "int8"] = "float32",
     inverse_norms: Array | None = None,
 ) -> Array:
@@ -217,14 +271,14 @@ def residual_maxsim(
     Parameters
     ----------
     query : float32 (nq, dim)
-    codes, residuals, centroids, weights
+    codes, residuals, centroids, weights, scales
         As in `decompress`, the documents' tokens one after the other.
     doclens : int32 (n_docs,)
         Tokens per document.
     precision
         "float32": the same bits as ``maxsim(query, decompress(...), doclens)``. "int8": the query
-        as int8 per row, weights as 7-bit levels, norms by byte; about 0.02 off for 32 query
-        tokens, for choosing what to score exactly.
+        as int8 per row, weights as 7-bit levels, centroid scores and norms as bytes; about 0.03
+        off for 32 query tokens, for choosing what to score exactly.
     inverse_norms : uint8 (n,)
         From `inverse_norms`; "int8" needs it.
 
@@ -239,7 +293,9 @@ def residual_maxsim(
     (n_docs,) = _shape(doclens, "doclens", 1)
     scores = _empty(query, (n_docs,), "float32")
     norms = inverse_norms if precision == "int8" else None
-    _core.residual_maxsim(query, codes, residuals, doclens, centroids, weights, norms, scores)
+    _core.residual_maxsim(
+        query, codes, residuals, doclens, centroids, weights, scales, norms, scores
+    )
     return scores
 
 

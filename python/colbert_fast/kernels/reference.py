@@ -10,7 +10,7 @@ documents whose lengths are ``doclens`` (their sum is ``n``), ``nq`` query token
 multiple of 8. Values are finite.
 
 Sources: MaxSim, Khattab and Zaharia 2020 (ColBERT), section 3.3; the residual codec, Santhanam et
-al. 2021 (ColBERTv2), section 3.3; the search stages, Santhanam et al. 2022 (PLAID), section 4.
+al. 2021 (ColBERTv2), section 3.3; the trellis, Marcellin and Fischer 1990; the search stages, Santhanam et al. 2022 (PLAID), section 4.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ UInt8 = npt.NDArray[np.uint8]
 
 EMPTY_APPROXIMATE_SCORE = -9999.0
 """Score of a query token in :func:`approximate_maxsim` with no document token to meet (PLAID)."""
+
+TABLE_ZERO = 51
+"""Byte that stands for a score of 0 in :func:`byte_scores`."""
 
 SMALLEST_NORM = 1e-12
 """Norms are clamped here before the division, so that a zero vector stays zero."""
@@ -101,26 +104,133 @@ def compress(embeddings: Array, centroids: Float32, cutoffs: Float32) -> tuple[I
     return codes, pack_residuals(buckets.astype(np.uint8), nbits)
 
 
-def _reconstruct(codes: Array, residuals: UInt8, centroids: Float32, weights: Float32) -> Array:
+def windows(residuals: UInt8, nbits: int) -> Array:
+    """What each dimension of packed rows is looked up by: int64 (n, dim), below 16 (256).
+
+    With 1, 2, 4 and 8 bits the last max(4, nbits) bits of the row up to the dimension's own, zeros
+    before its start. With 3 bits the last 3 bits of the 2-bit row of the low bits, and the high bit
+    above them.
+    """
+    dim = residuals.shape[1] * 8 // nbits
+    low, width = (2, 3) if nbits == 3 else (nbits, max(4, nbits))
+    bits = np.unpackbits(residuals, axis=1).astype(np.int64)
+    stream = np.pad(bits[:, : dim * low], ((0, 0), (width, 0)))
+    ends = width + low * (np.arange(dim) + 1)
+    found = sum(stream[:, ends - 1 - j] << j for j in range(width))
+    if nbits == 3:
+        found = found | bits[:, _bit_positions(dim, nbits)[:, 2]] << 3
+    return cast(Array, found)
+
+
+def _values(residuals: UInt8, dim: int, weights: Float32) -> Array:
+    """Weights that packed rows decode to, by bucket or by window: float64 (n, dim)."""
+    nbits = residuals.shape[1] * 8 // dim
+    by_bucket = len(weights) == 2**nbits
+    index = unpack_residuals(residuals, nbits) if by_bucket else windows(residuals, nbits)
+    return cast(Array, weights.astype(np.float64)[index])
+
+
+def compress_trellis(
+    embeddings: Array, centroids: Float32, weights: Float32, nbits: int
+) -> tuple[Int32, UInt8, UInt8]:
+    """Code, packed residual and scale of each vector.
+
+    The row of bits, of all there are, whose weights are nearest to the residual ``e - c`` divided
+    by a scale: first by its length, then by the scale ``<r, w> / <w, w>`` that suits the weights
+    found. Among equally near rows any may come; a kernel's row must be as near.
+
+    Returns
+    -------
+    codes : int32 (n,)
+        As of :func:`compress`.
+    residuals : uint8 (n, dim * nbits // 8)
+    scales : uint8 (n,)
+        Bytes as of :func:`decode_scales`; the nearest in the logarithm to the last scale.
+    """
+    codes, _ = assign(embeddings, centroids)
+    rows, scales = [], []
+    for residual in embeddings.astype(np.float64) - centroids[codes]:
+        scale = np.linalg.norm(residual)
+        for _ in range(2):
+            row = _nearest_row(residual / scale if scale > 0 else residual * 0, weights, nbits)
+            w = _values(row, len(residual), weights)[0]
+            scale = max(residual @ w, 0) / (w @ w) if (w @ w) > 0 else 0.0
+        rows.append(row)
+        scales.append(scale)
+    with np.errstate(divide="ignore"):
+        level = np.rint(192 + 32 * np.log2(np.array(scales)))
+    return codes, np.concatenate(rows), np.clip(level, 0, 255).astype(np.uint8)
+
+
+def _nearest_row(target: Array, weights: Float32, nbits: int) -> UInt8:
+    """The packed row (1, width) whose weights are nearest to target (dim,), by Viterbi's algorithm.
+
+    A state is the tuple of the last buckets that still matter; each keeps its best history.
+    """
+    dim, remembered = len(target), {1: 3, 2: 1, 3: 1}.get(nbits, 0)
+    best = {(0,) * remembered: (0.0, np.zeros(0, np.uint8))}
+    for d in range(dim):
+        reached: dict[tuple[int, ...], tuple[float, UInt8]] = {}
+        for state, (cost, history) in best.items():
+            for bucket in range(2**nbits):
+                # A row of 8 dimensions that ends in this window, to look its weight up.
+                tail = np.zeros((1, 8), np.uint8)
+                tail[0, : remembered + 1] = (*state, bucket)
+                weight = _values(pack_residuals(tail, nbits), 8, weights)[0, remembered]
+                entry = (cost + (target[d] - weight) ** 2, np.append(history, np.uint8(bucket)))
+                after = (*state, bucket)[1:]
+                if after not in reached or entry[0] < reached[after][0]:
+                    reached[after] = entry
+        best = reached
+    history = min(best.values(), key=lambda entry: entry[0])[1]
+    return pack_residuals(history[None], nbits)
+
+
+def decode_scales(scales: UInt8) -> Array:
+    """Numbers that the bytes stand for: 0, else ``2**((b - 192) / 32)``, float64 (n,)."""
+    return np.where(scales == 0, 0.0, np.exp2((scales.astype(np.float64) - 192) / 32))
+
+
+def _reconstruct(
+    codes: Array, residuals: UInt8, centroids: Float32, weights: Float32, scales: UInt8 | None
+) -> Array:
     """Centroid plus residual, float64 (n, dim), not normalised."""
-    buckets = unpack_residuals(residuals, len(weights).bit_length() - 1)
-    return centroids[codes].astype(np.float64) + weights.astype(np.float64)[buckets]
+    values = _values(residuals, centroids.shape[1], weights)
+    scale = np.ones(len(codes)) if scales is None else decode_scales(scales)
+    return cast(Array, centroids[codes].astype(np.float64) + scale[:, None] * values)
 
 
-def decompress(codes: Array, residuals: UInt8, centroids: Float32, weights: Float32) -> Float32:
-    """Centroid plus the weight of each bucket, brought to unit length: float32 (n, dim)."""
-    vectors = _reconstruct(codes, residuals, centroids, weights)
+def decompress(
+    codes: Array,
+    residuals: UInt8,
+    centroids: Float32,
+    weights: Float32,
+    *,
+    scales: UInt8 | None = None,
+) -> Float32:
+    """Centroid plus scale times weights, brought to unit length: float32 (n, dim).
+
+    `weights` are 2**nbits, by bucket, or with 1 to 3 bits 16, by :func:`windows`.
+    """
+    vectors = _reconstruct(codes, residuals, centroids, weights, scales)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return cast(Float32, (vectors / np.maximum(norms, SMALLEST_NORM)).astype(np.float32))
 
 
-def inverse_norms(codes: Array, residuals: UInt8, centroids: Float32, weights: Float32) -> UInt8:
+def inverse_norms(
+    codes: Array,
+    residuals: UInt8,
+    centroids: Float32,
+    weights: Float32,
+    *,
+    scales: UInt8 | None = None,
+) -> UInt8:
     """One over the length of each vector before renormalisation, as a byte (n,).
 
     Byte ``b`` stands for ``2**((b - 127.5) / 127.5)``: 0.5 to 2 in steps of 0.55%. The nearest in
     the logarithm is taken.
     """
-    norms = np.linalg.norm(_reconstruct(codes, residuals, centroids, weights), axis=1)
+    norms = np.linalg.norm(_reconstruct(codes, residuals, centroids, weights, scales), axis=1)
     level = 127.5 - 127.5 * np.log2(np.maximum(norms, SMALLEST_NORM))
     return cast(UInt8, np.clip(np.rint(level), 0, 255).astype(np.uint8))
 
@@ -138,39 +248,70 @@ def residual_maxsim(
     centroids: Float32,
     weights: Float32,
     *,
+    scales: UInt8 | None = None,
     precision: Literal["float32", "int8"] = "float32",
     inverse_norms: UInt8 | None = None,
 ) -> Float32:
     """MaxSim of one query (nq, dim) over compressed documents: float32 (n_docs,).
 
     "float32" is :func:`maxsim` over :func:`decompress`. "int8" is an approximation: the product
-    with the residual by the integers of :func:`_int8_residual_scores`, the norm by its byte.
+    with the centroid by its byte (:func:`byte_scores`), that with the weights by the integers of
+    :func:`_int8_products`, the norm by its byte.
     """
     if precision == "float32":
-        vectors = decompress(codes, residuals, centroids, weights)
+        vectors = decompress(codes, residuals, centroids, weights, scales=scales)
         return cast(Float32, maxsim(query, vectors, doclens))
     if inverse_norms is None:
         raise ValueError("inverse_norms: needed by precision='int8', got None")
-    centroid_part = query.astype(np.float64) @ centroids[codes].astype(np.float64).T
-    similarities = centroid_part + _int8_residual_scores(query, residuals, weights)
+    table, step = byte_scores(query, centroids)
+    centroid_part = (step[:, None] * (table.astype(np.float64).T - TABLE_ZERO))[:, codes]
+    scale = np.ones(len(codes)) if scales is None else decode_scales(scales)
+    values = _values(residuals, centroids.shape[1], weights)
+    similarities = centroid_part + scale * _int8_products(query, values, weights)
     return _sum_of_best(similarities * decode_inverse_norms(inverse_norms), doclens)[0]
 
 
-def _int8_residual_scores(query: Float32, residuals: UInt8, weights: Float32) -> Array:
-    """Products of query rows and residuals by way of 8-bit integers, float64 (nq, n).
+def _int8_rows(query: Float32) -> tuple[Int64, Float32]:
+    """Rows as int8 and their unit, ``q ~ unit * i``: int64 (nq, dim) and float32 (nq,)."""
+    unit = np.abs(query).max(axis=1) / np.float32(127)
+    rows = np.rint(query / np.where(unit > 0, unit, 1)[:, None]).astype(np.int64)
+    return rows, unit
 
-    Weights become 7-bit levels, ``w ~ low + step * u`` with u in 0..127, and each query row int8,
-    ``q ~ scale * i``; then ``q . w ~ scale * (step * sum(u i) + low * sum(i))``. Levels, integers
-    and scales come from float32 arithmetic, rounded half to even.
+
+def _int8_products(query: Float32, values: Array, weights: Float32) -> Array:
+    """Products of query rows and values by way of 8-bit integers, float64 (nq, n).
+
+    Values become 7-bit levels between the least and the greatest weight, ``w ~ low + step * u``
+    with u in 0..127, and query rows int8. Levels, integers and units come from float32 arithmetic,
+    rounded half to even; so does the whole number ``low / step * sum(i)`` that stands for the zero
+    point.
     """
+    rows, unit = _int8_rows(query)
     low = weights.min()
     step = (weights.max() - low) / np.float32(127)
-    levels = np.rint((weights - low) / step if step > 0 else weights * 0).astype(np.int64)
-    scale = np.abs(query).max(axis=1) / np.float32(127)
-    rows = np.rint(query / np.where(scale > 0, scale, 1)[:, None]).astype(np.int64)
-    u = levels[unpack_residuals(residuals, len(weights).bit_length() - 1)]
-    products = float(step) * (rows @ u.T) + float(low) * rows.sum(axis=1, keepdims=True)
-    return cast(Array, scale.astype(np.float64)[:, None] * products)
+    if step == 0:
+        return np.zeros((len(query), len(values)))
+    levels = np.rint((values.astype(np.float32) - low) / step).astype(np.int64)
+    zero = np.rint(low / step * rows.sum(axis=1).astype(np.float32)).astype(np.int64)
+    products = rows @ levels.T + zero[:, None]
+    return cast(Array, (unit * step).astype(np.float64)[:, None] * products)
+
+
+def byte_scores(query: Float32, centroids: Float32) -> tuple[UInt8, Array]:
+    """Centroid scores as bytes: uint8 (K, nq), and the step of each query token, float64 (nq,).
+
+    A byte b stands for ``step * (b - 51)``; 255 is the largest score that the lengths of the query
+    token and of the longest centroid allow. The product is that of int8 query rows and of centroids
+    as integers -63..63, each by its largest magnitude.
+    """
+    rows, unit = _int8_rows(query)
+    scale = np.abs(centroids).max(axis=1) / np.float32(63)
+    levels = np.rint(centroids / np.where(scale > 0, scale, 1)[:, None]).astype(np.int64)
+    longest = np.linalg.norm(centroids.astype(np.float64), axis=1).max()
+    step = np.linalg.norm(query.astype(np.float64), axis=1) * longest / (255 - TABLE_ZERO)
+    scores = (levels @ rows.T) * np.outer(scale, unit).astype(np.float64)
+    bytes_ = np.rint(scores / np.where(step > 0, step, 1) + TABLE_ZERO)
+    return np.clip(bytes_, 0, 255).astype(np.uint8), step
 
 
 def _offsets(doclens: Array) -> Int64:
@@ -346,6 +487,7 @@ def search(
     doclens: Int32,
     weights: Float32 | None = None,
     residuals: UInt8 | None = None,
+    scales: UInt8 | None = None,
     embeddings: Array | None = None,
     k: int = 10,
     nprobe: int = 1,
@@ -388,7 +530,8 @@ def search(
     if embeddings is not None:
         vectors = embeddings[tokens]
     elif residuals is not None and weights is not None:
-        vectors = decompress(codes[tokens], residuals[tokens], centroids, weights)
+        kept = None if scales is None else scales[tokens]
+        vectors = decompress(codes[tokens], residuals[tokens], centroids, weights, scales=kept)
     else:
         raise ValueError("embeddings: got None without residuals and weights; pass either")
     values, order = top_k(cast(Float32, maxsim(query, vectors, doclens[candidates])), k)

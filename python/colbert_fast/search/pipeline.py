@@ -25,9 +25,10 @@ class Searcher:
     Parameters
     ----------
     centroids : float32 (K, dim)
-    weights : float32 (2 ** nbits,), or None with `embeddings`
+    weights : float32 (2 ** nbits,) or (16,), as in `ops.decompress`; None with `embeddings`
     codes : uint16 or int32 (n_tokens,)
     residuals : uint8 (n_tokens, dim * nbits // 8), or None with `embeddings`
+    scales : uint8 (n_tokens,), or None where all are 1
     embeddings : float16 (n_tokens, dim), or None with `residuals`
     inverse_norms : uint8 (n_tokens,), or None with `embeddings`
     doclens : int32 (n_docs,)
@@ -41,6 +42,7 @@ class Searcher:
         weights: NDArray[np.float32] | None,
         codes: NDArray[np.uint16] | NDArray[np.int32],
         residuals: NDArray[np.uint8] | None,
+        scales: NDArray[np.uint8] | None,
         embeddings: NDArray[np.float16] | None,
         inverse_norms: NDArray[np.uint8] | None,
         doclens: NDArray[np.int32],
@@ -51,6 +53,7 @@ class Searcher:
             weights=weights,
             codes=codes,
             residuals=residuals,
+            scales=scales,
             embeddings=embeddings,
             inverse_norms=inverse_norms,
             doclens=doclens,

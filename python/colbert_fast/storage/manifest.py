@@ -32,11 +32,11 @@ __all__ = [
     "record_files",
 ]
 
-CodecName = Literal["residual", "plaid", "float16"]
-CODECS: tuple[CodecName, ...] = ("residual", "plaid", "float16")
+CodecName = Literal["default", "plaid", "float16"]
+CODECS: tuple[CodecName, ...] = ("default", "plaid", "float16")
 
 FORMAT = "colbert_fast"
-VERSION = 1
+VERSION = 2
 NAME = "manifest.json"
 STORE = "documents.sqlite"
 OLD = ".old-"  # marks the folder of an index that is being replaced
@@ -110,6 +110,11 @@ class Manifest:
                 f"{path}: index format version {version}, this library reads up to {VERSION}; "
                 "upgrade colbert_fast"
             )
+        if version < VERSION:
+            raise IndexFormatError(
+                f"{path}: index format version {version} was never released and is not read any "
+                "more; build the index again"
+            )
         return cls._from_json(contents, path)
 
     @classmethod
@@ -137,7 +142,9 @@ class Manifest:
         if STORE not in self.files:
             raise IndexFormatError(f'{path}: "files" does not list {STORE}')
         if len(self.segments) != 1:
-            raise IndexFormatError(f"{path}: version 1 has one segment, got {len(self.segments)}")
+            raise IndexFormatError(
+                f"{path}: version {VERSION} has one segment, got {len(self.segments)}"
+            )
         segment = self.segments[0]
         _checked_name(segment.name, path)
         if (segment.num_documents, segment.num_tokens) != (self.num_documents, self.num_tokens):

@@ -1,0 +1,90 @@
+#include "search/byte_scores.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "cpu/dispatch.h"
+#include "thread_pool.h"
+
+namespace colbert_fast {
+namespace {
+
+// Centroids that a thread takes at once: their winners are merged afterwards.
+constexpr std::size_t kBlock = 4096;
+
+} // namespace
+
+ByteCentroids::ByteCentroids(const float *centroids, std::size_t n, std::size_t dim)
+    : rows_(n * dim), scale_(n) {
+  constexpr float kSteps = 63.0f; // either side of kScreenZero, so that bytes stay below 128
+  for (std::size_t c = 0; c < n; ++c) {
+    const float *row = centroids + c * dim;
+    float largest = 0.0f, squares = 0.0f;
+    for (std::size_t d = 0; d < dim; ++d) {
+      largest = std::max(largest, std::fabs(row[d]));
+      squares += row[d] * row[d];
+    }
+    scale_[c] = largest > 0.0f ? largest / kSteps : 1.0f;
+    for (std::size_t d = 0; d < dim; ++d)
+      rows_[c * dim + d] = static_cast<std::uint8_t>(
+          kScreenZero + static_cast<int>(std::nearbyintf(row[d] / scale_[c])));
+    largest_scale_ = std::max(largest_scale_, scale_[c]);
+    largest_norm_ = std::max(largest_norm_, std::sqrt(squares));
+  }
+}
+
+void ByteScores::compute(const ByteCentroids &centroids, const QueryPanels &query,
+                         std::size_t nprobe, std::vector<std::int32_t> &cells) {
+  const std::size_t n = centroids.size(), lanes = query.lanes(), dim = centroids.dim();
+  stride_ = (lanes + kTableLanes - 1) / kTableLanes * kTableLanes;
+  rows_.resize(n * stride_);
+  step_.assign(stride_, 0.0f);
+  // No score is larger than the product of the lengths.
+  constexpr float kAboveZero = 255.0f - static_cast<float>(kTableZero);
+  for (std::size_t i = 0; i < query.count(); ++i)
+    step_[i] = query.norms()[i] * centroids.largest_norm() / kAboveZero;
+  query_.pack(query, 1, static_cast<float>(kScreenZero));
+  ratio(query, 1.0f);
+  const std::size_t n_blocks = (n + kBlock - 1) / kBlock, winners = lanes * nprobe;
+  values_.assign(n_blocks * winners, -std::numeric_limits<float>::infinity());
+  ids_.assign(n_blocks * winners, -1);
+  parallel_for(n, kBlock, [&](std::size_t begin, std::size_t end) {
+    const std::size_t at = begin / kBlock * winners;
+    kernels().scores_i8(query_.view(), ratio_.data(), centroids.rows() + begin * dim,
+                        centroids.scale() + begin, end - begin, rows_.data() + begin * stride_,
+                        stride_, begin, nprobe, values_.data() + at, ids_.data() + at);
+  });
+  merge(query, nprobe, cells);
+}
+
+void ByteScores::merge(const QueryPanels &query, std::size_t nprobe,
+                       std::vector<std::int32_t> &cells) {
+  cells.resize(query.count() * nprobe);
+  const std::size_t winners = query.lanes() * nprobe;
+  struct Cell {
+    float value;
+    std::int32_t id;
+  };
+  std::vector<Cell> all;
+  for (std::size_t lane = 0; lane < query.count(); ++lane) {
+    all.clear();
+    for (std::size_t block = lane * nprobe; block < ids_.size(); block += winners)
+      for (std::size_t j = block; j < block + nprobe; ++j)
+        if (ids_[j] >= 0) all.push_back({values_[j], ids_[j]});
+    std::partial_sort(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(nprobe), all.end(),
+                      [](const Cell &a, const Cell &b) {
+                        return a.value != b.value ? a.value > b.value : a.id < b.id;
+                      });
+    for (std::size_t j = 0; j < nprobe; ++j) cells[lane * nprobe + j] = all[j].id;
+  }
+}
+
+const float *ByteScores::ratio(const QueryPanels &query, float unit_of_bytes) {
+  ratio_.assign(query.lanes(), 0.0f);
+  for (std::size_t i = 0; i < query.count(); ++i)
+    if (step_[i] > 0.0f) ratio_[i] = query.units()[i] * unit_of_bytes / step_[i];
+  return ratio_.data();
+}
+
+} // namespace colbert_fast

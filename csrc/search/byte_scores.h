@@ -1,0 +1,60 @@
+// Centroid scores in int8, a byte each: what chooses centroids and ranks documents before any exact
+// score is computed.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "aligned.h"
+#include "cpu/kernels.h"
+#include "search/query_panels.h"
+
+namespace colbert_fast {
+
+// Centroids as bytes: centroid ~ scale * (byte - kScreenZero), off by at most scale / 2 in each
+// dimension.
+class ByteCentroids {
+public:
+  // `centroids` (n, dim), finite.
+  ByteCentroids(const float *centroids, std::size_t n, std::size_t dim);
+
+  std::size_t size() const { return scale_.size(); }
+  std::size_t dim() const { return rows_.size() / scale_.size(); }
+  const std::uint8_t *rows() const { return rows_.data(); }
+  const float *scale() const { return scale_.data(); }
+  float largest_scale() const { return largest_scale_; }
+  float largest_norm() const { return largest_norm_; }
+
+private:
+  AlignedVector<std::uint8_t> rows_;
+  std::vector<float> scale_;
+  float largest_scale_ = 0.0f, largest_norm_ = 0.0f;
+};
+
+// One query's scores with all centroids. Keeps its memory from query to query.
+class ByteScores {
+public:
+  // Fills the table; with nprobe > 0 also cells[count][nprobe], the best centroids of each query
+  // token in descending score, ties by the lower id. nprobe <= kMostProbes and centroids.size().
+  void compute(const ByteCentroids &centroids, const QueryPanels &query, std::size_t nprobe,
+               std::vector<std::int32_t> &cells);
+  static constexpr std::size_t kMostProbes = 64;
+
+  ByteTable table() const { return {rows_.data(), stride_, step_.data()}; }
+  // Per lane, `unit_of_bytes` times the query's unit, in steps of the table.
+  const float *ratio(const QueryPanels &query, float unit_of_bytes);
+  std::size_t bytes() const { return rows_.capacity(); }
+
+private:
+  void merge(const QueryPanels &query, std::size_t nprobe, std::vector<std::int32_t> &cells);
+
+  AlignedVector<std::uint8_t> rows_;
+  AlignedVector<float> step_, ratio_;
+  QueryI8 query_;
+  std::size_t stride_ = 0;
+  // Winners of each block of centroids.
+  std::vector<float> values_;
+  std::vector<std::int32_t> ids_;
+};
+
+} // namespace colbert_fast
