@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from colbert_fast import _core
-from colbert_fast.kernels import backend, reference
+from colbert_fast.compress.trellis import fit_trellis
+from colbert_fast.kernels import backend, ops, reference
 
 LANES = (1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129)
 """Sizes on either side of every register width."""
@@ -95,6 +96,7 @@ class Collection(NamedTuple):
     codes: np.ndarray
     residuals: np.ndarray
     inverse_norms: np.ndarray
+    scales: np.ndarray | None = None
 
 
 def make_collection(
@@ -118,6 +120,23 @@ def make_collection(
     query = unit_vectors(rng, nq, dim)
     return Collection(
         query, embeddings, doclens, centroids, cutoffs, weights, codes, residuals, norms
+    )
+
+
+def make_trellis_collection(
+    rng: np.random.Generator, *, nbits: int = 2, **options: Any
+) -> Collection:
+    """The same vectors coded by a trellis (with 4 and 8 bits by buckets) and a scale each.
+
+    Compressed by the kernel: the reference takes a second for what it does in a microsecond.
+    """
+    data = make_collection(rng, nbits=nbits, **options)
+    residuals = data.embeddings - data.centroids[data.codes]
+    weights = fit_trellis(residuals, nbits)
+    codes, rows, scales = ops.compress_trellis(data.embeddings, data.centroids, weights, nbits)
+    norms = reference.inverse_norms(codes, rows, data.centroids, weights, scales=scales)
+    return data._replace(
+        weights=weights, codes=codes, residuals=rows, inverse_norms=norms, scales=scales
     )
 
 

@@ -103,7 +103,7 @@ def test_index_then_search(run, corpus, tmp_path):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ([], {"codec": "residual", "nbits": 2, "documents": 4}),
+        ([], {"codec": "default", "nbits": 2, "documents": 4}),
         (["--codec", "float16"], {"codec": "float16"}),
         (["--codec", "plaid", "--nbits", "4"], {"codec": "plaid", "nbits": 4}),
         (["--limit", "2"], {"documents": 2}),

@@ -13,11 +13,12 @@ from colbert_fast.compress.codec import (
     ResidualCodec,
     check_dim,
     check_nbits,
-    lloyd_max,
     open_codec,
 )
+from colbert_fast.compress.levels import lloyd_max
 from colbert_fast.errors import IndexFormatError
 from colbert_fast.kernels import reference
+from colbert_fast.storage.manifest import CodecName
 from colbert_fast.storage.segments import write_npy
 from synthetic import clustered, unit
 
@@ -69,11 +70,11 @@ def test_lloyd_max_of_repeated_values() -> None:
 
 
 @pytest.mark.parametrize("nbits", NBITS)
-def test_residual_buckets_err_less_than_quantiles(
+def test_the_default_codec_errs_less_than_plaid(
     points: np.ndarray, centroids: np.ndarray, nbits: int
 ) -> None:
     errors = []
-    for name in ("residual", "plaid"):
+    for name in ("default", "plaid"):
         codec = ResidualCodec.fit(centroids, points, nbits=nbits, name=name)
         assert codec.name == name
         errors.append(np.square(codec.decode(codec.encode(points)) - points).sum())
@@ -82,24 +83,31 @@ def test_residual_buckets_err_less_than_quantiles(
 
 @pytest.mark.parametrize("nbits", NBITS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("codec_name", ["default", "plaid"])
 def test_encode_and_decode_follow_the_reference(
-    points: np.ndarray, centroids: np.ndarray, nbits: int, dtype: type
+    points: np.ndarray, centroids: np.ndarray, nbits: int, dtype: type, codec_name: CodecName
 ) -> None:
-    codec = ResidualCodec.fit(centroids, points, nbits=nbits)
+    codec = ResidualCodec.fit(centroids, points, nbits=nbits, name=codec_name)
     points = points.astype(dtype)
     columns = codec.encode(points)
-    codes, residuals = reference.compress(points, codec.centroids, codec.cutoffs)
+    codes, _ = reference.assign(points, codec.centroids)
     np.testing.assert_array_equal(columns["codes"], codes)
-    # A component that lies on a cutoff to within rounding may go either way.
-    assert (columns["residuals"] != residuals).mean() < 1e-3
+    if codec.cutoffs is not None:
+        _, residuals = reference.compress(points, codec.centroids, codec.cutoffs)
+        # A component that lies on a cutoff to within rounding may go either way.
+        assert (columns["residuals"] != residuals).mean() < 1e-3
+    assert columns.keys() == codec.columns.keys()
     for name, column in codec.columns.items():
         assert columns[name].dtype == column.dtype
         assert columns[name].shape == (len(points), *column.row)
     decoded = codec.decode(columns)
-    expected = reference.decompress(
-        columns["codes"], columns["residuals"], codec.centroids, codec.weights
-    )
+    vectors = (columns["codes"], columns["residuals"], codec.centroids, codec.weights)
+    scales = columns.get("scales")
+    assert (scales is None) == (codec_name == "plaid")
+    expected = reference.decompress(*vectors, scales=scales)
     np.testing.assert_allclose(decoded, expected, atol=1e-6)
+    norms = reference.inverse_norms(*vectors, scales=scales)
+    assert np.abs(columns["inverse_norms"] - norms.astype(int)).max() <= 1
     cosine = (decoded * points).sum(axis=1)
     assert cosine.mean() > {1: 0.7, 2: 0.85, 3: 0.95, 4: 0.98, 8: 0.999}[nbits]
 
@@ -137,13 +145,16 @@ def test_codes_are_as_narrow_as_the_centroids_allow(rng: np.random.Generator) ->
 
 
 @pytest.mark.parametrize("nbits", NBITS)
+@pytest.mark.parametrize("codec_name", ["default", "plaid"])
 def test_saved_files_give_the_same_codec(
-    tmp_path: Path, points: np.ndarray, centroids: np.ndarray, nbits: int
+    tmp_path: Path, points: np.ndarray, centroids: np.ndarray, nbits: int, codec_name: CodecName
 ) -> None:
-    codec = ResidualCodec.fit(centroids, points, nbits=nbits)
-    assert codec.save(tmp_path) == ["centroids.npy", "cutoffs.npy", "weights.npy"]
-    opened = open_codec(tmp_path, "residual", nbits=nbits, dim=64, num_centroids=32)
+    codec = ResidualCodec.fit(centroids, points, nbits=nbits, name=codec_name)
+    cutoffs = ["cutoffs.npy"] if codec_name == "plaid" else []
+    assert codec.save(tmp_path) == ["centroids.npy", *cutoffs, "weights.npy"]
+    opened = open_codec(tmp_path, codec_name, nbits=nbits, dim=64, num_centroids=32)
     assert isinstance(opened, ResidualCodec)
+    assert opened.name == codec_name
     for name in ("centroids", "cutoffs", "weights"):
         np.testing.assert_array_equal(getattr(opened, name), getattr(codec, name))
     before, after = codec.encode(points), opened.encode(points)
@@ -162,11 +173,13 @@ def test_saved_float16_codec(tmp_path: Path, centroids: np.ndarray) -> None:
 def test_opening_checks_the_files(
     tmp_path: Path, points: np.ndarray, centroids: np.ndarray
 ) -> None:
-    ResidualCodec.fit(centroids, points, nbits=2).save(tmp_path)
+    ResidualCodec.fit(centroids, points, nbits=2, name="plaid").save(tmp_path)
     with pytest.raises(IndexFormatError, match=r"centroids\.npy: not an \.npy file of float16"):
         open_codec(tmp_path, "plaid", nbits=2, dim=64, num_centroids=33)
     with pytest.raises(IndexFormatError, match=r"cutoffs\.npy: not an \.npy file of float32"):
         open_codec(tmp_path, "plaid", nbits=4, dim=64, num_centroids=32)
+    with pytest.raises(IndexFormatError, match=r"weights\.npy: not an \.npy file of float32"):
+        open_codec(tmp_path, "default", nbits=2, dim=64, num_centroids=32)  # 4 are not 16
     with pytest.raises(IndexFormatError, match="nbits 5 with dim 64"):
         open_codec(tmp_path, "plaid", nbits=5, dim=64, num_centroids=32)
     (tmp_path / "centroids.npy").unlink()
@@ -180,14 +193,26 @@ def test_opening_checks_the_files(
 def test_opening_checks_the_buckets(
     tmp_path: Path, points: np.ndarray, centroids: np.ndarray, name: str, bad: float
 ) -> None:
-    codec = ResidualCodec.fit(centroids, points, nbits=2)
+    codec = ResidualCodec.fit(centroids, points, nbits=2, name="plaid")
     codec.save(tmp_path)
     values = getattr(codec, name).copy()
     values[-1] = bad
     (tmp_path / f"{name}.npy").unlink()
     write_npy(tmp_path / f"{name}.npy", values)
     with pytest.raises(IndexFormatError, match=rf"{name}\.npy: must be finite and ascend"):
-        open_codec(tmp_path, "residual", nbits=2, dim=64, num_centroids=32)
+        open_codec(tmp_path, "plaid", nbits=2, dim=64, num_centroids=32)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_opening_checks_the_trellis(
+    tmp_path: Path, points: np.ndarray, centroids: np.ndarray, bad: float
+) -> None:
+    codec = ResidualCodec.fit(centroids, points, nbits=2)
+    codec.save(tmp_path)
+    (tmp_path / "weights.npy").unlink()
+    write_npy(tmp_path / "weights.npy", np.append(codec.weights[:-1], np.float32(bad)))
+    with pytest.raises(IndexFormatError, match=r"weights\.npy: holds values that are not finite"):
+        open_codec(tmp_path, "default", nbits=2, dim=64, num_centroids=32)
 
 
 def test_bits_and_dims_that_do_not_fit() -> None:

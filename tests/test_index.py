@@ -22,6 +22,19 @@ from fakes import WordModel
 from synthetic import clustered, sentences
 
 FILES = {
+    "default": [
+        "documents.sqlite",
+        "centroids.npy",
+        "weights.npy",
+        "segment-000000/codes.npy",
+        "segment-000000/doclens.npy",
+        "segment-000000/inverse_norms.npy",
+        "segment-000000/list_counts.npy",
+        "segment-000000/list_data.npy",
+        "segment-000000/list_offsets.npy",
+        "segment-000000/residuals.npy",
+        "segment-000000/scales.npy",
+    ],
     "plaid": [
         "documents.sqlite",
         "centroids.npy",
@@ -51,7 +64,7 @@ EVERY_FILE = [(codec, name) for codec, names in FILES.items() for name in names]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two indexes of the same documents, one for each codec; not to be changed."""
+    """Indexes of the same documents, one for each codec; not to be changed."""
     folder = tmp_path_factory.mktemp("indexes")
     rng = np.random.default_rng(3)
     documents = list(zip(sentences(rng, 80), clustered(rng, 80, dim=32), strict=True))
@@ -88,7 +101,7 @@ def test_open(built: Path, codec: str) -> None:
 
 
 def test_info_adds_up(built: Path) -> None:
-    for codec, nbits in (("plaid", 2), ("float16", 16)):
+    for codec, nbits in (("default", 2), ("plaid", 2), ("float16", 16)):
         info = Index.open(built / codec).info()
         size = sum(each.stat().st_size for each in (built / codec).rglob("*.*") if each.is_file())
         assert info["bytes"] == size
@@ -209,8 +222,15 @@ def test_an_unfinished_build_does_not_open(copied: Path) -> None:
 
 def test_an_index_of_a_newer_version(copied: Path) -> None:
     path = copied / "plaid" / "manifest.json"
-    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
-    with pytest.raises(IndexFormatError, match=r"version 2, .* reads up to 1; upgrade"):
+    path.write_text(path.read_text().replace('"version": 2', '"version": 3'))
+    with pytest.raises(IndexFormatError, match=r"version 3, .* reads up to 2; upgrade"):
+        Index.open(copied / "plaid")
+
+
+def test_an_index_of_the_version_that_was_never_released(copied: Path) -> None:
+    path = copied / "plaid" / "manifest.json"
+    path.write_text(path.read_text().replace('"version": 2', '"version": 1'))
+    with pytest.raises(IndexFormatError, match=r"version 1 was never released .* build .* again"):
         Index.open(copied / "plaid")
 
 

@@ -69,8 +69,10 @@ def test_records_size_and_crc32(folder: Path) -> None:
 CHANGES = {
     "foreign": (lambda c: c.update(format="other"), "not a colbert_fast index"),
     "no format": (lambda c: c.pop("format"), "not a colbert_fast index"),
-    "newer": (lambda c: c.update(version=2), "reads up to 1; upgrade"),
+    "newer": (lambda c: c.update(version=3), "reads up to 2; upgrade"),
     "version 0": (lambda c: c.update(version=0), '"version" must be'),
+    "version 1": (lambda c: c.update(version=1), "version 1 was never released"),
+    "old codec": (lambda c: c.update(codec="residual"), "unknown codec 'residual'"),
     "version type": (lambda c: c.update(version="1"), '"version" must be'),
     "missing": (lambda c: c.pop("dim"), r"missing keys \['dim'\]"),
     "unknown": (lambda c: c.update(extra=1), r"unknown keys \['extra'\]"),

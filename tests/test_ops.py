@@ -16,6 +16,7 @@ from support import (
     empty_filled_with,
     every_isa,
     make_collection,
+    make_trellis_collection,
     misaligned,
     noncontiguous,
     same_bits,
@@ -44,14 +45,29 @@ def make_calls(data: Collection) -> dict[str, Call]:
     batch = np.stack([data.query, -data.query])
     cells = np.array([1, 0, 2], np.int32)
     buckets = ops.unpack_residuals(data.residuals, 2)
+    trellis = make_trellis_collection(
+        np.random.default_rng(9),
+        doclens=data.doclens,
+        dim=data.query.shape[1],
+        num_centroids=num_centroids,
+    )._asdict()
+    coded = {name: trellis[name] for name in (*vectors, "scales")}
+    fused_trellis = {"query": data.query, "doclens": data.doclens, **coded}
+    trellis_int8 = {"precision": "int8", "inverse_norms": trellis["inverse_norms"]}
+    to_code = {name: trellis[name] for name in ("embeddings", "centroids", "weights")}
     return {
         "pack_residuals": (ops.pack_residuals, {"buckets": buckets, "nbits": 2}),
         "unpack_residuals": (ops.unpack_residuals, {"packed": data.residuals, "nbits": 2}),
         "compress": (ops.compress, {k: d[k] for k in ("embeddings", "centroids", "cutoffs")}),
+        "compress_trellis": (ops.compress_trellis, {**to_code, "nbits": 2}),
         "decompress": (ops.decompress, vectors),
+        "decompress trellis": (ops.decompress, coded),
         "inverse_norms": (ops.inverse_norms, vectors),
+        "inverse_norms trellis": (ops.inverse_norms, coded),
         "residual_maxsim": (ops.residual_maxsim, fused),
         "residual_maxsim int8": (ops.residual_maxsim, fused | int8),
+        "residual_maxsim trellis": (ops.residual_maxsim, fused_trellis),
+        "residual_maxsim trellis int8": (ops.residual_maxsim, fused_trellis | trellis_int8),
         "maxsim": (ops.maxsim, exact),
         "maxsim argmax": (ops.maxsim, {**exact, "query": batch, "return_argmax": True}),
         "centroid_scores": (
@@ -179,7 +195,7 @@ def test_wrong_dtypes_are_refused(name: str, argument: str) -> None:
     wrong = {"f": np.float64, "i": np.int64, "u": np.int16}[array.dtype.kind]
     swapped = array.astype(array.dtype.newbyteorder()) if array.dtype.itemsize > 1 else None
     for other in (array.astype(wrong), array.tolist(), None, swapped):
-        if other is None and argument in ("inverse_norms",):
+        if other is None and argument in ("inverse_norms", "scales"):
             continue
         with pytest.raises(TypeError, match=argument):
             function(**{**arguments, argument: other})
@@ -236,10 +252,11 @@ def test_arguments_are_not_copied(name: str) -> None:
 def test_dimensions_that_kernels_do_not_have(dim: int) -> None:
     vectors = np.ones((3, dim), np.float32)
     doclens = np.array([3], np.int32)
-    cutoffs = np.zeros(3, np.float32)
+    cutoffs, weights = np.zeros(3, np.float32), np.zeros(16, np.float32)
     for call in (
         lambda: ops.maxsim(vectors, vectors, doclens),
         lambda: ops.compress(vectors, vectors, cutoffs),
+        lambda: ops.compress_trellis(vectors, vectors, weights, 2),
         lambda: ops.assign(vectors, vectors),
         lambda: ops.centroid_scores(vectors, vectors),
     ):
@@ -256,5 +273,6 @@ def test_values_that_are_not_finite_do_no_harm(value: float) -> None:
     for codes in (
         ops.assign(points, SMALL.centroids)[0],
         ops.compress(points, SMALL.centroids, SMALL.cutoffs)[0],
+        ops.compress_trellis(points, SMALL.centroids, SMALL.weights, 2)[0],
     ):
         assert ((codes >= 0) & (codes < len(SMALL.centroids))).all()

@@ -22,7 +22,7 @@ from support import (
     uniform_codec,
     unit_vectors,
 )
-from tolerances import INT8_PER_QUERY_TOKEN, PUBLISHED, assert_best, assert_close
+from tolerances import PUBLISHED, assert_best, assert_close, assert_int8
 
 CODEC_PAIRS = [(nbits, dim) for nbits in NBITS for dim in (8, 48, 128, 136)] + [(2, 768), (3, 768)]
 
@@ -174,8 +174,7 @@ def test_int8_scores(
     arguments += (data.centroids, data.weights)
     norms = {"inverse_norms": data.inverse_norms}
     ours = ops.residual_maxsim(*arguments, precision="int8", **norms)
-    truth = reference.residual_maxsim(*arguments, precision="int8", **norms)
-    np.testing.assert_allclose(ours, truth, rtol=0, atol=INT8_PER_QUERY_TOKEN * nq)
+    assert_int8(ours, *arguments, **norms)
 
 
 @every_isa
@@ -185,8 +184,27 @@ def test_int8_scores_of_a_zero_query_and_equal_weights(rng: np.random.Generator)
         arguments = (query, data.codes, data.residuals, DOCLENS, data.centroids, weights)
         norms = {"inverse_norms": data.inverse_norms}
         ours = ops.residual_maxsim(*arguments, precision="int8", **norms)
-        truth = reference.residual_maxsim(*arguments, precision="int8", **norms)
-        np.testing.assert_allclose(ours, truth, rtol=0, atol=INT8_PER_QUERY_TOKEN * 3)
+        assert_int8(ours, *arguments, **norms)
+
+
+@every_isa
+def test_int8_scores_of_zero_centroids_and_of_long_vectors(rng: np.random.Generator) -> None:
+    data = make_collection(rng, nq=3, dim=16)
+    for centroids in (data.centroids * 0, data.centroids * np.float32(5)):
+        query = data.query * np.float32([[0], [3], [0.01]])
+        vectors = (data.codes, data.residuals, centroids, data.weights)
+        norms = {"inverse_norms": reference.inverse_norms(*vectors)}
+        arguments = (query, *vectors[:2], DOCLENS, *vectors[2:])
+        ours = ops.residual_maxsim(*arguments, precision="int8", **norms)
+        assert_int8(ours, *arguments, **norms)
+
+
+def test_int8_wants_finite_centroids(rng: np.random.Generator) -> None:
+    data = make_collection(rng)
+    data.centroids[3, 2] = np.nan
+    arguments = (data.query, data.codes, data.residuals, data.doclens, data.centroids, data.weights)
+    with pytest.raises(ValueError, match="centroids"):
+        ops.residual_maxsim(*arguments, precision="int8", inverse_norms=data.inverse_norms)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +228,8 @@ def test_packing_mistakes_are_named(call: Any, name: str) -> None:
         ({"codes": np.full(4, 9, np.int32)}, "codes"),
         ({"codes": np.full(4, -1, np.int32)}, "codes"),
         ({"codes": np.zeros(3, np.int32)}, "codes|residuals"),
-        ({"residuals": np.zeros((4, 3), np.uint8)}, "residuals"),
+        ({"residuals": np.zeros((4, 5), np.uint8)}, "residuals"),
+        ({"residuals": np.zeros((4, 3), np.uint8)}, "weights.* 8 values"),  # 3 bits have more
         ({"weights": np.zeros(5, np.float32)}, "weights"),
         ({"weights": np.zeros((2, 2), np.float32)}, "weights"),
         ({"centroids": np.zeros((9, 12), np.float32)}, "centroids"),

@@ -11,7 +11,12 @@ is right.
 
 from __future__ import annotations
 
+from typing import Any
+from unittest import mock
+
 import numpy as np
+
+from colbert_fast.kernels import reference
 
 EPSILON = float(np.finfo(np.float32).eps)
 
@@ -29,6 +34,9 @@ PUBLISHED = 1e-5
 
 INT8_PER_QUERY_TOKEN = 2e-5
 """Difference from the int8 specification: float32 instead of float64 around the same integers."""
+
+INT8_TIE = 1e-4
+"""Centroid scores this near to the edge between two bytes (in bytes) may take either."""
 
 
 def assert_close(
@@ -58,3 +66,21 @@ def assert_best(chosen: np.ndarray, scores: np.ndarray, *, tolerance: float | No
     assert lost.max(initial=0) <= tolerance, f"a choice is {lost.max():.3g} below the best"
     disputed = (chosen != scores.argmax(axis=1)).mean() if len(chosen) else 0.0
     assert disputed <= 0.01, f"{disputed:.1%} of the choices differ from float64's"
+
+
+def assert_int8(ours: np.ndarray, query: np.ndarray, *arguments: Any, **options: Any) -> None:
+    """Fail if int8 scores (n_docs,) are not those of ``reference.residual_maxsim``.
+
+    The reference is asked three times, with its bytes rounded at, just below and just above the
+    middle: ours must be one of the three.
+    """
+    assert ours.dtype == np.float32
+    truth = []
+    for shift in (0.0, -INT8_TIE, INT8_TIE):
+        with mock.patch.object(reference, "TABLE_ZERO", reference.TABLE_ZERO + shift):
+            truth.append(reference.residual_maxsim(query, *arguments, precision="int8", **options))
+    finite = np.isfinite(truth[0])
+    np.testing.assert_array_equal(ours[~finite], truth[0][~finite])
+    error = np.abs(np.array(truth)[:, finite] - ours[finite]).min(axis=0)
+    bound = INT8_PER_QUERY_TOKEN * max(len(query), float(np.linalg.norm(query, axis=1).sum()))
+    assert error.max(initial=0) <= bound, f"error {error.max():.3g} > {bound:.3g}"
