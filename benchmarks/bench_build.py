@@ -1,4 +1,4 @@
-"""Building an index, and k-means alone against plain torch and numpy on the same points."""
+"""Building an index; k-means alone against torch and numpy, token pooling against scipy."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import baselines as base
 import numpy as np
 import pytest
 import torch
+from scipy.cluster.hierarchy import fcluster, linkage
 
 from colbert_fast import Index
 from colbert_fast.compress.kmeans import fit_centroids
+from colbert_fast.kernels import ops
 
 ITERATIONS, SEED = 2, 42
+POOLED_TOKENS, POOL_FACTOR = 128, 2
 
 
 class Size(NamedTuple):
@@ -86,6 +89,38 @@ def test_kmeans(benchmark: Any, points: np.ndarray, size: Size, kmeans: Any, thr
         seconds = benchmark.stats.stats.median
         benchmark.extra_info["GFLOP/s"] = round(work / seconds / 1e9, 1)
         benchmark.extra_info["floor, s"] = round(work / base.FP32_GFLOPS / threads / 1e9, 3)
+
+
+def our_pool(points: np.ndarray) -> np.ndarray:
+    doclens = np.full(len(points) // POOLED_TOKENS, POOLED_TOKENS, np.int32)
+    return ops.pool(points, doclens, POOL_FACTOR, protected=0)[0]
+
+
+def scipy_pool(points: np.ndarray) -> np.ndarray:
+    """Document by document, as PyLate pools."""
+    upper, pooled = np.triu_indices(POOLED_TOKENS, k=1), []
+    for rows in points.reshape(-1, POOLED_TOKENS, base.DIM):
+        distances = np.maximum(1 - (rows @ rows.T)[upper], 0)
+        tree = linkage(distances, method="ward")
+        labels = fcluster(tree, t=POOLED_TOKENS // POOL_FACTOR, criterion="maxclust")
+        firsts = np.sort(np.unique(labels, return_index=True)[1])
+        member = (labels[firsts][:, None] == labels).astype(np.float32)
+        pooled.append(member @ rows / member.sum(axis=1, keepdims=True))
+    return np.concatenate(pooled)
+
+
+@pytest.mark.parametrize("pool", [our_pool, scipy_pool])
+def test_pool(benchmark: Any, points: np.ndarray, pool: Any, threads: int) -> None:
+    points = points[: len(points) // POOLED_TOKENS * POOLED_TOKENS]
+    benchmark.group = f"token pooling by {POOL_FACTOR}, {threads} threads"
+    pooled = benchmark.pedantic(pool, (points,), rounds=3, warmup_rounds=1)
+    expected = scipy_pool(points)
+    assert pooled.shape == expected.shape
+    # Two pairs of rows may be equally far apart up to rounding.
+    assert (np.abs(pooled - expected).max(axis=1) < 1e-6).mean() > 0.999
+    if benchmark.enabled:
+        seconds = benchmark.stats.stats.median
+        benchmark.extra_info["ns per token"] = round(seconds / len(points) * 1e9, 1)
 
 
 @pytest.mark.parametrize("nbits", [2, 4])

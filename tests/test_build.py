@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,6 @@ from colbert_fast.kernels import reference
 from fakes import WordModel
 from support import use_isa, use_threads
 from synthetic import clustered, files, make, sentences
-
-NEEDS_SCIPY = pytest.mark.skipif(find_spec("scipy") is None, reason="pooling needs scipy")
 
 
 def decoded(index: Index) -> np.ndarray:
@@ -140,11 +137,37 @@ def test_float16_keeps_the_vectors(tmp_path: Path, documents: list[np.ndarray]) 
     np.testing.assert_array_equal(decoded(index), np.concatenate(documents).astype(np.float16))
 
 
-@NEEDS_SCIPY
-def test_pooling(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_pooling(tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     documents = clustered(rng, 40, longest=20)
-    index = make(tmp_path / "a", documents, pool_factor=2)
-    assert 0.4 < index.info()["tokens"] / sum(map(len, documents)) < 0.7
+    index = make(tmp_path / "a", documents, pool_factor=2, codec="float16")
+    doclens = np.array([len(each) for each in documents], np.int32)
+    rows = np.concatenate(documents).astype(np.float16)
+    expected, expected_doclens = reference.pool(rows, doclens, 2)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_array_equal(index._arrays().doclens, expected_doclens)
+    np.testing.assert_allclose(decoded(index), expected, atol=1e-3)
+    monkeypatch.setattr(ingest, "_CHUNK_BYTES", 4000)
+    others = make(tmp_path / "b", documents, pool_factor=2, codec="float16")
+    assert files(others.path) == files(index.path)
+
+
+def test_pooling_of_texts_is_that_of_their_embeddings(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    model, texts = WordModel(), sentences(rng, 50)
+    index = make(tmp_path / "a", texts, model=model, pool_factor=3)
+    embeddings = model.encode_documents(texts)
+    same = make(tmp_path / "b", embeddings, pool_factor=3)
+    assert index.info()["tokens"] < 0.6 * sum(map(len, embeddings))
+    np.testing.assert_array_equal(decoded(index), decoded(same))
+
+
+def test_rows_that_cancel_out_name_their_document(
+    tmp_path: Path, documents: list[np.ndarray]
+) -> None:
+    opposite = np.eye(64)[[0, 1, 1]] * [[1], [1], [-1]]
+    with pytest.raises(ValueError, match=r"document 7: token vectors cancel out when .* pooled"):
+        make(tmp_path / "a", [*documents[:7], opposite, *documents[7:]], pool_factor=2)
 
 
 # ---- vectors
@@ -181,7 +204,7 @@ def with_value(value: float) -> np.ndarray:
         ("text", ValueError, "document 'd5' has no embeddings, earlier ones have"),
     ],
 )
-@pytest.mark.parametrize("pool_factor", [1, pytest.param(2, marks=NEEDS_SCIPY)])
+@pytest.mark.parametrize("pool_factor", [1, 2])
 def test_bad_vectors_name_their_document(
     tmp_path: Path,
     documents: list[np.ndarray],
@@ -247,6 +270,7 @@ class Odd(WordModel):
         ({"num_centroids": 0}, "num_centroids must be at least 1, got 0"),
         ({"kmeans_iterations": -1}, "kmeans_iterations must be at least 0, got -1"),
         ({"pool_factor": 0}, "pool_factor must be at least 1, got 0"),
+        ({"pool_factor": 1.5}, "pool_factor must be an int, got 1.5"),
         ({"model": Odd()}, "dim must be a multiple of 8"),
         ({"ids": ["a", "b"]}, "ids: 2 given, but there are more documents"),
         ({"ids": ["a", "b", "a"]}, "ids must be unique: 'a'"),

@@ -7,18 +7,31 @@ from typing import Any
 import numpy as np
 import pytest
 
+from colbert_fast import _core
+from colbert_fast.compress.codec import ResidualCodec
 from colbert_fast.kernels import ops, reference
 from colbert_fast.search.params import SearchParams
 from colbert_fast.search.pipeline import Searcher
-from support import Collection, any_threads, every_isa, make_collection, same_bits, use_threads
+from support import (
+    NBITS,
+    Collection,
+    any_threads,
+    every_isa,
+    make_collection,
+    make_trellis_collection,
+    same_bits,
+    unit_vectors,
+    use_isa,
+    use_threads,
+)
 
+Arguments = dict[str, Any]
 SCORE_TOLERANCE = 1e-5
 DOCLENS = np.random.default_rng(3).integers(0, 20, 300).astype(np.int32)
-DATA = make_collection(
-    np.random.default_rng(5), nq=9, dim=32, nbits=2, num_centroids=40, doclens=DOCLENS
-)
+SIZES: Arguments = {"nq": 9, "dim": 32, "num_centroids": 40, "doclens": DOCLENS}
+DATA = make_collection(np.random.default_rng(5), nbits=2, **SIZES)
+TRELLIS = make_trellis_collection(np.random.default_rng(5), nbits=2, **SIZES)
 QUERIES = [DATA.query, -DATA.query[:1], DATA.embeddings[40:57].copy()]
-Arguments = dict[str, Any]
 
 
 def arrays_of(data: Collection, codec: str) -> Arguments:
@@ -26,11 +39,12 @@ def arrays_of(data: Collection, codec: str) -> Arguments:
     common = {"centroids": data.centroids, "codes": data.codes, "doclens": data.doclens}
     if codec == "float16":
         return common | {"embeddings": data.embeddings.astype(np.float16)}
-    return common | {"residuals": data.residuals, "weights": data.weights}
+    rows = {"residuals": data.residuals, "weights": data.weights, "scales": data.scales}
+    return common | rows
 
 
 def make_searcher(data: Collection, codec: str) -> Searcher:
-    nothing = dict.fromkeys(("residuals", "weights", "embeddings"))
+    nothing = dict.fromkeys(("residuals", "weights", "scales", "embeddings"))
     return Searcher(
         **nothing | arrays_of(data, codec),
         inverse_norms=None if codec == "float16" else data.inverse_norms,
@@ -38,7 +52,8 @@ def make_searcher(data: Collection, codec: str) -> Searcher:
     )
 
 
-SEARCHERS = {codec: make_searcher(DATA, codec) for codec in ("plaid", "float16")}
+COLLECTIONS = {"default": TRELLIS, "plaid": DATA, "float16": DATA}
+SEARCHERS = {codec: make_searcher(data, codec) for codec, data in COLLECTIONS.items()}
 
 
 def assert_same_hits(ids: np.ndarray, scores: np.ndarray, truth: tuple[Any, Any]) -> None:
@@ -60,7 +75,8 @@ def test_exhaustive_search(codec: str, k: int) -> None:
     found = SEARCHERS[codec].search(QUERIES, params)
     for query, *hits in zip(QUERIES, *found, strict=True):
         assert_same_hits(
-            *hits, reference.search(query, exhaustive=True, k=k, **arrays_of(DATA, codec))
+            *hits,
+            reference.search(query, exhaustive=True, k=k, **arrays_of(COLLECTIONS[codec], codec)),
         )
 
 
@@ -81,32 +97,213 @@ def test_plaid_stages(codec: str, options: Arguments, with_subset: bool) -> None
     params = SearchParams.resolve(mode="plaid", **options)
     found = SEARCHERS[codec].search(QUERIES, params, subset=subset)
     for query, *hits in zip(QUERIES, *found, strict=True):
-        truth = reference.search(query, subset=subset, **options, **arrays_of(DATA, codec))
+        truth = reference.search(
+            query, subset=subset, **options, **arrays_of(COLLECTIONS[codec], codec)
+        )
         assert_same_hits(*hits, truth)
+
+
+# ---- mode "default"
+
+
+def every_codec() -> dict[str, Searcher]:
+    """Searchers of the same vectors in every codec."""
+    searchers = {"float16": SEARCHERS["float16"]}
+    for nbits in NBITS:
+        rng = np.random.default_rng([5, nbits])
+        searchers[f"default{nbits}"] = make_searcher(
+            make_trellis_collection(rng, nbits=nbits, **SIZES), "default"
+        )
+        searchers[f"plaid{nbits}"] = make_searcher(
+            make_collection(rng, nbits=nbits, **SIZES), "plaid"
+        )
+    return searchers
+
+
+EVERY_CODEC = every_codec()
+WITH_ZERO = np.concatenate([DATA.query[:3], np.zeros((1, 32), np.float32), DATA.query[3:]])
+HARD_QUERIES = [
+    *QUERIES,
+    DATA.embeddings[7:8].copy(),
+    DATA.embeddings[100:133].copy(),
+    DATA.embeddings[200:270].copy(),
+    WITH_ZERO,
+    np.zeros((2, 32), np.float32),
+    DATA.query * np.float32(40),
+    DATA.query * np.linspace(0.001, 3, 9, dtype=np.float32)[:, None],
+]
+"""1, 17, 33 and 70 tokens; rows of zeros; lengths that are not 1."""
+
+SCANNED = {"ndocs": 200}  # the 300 documents are not more than 1.5 times as many
+FILTERED = {"ndocs": 64, "nprobe": 6}
+
+
+@every_isa
+@pytest.mark.parametrize("codec", EVERY_CODEC)
+@pytest.mark.parametrize("k", [1, 10, 150])
+def test_small_collections_are_searched_exactly(codec: str, k: int) -> None:
+    searcher = EVERY_CODEC[codec]
+    found = searcher.search(HARD_QUERIES, SearchParams.resolve(k, **SCANNED))
+    exact = searcher.search(HARD_QUERIES, SearchParams.resolve(k, exhaustive=True))
+    assert same_bits(found, exact)
+
+
+@every_isa
+@pytest.mark.parametrize("codec", EVERY_CODEC)
+def test_scores_are_exact_and_most_hits_are_found(codec: str) -> None:
+    searcher = EVERY_CODEC[codec]
+    everything = SearchParams.resolve(len(DOCLENS), exhaustive=True)
+    all_ids, all_scores = searcher.search(HARD_QUERIES, everything)
+    ids, scores = searcher.search(HARD_QUERIES, SearchParams.resolve(10, **FILTERED))
+    for row in range(len(HARD_QUERIES)):
+        exact = dict(zip(all_ids[row].tolist(), all_scores[row].tolist(), strict=True))
+        hits = ids[row].tolist()
+        assert len(set(hits)) == 10
+        assert scores[row].tolist() == [exact[document] for document in hits]
+        assert hits == sorted(hits, key=lambda document: (-exact[document], document))
+    found = [len(set(a) & set(b[:10])) for a, b in zip(ids, all_ids, strict=True)]
+    assert np.mean(found) >= (4 if codec == "plaid1" else 8)
+
+
+def kept_by_reference(query: np.ndarray, data: Arguments, ndocs: int) -> np.ndarray:
+    """Mask of the ndocs documents with the best MaxSim over centroids scored in bytes."""
+    table, step = reference.byte_scores(query, data["centroids"])
+    scores = (step * (table.astype(np.float64) - reference.TABLE_ZERO)).astype(np.float32)
+    filled = np.flatnonzero(DOCLENS).astype(np.int32)
+    rough = reference.approximate_maxsim(scores, data["codes"], DOCLENS, filled)
+    return np.isin(np.arange(len(DOCLENS)), filled[reference.top_k(rough, ndocs)[1]])
 
 
 @every_isa
 @pytest.mark.parametrize("codec", SEARCHERS)
-def test_default_mode_scores_are_exact_and_most_hits_are_found(codec: str) -> None:
-    params = SearchParams.resolve(10, nprobe=8)
-    ids, scores = SEARCHERS[codec].search(QUERIES, params)
-    everything = SearchParams.resolve(len(DOCLENS), exhaustive=True)
-    all_ids, all_scores = SEARCHERS[codec].search(QUERIES, everything)
-    for row in range(len(QUERIES)):
-        exact = dict(zip(all_ids[row].tolist(), all_scores[row].tolist(), strict=True))
-        assert scores[row].tolist() == [exact[document] for document in ids[row].tolist()]
-        assert len(set(ids[row]) & set(all_ids[row, :10])) >= 8
+def test_the_documents_best_by_byte_scores_are_searched_exactly(codec: str) -> None:
+    params = SearchParams.resolve(10, nprobe=40, ndocs=70)
+    found = SEARCHERS[codec].search(HARD_QUERIES, params)
+    exact = SearchParams.resolve(10, exhaustive=True)
+    for row, query in enumerate(HARD_QUERIES):
+        kept = kept_by_reference(query, arrays_of(COLLECTIONS[codec], codec), 70)
+        truth = SEARCHERS[codec].search([query], exact, subset=kept)
+        assert same_bits(tuple(each[row : row + 1].copy() for each in found), truth), row
+
+
+@pytest.mark.parametrize("codec", EVERY_CODEC)
+@pytest.mark.parametrize("options", [SCANNED, FILTERED], ids=["scanned", "filtered"])
+def test_every_isa_finds_the_same(codec: str, options: Arguments) -> None:
+    params = SearchParams.resolve(10, **options)
+    found = []
+    for name in _core.available_isas():
+        with use_isa(name):
+            found.append(EVERY_CODEC[codec].search(HARD_QUERIES, params))
+    assert all(same_bits(each, found[0]) for each in found)
+
+
+@every_isa
+@pytest.mark.parametrize("codec", SEARCHERS)
+def test_a_few_documents_are_scanned(codec: str) -> None:
+    # One cell for each token would not reach most of them.
+    subset = np.isin(np.arange(len(DOCLENS)), np.flatnonzero(DOCLENS)[5::17])
+    params = SearchParams.resolve(10, nprobe=1, ndocs=12)
+    found = SEARCHERS[codec].search(HARD_QUERIES, params, subset=subset)
+    exact = SearchParams.resolve(10, exhaustive=True)
+    assert same_bits(found, SEARCHERS[codec].search(HARD_QUERIES, exact, subset=subset))
+    assert (found[0] >= 0).all()
+
+
+@every_isa
+@pytest.mark.parametrize("codec", SEARCHERS)
+def test_a_subset_is_filtered_too(codec: str) -> None:
+    subset = np.arange(len(DOCLENS)) % 3 > 0
+    params = SearchParams.resolve(10, nprobe=6, ndocs=50)
+    ids, scores = SEARCHERS[codec].search(QUERIES, params, subset=subset)
+    assert subset[ids].all()
+    exact = SearchParams.resolve(len(DOCLENS), exhaustive=True)
+    for row, (all_ids, all_scores) in enumerate(
+        zip(*SEARCHERS[codec].search(QUERIES, exact, subset=subset), strict=True)
+    ):
+        scored = dict(zip(all_ids.tolist(), all_scores.tolist(), strict=True))
+        assert scores[row].tolist() == [scored[document] for document in ids[row].tolist()]
+        assert len(set(ids[row]) & set(all_ids[:10])) >= 5
+
+
+@every_isa
+def test_many_probes() -> None:
+    # With 64 of 100 cells for each of nine tokens every document is a candidate already.
+    data = make_trellis_collection(np.random.default_rng(6), **SIZES | {"num_centroids": 100})
+    searcher = make_searcher(data, "default")
+    found = [
+        searcher.search(QUERIES[::2], SearchParams.resolve(10, nprobe=nprobe, ndocs=60))
+        for nprobe in (64, 65, 100, 1000)
+    ]
+    assert all(same_bits(each, found[0]) for each in found)
+
+
+@every_isa
+@pytest.mark.parametrize("name", ["default", "plaid"])
+def test_documents_that_all_score_below_zero(name: Any) -> None:
+    rng = np.random.default_rng(8)
+    axis = unit_vectors(rng, 1, 32)
+    embeddings, centroids = (
+        (2 * axis + unit_vectors(rng, n, 32)).astype(np.float32) for n in (int(DOCLENS.sum()), 40)
+    )
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
+    codec = ResidualCodec.fit(centroids, embeddings, nbits=2, name=name)
+    columns = codec.encode(embeddings)
+    lists = ops.build_lists(columns["codes"], DOCLENS, 40)
+    nothing: Arguments = {"embeddings": None, "scales": None}
+    searcher = Searcher(
+        **nothing | dict(columns), centroids=codec.centroids, weights=codec.weights,
+        doclens=DOCLENS, lists=lists,
+    )  # fmt: skip
+    queries = [-axis, -embeddings[:32]]
+    exact_ids, exact = searcher.search(queries, SearchParams.resolve(280, exhaustive=True))
+    assert (exact[:, :200] < 0).all()
+    scanned = searcher.search(queries, SearchParams.resolve(10, **SCANNED))
+    assert same_bits(scanned, (exact_ids[:, :10].copy(), exact[:, :10].copy()))
+    filtered = searcher.search(queries, SearchParams.resolve(10, nprobe=40, ndocs=100))
+    exact_10 = SearchParams.resolve(10, exhaustive=True)
+    for row, query in enumerate(queries):
+        data = {"centroids": codec.centroids, "codes": columns["codes"]}
+        kept = kept_by_reference(query, data, 100)
+        truth = searcher.search([query], exact_10, subset=kept)
+        assert same_bits(tuple(each[row : row + 1].copy() for each in filtered), truth)
 
 
 @any_threads
-@pytest.mark.parametrize("mode", ["default", "plaid", "exhaustive"])
-def test_same_bits_alone_in_a_batch_and_on_any_threads(mode: str) -> None:
-    options: Arguments = {"exhaustive": True} if mode == "exhaustive" else {"mode": mode}
+@pytest.mark.parametrize("codec", SEARCHERS)
+@pytest.mark.parametrize(
+    "options",
+    [SCANNED, FILTERED, {"mode": "plaid"}, {"exhaustive": True}],
+    ids=["scanned", "filtered", "plaid", "exhaustive"],
+)
+def test_same_bits_alone_in_a_batch_and_on_any_threads(codec: str, options: Arguments) -> None:
     params = SearchParams.resolve(10, **options)
-    batch = SEARCHERS["plaid"].search(QUERIES, params)
+    batch = SEARCHERS[codec].search(HARD_QUERIES, params)
     with use_threads(1):
-        alone = [SEARCHERS["plaid"].search([query], params) for query in QUERIES]
+        alone = [SEARCHERS[codec].search([query], params) for query in HARD_QUERIES]
     assert same_bits(batch, tuple(np.concatenate(rows) for rows in zip(*alone, strict=True)))
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "name"),
+    [
+        ({"scales": TRELLIS.scales[1:]}, ValueError, "scales"),
+        ({"scales": TRELLIS.scales.astype(np.float32)}, TypeError, "scales"),
+        ({"weights": TRELLIS.weights[:5].copy()}, ValueError, "weights"),
+        ({"residuals": TRELLIS.residuals[:, :5].copy()}, ValueError, "residuals"),
+        ({"inverse_norms": None}, ValueError, "inverse_norms"),
+        ({"centroids": np.full((40, 32), np.nan, np.float32)}, ValueError, "centroids.*finite"),
+    ],
+)
+def test_mistakes_are_named(change: Arguments, error: type[Exception], name: str) -> None:
+    arguments = arrays_of(TRELLIS, "default") | {"inverse_norms": TRELLIS.inverse_norms}
+    lists = ops.build_lists(TRELLIS.codes, DOCLENS, 40)
+    Searcher(**arguments, embeddings=None, lists=lists)
+    with pytest.raises(error, match=name):
+        Searcher(**arguments | change, embeddings=None, lists=lists)
 
 
 def test_a_subset_of_nothing_and_no_queries() -> None:

@@ -29,7 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("search")
     documents = clustered(np.random.default_rng(5), 1500, dim=DIM)
     for name, options in (
+        ("bits1", {"nbits": 1}),
         ("bits2", {}),
+        ("plaid2", {"codec": "plaid"}),
         ("bits4", {"nbits": 4}),
         ("float16", {"codec": "float16"}),
     ):
@@ -46,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["bits2", "bits4", "float16"])
+@pytest.fixture(scope="module", params=["bits1", "bits2", "plaid2", "bits4", "float16"])
 def index(request: pytest.FixtureRequest, folder: Path) -> Index:
     return Index.open(folder / request.param)
 
@@ -94,16 +96,22 @@ def test_exhaustive_search_returns_everything(index: Index, queries: np.ndarray)
     assert scores == sorted(scores, reverse=True)
 
 
-@pytest.mark.parametrize(("mode", "least"), [("default", 0.97), ("plaid", 0.9)])
-def test_recall(index: Index, queries: np.ndarray, mode: Any, least: float) -> None:
+@pytest.mark.parametrize(
+    ("mode", "ndocs", "least"),
+    [("default", None, 1.0), ("default", 250, 0.97), ("plaid", None, 0.9)],
+)
+def test_recall(
+    index: Index, queries: np.ndarray, mode: Any, ndocs: int | None, least: float
+) -> None:
     documents = stored(index)
     truth = index.search(queries, k=10, exhaustive=True)
-    found = index.search(queries, k=100, mode=mode)
+    found = index.search(queries, k=100, mode=mode, ndocs=ndocs)
     held = 0
     for query, right, hits in zip(queries, truth, found, strict=True):
         held += len({*numbers(right)} & {*numbers(hits[:10])})
         exact = brute_force(query, documents)[numbers(hits)]
         np.testing.assert_allclose([hit.score for hit in hits], exact, atol=1e-5)
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     assert held / (10 * len(queries)) >= least
 
 
@@ -120,12 +128,13 @@ def test_probing_everything_is_exhaustive(index: Index, queries: np.ndarray, mod
     assert found == index.search(queries, k=10, exhaustive=True)
 
 
-def test_threads_and_batches_do_not_show(plain: Index, queries: np.ndarray) -> None:
-    whole = plain.search(queries, k=10)
+@pytest.mark.parametrize("ndocs", [1024, 200], ids=["scanned", "filtered"])
+def test_threads_and_batches_do_not_show(plain: Index, queries: np.ndarray, ndocs: int) -> None:
+    whole = plain.search(queries, k=10, ndocs=ndocs)
     for threads in (1, 2, 5):
         with use_threads(threads):
-            assert plain.search(queries, k=10) == whole
-            assert [plain.search(query, k=10) for query in queries] == whole
+            assert plain.search(queries, k=10, ndocs=ndocs) == whole
+            assert [plain.search(query, k=10, ndocs=ndocs) for query in queries] == whole
 
 
 def test_blocks_of_queries_do_not_show(
@@ -203,15 +212,18 @@ def test_subset(
     chosen = rng.choice(1500, size, replace=False)
     ids = [f"d{i}" for i in chosen]
     mask = np.isin(np.arange(1500), chosen)
-    found = index.search(queries, k=5, subset=ids, mode=mode)
-    assert found == index.search(queries, k=5, subset=mask, mode=mode)
-    assert found == index.search(queries, k=5, subset=iter(ids), mode=mode)
+    options: Any = {"k": 5, "ndocs": 250, "mode": mode}
+    found = index.search(queries, subset=ids, **options)
+    assert found == index.search(queries, subset=mask, **options)
+    assert found == index.search(queries, subset=iter(ids), **options)
     truth = index.search(queries, k=5, subset=mask, exhaustive=True)
     for hits, right in zip(found, truth, strict=True):
         assert len(hits) == len(right) == min(5, size)
         assert {*numbers(hits)} <= {*chosen}
         if size <= 50:
             assert hits[0] == right[0]
+            if mode == "default":  # few enough to be scored one and all
+                assert hits == right
 
 
 def test_subset_of_nothing(plain: Index, queries: np.ndarray) -> None:

@@ -40,6 +40,7 @@ inline float reduce_add(F32x16 a) {
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
+inline float reduce_max(F32x16 a) { return _mm512_reduce_max_ps(a); }
 
 inline I32x16 set1(std::int32_t x) { return _mm512_set1_epi32(x); }
 inline I32x16 load(const std::int32_t *p) { return _mm512_loadu_si512(p); }

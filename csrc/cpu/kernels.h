@@ -128,6 +128,11 @@ constexpr std::size_t screened_scratch(std::size_t dim) {
   return kAssignBlock * (dim + dim / 4) + kScreenRows * (kScreenLanes + 1);
 }
 
+// Floats of scratch that `ward` takes for points in so many panels.
+constexpr std::size_t ward_scratch(std::size_t n_panels) {
+  return n_panels * kLanes * (n_panels * kLanes + 5);
+}
+
 struct Kernels {
   const char *name;
   // Whether int8 products are so much faster than float32 ones that assign_screened pays.
@@ -154,6 +159,14 @@ struct Kernels {
   // out[dim] = sum of the points named by which[n], in that order.
   void (*sum_rows)(const void *points, DType type, std::size_t dim, const std::int64_t *which,
                    std::size_t n, float *out);
+
+  // -- pooling -----------------------------------------------------------------------------------
+  // Ward's clustering of n points on the distances max(1 - dot, 0), until at most `clusters` >= 1
+  // are left; merges as near as the last one are made too. first[n] receives the lowest point of
+  // each point's cluster. The points come as panels and as rows. False, with nothing merged, if a
+  // distance is NaN or beyond 1e12. `scratch`: ward_scratch(n_panels) floats.
+  bool (*ward)(const Panels &points, const float *rows, std::size_t clusters, float *scratch,
+               std::int32_t *first);
 
   // -- candidates --------------------------------------------------------------------------------
   // out[row][lane] = dot(row, query lane); out is n x (n_panels * kLanes).

@@ -206,9 +206,13 @@ void sum_rows(const void *points, DType type, std::size_t dim, const std::int64_
     F32x16 total = set1(0.0f);
     for (std::size_t i = 0; i < n; ++i)
       total = add(total, load_row(points, type, static_cast<std::size_t>(which[i]), d, dim));
+    if (d + kLanes <= dim) {
+      store(out + d, total);
+      continue;
+    }
     float values[kLanes];
     store(values, total);
-    memcpy(out + d, values, min_of(kLanes, dim - d) * sizeof(float));
+    memcpy(out + d, values, (dim - d) * sizeof(float));
   }
 }
 

@@ -72,6 +72,9 @@ inline float reduce_add(F32x16 a) {
   const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
   return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
+inline float reduce_max(F32x16 a) {
+  return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.v[0], a.v[1]), vmaxq_f32(a.v[2], a.v[3])));
+}
 
 inline I32x16 set1(std::int32_t x) {
   return each<I32x16>([&](int) { return vdupq_n_s32(x); });

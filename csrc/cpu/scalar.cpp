@@ -84,6 +84,10 @@ inline float reduce_add(F32x16 a) {
     for (int i = 0; i < half; ++i) a.v[i] += a.v[i + half];
   return a.v[0];
 }
+inline float reduce_max(F32x16 a) {
+  for (int i = 1; i < 16; ++i) a.v[0] = a.v[i] > a.v[0] ? a.v[i] : a.v[0];
+  return a.v[0];
+}
 inline unsigned bits(Mask m) {
   unsigned r = 0;
   for (int i = 0; i < 16; ++i) r |= static_cast<unsigned>(m.v[i]) << i;

@@ -1,9 +1,10 @@
-// Included last by each ISA file: the four families over that file's vocabulary, and their table.
+// Included last by each ISA file: the families over that file's vocabulary, and their table.
 #include "bits-inl.h"
 #include "maxsim-inl.h"
 
 #include "candidates-inl.h"
 #include "kmeans-inl.h"
+#include "pooling-inl.h"
 #include "residual-inl.h"
 
 namespace colbert_fast {
@@ -14,6 +15,7 @@ const Kernels COLBERT_FAST_TABLE = {
     COLBERT_FAST_ISA_NAME, kScreens,
     maxsim,
     assign, assign_screened, sum_rows,
+    ward,
     scores, probe, approximate, scores_i8, approximate_i8,
     pack, unpack, compress, compress_trellis, decompress, residual_maxsim, residual_maxsim_i8,
 };

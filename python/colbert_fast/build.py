@@ -84,6 +84,8 @@ class BuildOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
+        if not isinstance(self.pool_factor, int):
+            raise TypeError(f"pool_factor must be an int, got {self.pool_factor!r}")
 
 
 def build_index(

@@ -115,7 +115,8 @@ class Index:
         seed
             Of sampling and k-means: the same documents and seed give the same files.
         pool_factor
-            Merge this many token vectors of a document into one, on average (1: none).
+            Merge this many token vectors of a document into one, on average (1: none), by
+            clustering (arXiv 2409.14683). The first one, [CLS] in ColBERT's embeddings, stays.
         overwrite
             Replace an index that is at `path`; it stays as it is until the new one is complete.
         progress

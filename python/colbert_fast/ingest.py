@@ -13,6 +13,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from colbert_fast.arrays import as_array
+from colbert_fast.kernels import ops
 from colbert_fast.storage.documents import Document, DocumentId, DocumentWriter, check_id
 
 if TYPE_CHECKING:
@@ -131,7 +132,8 @@ class TokenStream:
     """Encode or take over the documents of a build, check them, and hand them on in chunks.
 
     Iterating writes each document's id, text and metadata to `store` as it is read, and yields
-    `Chunk`s of about 32 MiB. After the last one `num_documents` and `num_tokens` are the totals.
+    `Chunk`s of about 32 MiB, of less when they are pooled. After the last one `num_documents` and
+    `num_tokens` are the totals that were read.
 
     Parameters
     ----------
@@ -142,7 +144,7 @@ class TokenStream:
     model
         Encodes documents that come without embeddings.
     pool_factor
-        Tokens merged into one, see `compress.pooling`.
+        Tokens merged into one on average, see `ops.pool`; the means are scaled to unit length.
     expected
         How many documents there will be, if that is known.
     progress
@@ -180,14 +182,14 @@ class TokenStream:
             waiting += len(rows)
             self.num_documents += 1
             if waiting * self.dim * 2 >= _CHUNK_BYTES:
-                yield _chunk(pending)
+                yield self._chunk(pending)
                 pending, waiting = [], 0
         if self.num_documents != self._store.count:
             raise RuntimeError(
                 f"the model returned {self.num_documents} of {self._store.count} documents"
             )
         if pending:
-            yield _chunk(pending)
+            yield self._chunk(pending)
         self._report()
 
     def _embeddings(self) -> Iterator[npt.NDArray[Any]]:
@@ -209,7 +211,7 @@ class TokenStream:
             if document.embeddings is None:
                 raise ValueError(f"document {document.id!r} has no embeddings, earlier ones have")
             self._store.add(document)
-            yield self._pooled(document)
+            yield as_array(document.embeddings)
 
     def _encoded(self, first: Document) -> Iterator[npt.NDArray[Any]]:
         if self._model is None:
@@ -218,9 +220,7 @@ class TokenStream:
                 "model=ColBERT.from_pretrained(...)"
             )
         texts = _Hinted(self._texts(first), self._expected)
-        for rows in self._model.encode_documents(
-            texts, pool_factor=self._pool_factor, progress=self._progress
-        ):
+        for rows in self._model.encode_documents(texts, progress=self._progress):
             yield as_array(rows)
 
     def _texts(self, first: Document) -> Iterator[str]:
@@ -233,17 +233,6 @@ class TokenStream:
             self._store.add(document)
             yield document.text
             document = next(self._documents, None)
-
-    def _pooled(self, document: Document) -> npt.NDArray[Any]:
-        rows = as_array(document.embeddings)
-        if self._pool_factor == 1 or rows.ndim != 2 or rows.dtype.kind != "f":
-            return rows
-        norms = _norms(rows)
-        if _unusable(norms).any():
-            return rows  # named by `_stored`
-        from colbert_fast.compress.pooling import pool_tokens  # needs scipy
-
-        return pool_tokens((rows / norms[:, None]).astype(np.float32), self._pool_factor)
 
     def _check_shape(self, rows: npt.NDArray[Any]) -> None:
         position = self.num_documents
@@ -285,18 +274,25 @@ class TokenStream:
         self.num_tokens += len(rows)
         return rows.astype(np.float16, order="C")
 
+    def _chunk(self, pending: list[npt.NDArray[np.float16]]) -> Chunk:
+        """The last of the documents so far, pooled all at once."""
+        rows, doclens = np.concatenate(pending), np.array([len(each) for each in pending], np.int32)
+        if self._pool_factor > 1:
+            means, doclens = ops.pool(rows, doclens, self._pool_factor)
+            norms = np.linalg.norm(means, axis=1, keepdims=True)
+            if not norms.all():
+                where = int(np.searchsorted(np.cumsum(doclens), norms.argmin(), side="right"))
+                name = self._name(self.num_documents - len(pending) + where)
+                raise ValueError(f"{name}: token vectors cancel out when they are pooled")
+            rows = (means / norms).astype(np.float16)
+        return Chunk(rows, doclens)
+
     def _report(self) -> None:
         if self._empty_texts:
             logger.warning("%d of %d documents are empty", self._empty_texts, self.num_documents)
         if self._rescaled:
-            level = logging.WARNING if self._pool_factor == 1 else logging.DEBUG
             message = "%d of %d token vectors were not of unit length and have been normalised"
-            logger.log(level, message, self._rescaled, self.num_tokens)
-
-
-def _chunk(pending: list[npt.NDArray[np.float16]]) -> Chunk:
-    doclens = np.array([len(rows) for rows in pending], np.int32)
-    return Chunk(np.concatenate(pending), doclens)
+            logger.warning(message, self._rescaled, self.num_tokens)
 
 
 class _Hinted(Iterator[str]):

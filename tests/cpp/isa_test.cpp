@@ -95,6 +95,7 @@ public:
     sweep(random_, 1, [this](const Case &c) { assign(c); });
     sweep(random_, 1, [this](const Case &c) { assign_screened(c); });
     sweep(random_, 1, [this](const Case &c) { sum_rows(c); });
+    sweep(random_, 1, [this](const Case &c) { ward(c); });
     sweep(random_, 1, [this](const Case &c) { scores(c); });
     sweep(random_, 1, [this](const Case &c) { probe(c); });
     sweep(random_, 1, [this](const Case &c) { approximate(c); });
@@ -180,6 +181,23 @@ private:
     isa_.sum_rows(points.data(), c.type, c.dim, which.data(), c.n, got.poison(0xff).data());
     scalar_.sum_rows(points.data(), c.type, c.dim, which.data(), c.n, want.poison(0xee).data());
     tally_.same(got, want, c.describe(isa_, "sum_rows"));
+  }
+
+  void ward(const Case &c) {
+    const std::size_t n = c.n + 2, clusters = 1 + random_.below(n);
+    Buffer<float> rows = random_.floats(n * c.dim, c.whole);
+    if (random_.below(8) == 0) rows[random_.below(rows.size())] = 1e30f; // refused
+    const Query points(rows, n, c.dim);
+    Buffer<float> scratch(ward_scratch(points.view().n_panels));
+    Buffer<std::int32_t> got(n + 1), want(n + 1);
+    const auto run = [&](const Kernels &k, Buffer<std::int32_t> &first) {
+      first[n] =
+          k.ward(points.view(), rows.data(), clusters, scratch.poison(0xff).data(), first.data());
+      if (first[n] == 0) std::fill_n(first.data(), n, 0);
+    };
+    run(isa_, got.poison(0xff));
+    run(scalar_, want.poison(0xee));
+    tally_.same(got, want, c.describe(isa_, "ward"));
   }
 
   void scores(const Case &c) {

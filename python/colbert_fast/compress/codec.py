@@ -121,8 +121,8 @@ class ResidualCodec:
         Parameters
         ----------
         centroids
-            float32 (K, dim); rounded here, to float16 or with "default" to int8 and an exponent each:
-            residuals make up for it.
+            float32 (K, dim); rounded here, to float16 or with "default" to int8 and an exponent
+            each: residuals make up for it.
         heldout
             float32 or float16 (n, dim), n >= 1; best not used to fit the centroids.
         nbits

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,12 +19,12 @@ _LEVELS = 127  # steps from the least weight to the greatest that the int8 kerne
 # Relative squared errors .309, .094 and .0294, where the best scalar levels (Max 1960) have .363,
 # .1175 and .0345.
 _NORMAL = {
-    1: [0.689, -0.644, 0.479, -1.077, 1.719, 0.064, -0.703, 0.717]
-    + [-0.456, 1.170, -1.001, 0.488, -0.024, -1.628, 0.774, -0.564],
-    2: [1.357, -1.538, 0.092, -0.736, -0.396, 0.465, -2.108, 1.314]
-    + [-1.114, 2.142, 0.896, -0.099, 0.398, -0.364, -1.000, 0.588],
-    3: [0.378, 1.813, -1.369, 2.567, -0.010, -0.466, -0.834, -1.050]
-    + [-0.453, 1.089, 0.837, 0.015, -2.475, -1.785, 1.419, 0.542],
+    1: """.689 -.644 .479 -1.077 1.719 .064 -.703 .717
+          -.456 1.170 -1.001 .488 -.024 -1.628 .774 -.564""",
+    2: """1.357 -1.538 .092 -.736 -.396 .465 -2.108 1.314
+          -1.114 2.142 .896 -.099 .398 -.364 -1.000 .588""",
+    3: """.378 1.813 -1.369 2.567 -.010 -.466 -.834 -1.050
+          -.453 1.089 .837 .015 -2.475 -1.785 1.419 .542""",
 }
 
 
@@ -47,9 +49,9 @@ def fit_trellis(residuals: npt.NDArray[np.float32], nbits: int) -> npt.NDArray[n
     dim = residuals.shape[1]
     origin = np.zeros((1, dim), np.float32)
     lengths = np.linalg.norm(residuals, axis=1, keepdims=True)
-    units = residuals / np.where(lengths > 0, lengths, 1)
+    units = (residuals / np.where(lengths > 0, lengths, 1)).astype(np.float32)
     if nbits in _NORMAL:
-        weights = np.array(_NORMAL[nbits], np.float32) / np.float32(np.sqrt(dim))
+        weights = np.array(_NORMAL[nbits].split(), np.float32) / np.float32(np.sqrt(dim))
     else:
         weights = lloyd_max(np.sort(units, axis=None), 1 << nbits)[1]
     for _ in range(_STEPS if nbits < 8 else 0):
@@ -59,9 +61,9 @@ def fit_trellis(residuals: npt.NDArray[np.float32], nbits: int) -> npt.NDArray[n
         return weights
     low = weights.min()
     step = (weights.max() - low) / np.float32(_LEVELS)
-    rounded: npt.NDArray[np.float32] = (
-        low + step * np.rint((weights - low) / step) if step > 0 else weights
-    )
+    if step == 0:
+        return weights
+    rounded: npt.NDArray[np.float32] = low + step * np.rint((weights - low) / step)
     return rounded
 
 
@@ -70,9 +72,9 @@ def _decoded(scales: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return np.where(scales == 0, 0.0, np.exp2((scales - 192.0) / 32.0))
 
 
-def _windows(rows: npt.NDArray[np.uint8], nbits: int) -> npt.NDArray[np.intp]:
+def _windows(rows: npt.NDArray[np.uint8], nbits: int) -> npt.NDArray[Any]:
     """What each dimension is looked up by: its bits as they lie in the row, below what precedes."""
-    buckets = ops.unpack_residuals(rows, nbits).astype(np.intp)
+    buckets: npt.NDArray[Any] = ops.unpack_residuals(rows, nbits).astype(np.intp)
     if nbits >= 4:
         return buckets
     low = min(nbits, 2)
@@ -88,7 +90,7 @@ def _windows(rows: npt.NDArray[np.uint8], nbits: int) -> npt.NDArray[np.intp]:
 
 def _best_weights(
     units: npt.NDArray[np.float32],
-    windows: npt.NDArray[np.intp],
+    windows: npt.NDArray[Any],
     scales: npt.NDArray[np.float64],
     weights: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.float32]:

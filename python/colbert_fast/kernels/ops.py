@@ -35,6 +35,7 @@ __all__ = [
     "inverse_norms",
     "maxsim",
     "pack_residuals",
+    "pool",
     "read_list",
     "residual_maxsim",
     "top_centroids",
@@ -526,3 +527,43 @@ def accumulate(points: Array, codes: Array, num_centroids: int) -> tuple[Array, 
     counts = _empty(points, (num_centroids,), "int64")
     _core.accumulate(points, codes, sums, counts)
     return sums, counts
+
+
+# -- pooling -----------------------------------------------------------------------------------
+
+
+def pool(
+    embeddings: Array, doclens: Array, factor: int, *, protected: int = 1
+) -> tuple[Array, Array]:
+    """Merge the rows of each document into about `1 / factor` of them, many documents at once.
+
+    Ward clustering on cosine distances (arXiv 2409.14683, section 2), greedily: the two clusters
+    least apart become one until ``(doclen - protected) // factor`` are left, at least one. Merges
+    at the same distance as the last one are made too, as in scipy's ``fcluster``.
+
+    Parameters
+    ----------
+    embeddings : float32, float16 or bfloat16 (n, dim), unit rows; any dim
+    doclens : int32 (n_docs,), summing to n
+    factor : int
+        1 merges nothing.
+    protected : int
+        Leading rows of each document that are kept as they are.
+
+    Returns
+    -------
+    embeddings : float32 (m, dim)
+        Of each document the protected rows, then the means of the clusters in the order of their
+        first rows. Means are not renormalised.
+    doclens : int32 (n_docs,), summing to m
+    """
+    for name, value in (("factor", factor), ("protected", protected)):
+        if not isinstance(value, (int, np.integer)):
+            raise TypeError(f"`{name}` must be an int, got {value!r}")
+    n, dim = _shape(embeddings, "embeddings", 2)
+    (n_docs,) = _shape(doclens, "doclens", 1)
+    m = _core.pooled_rows(doclens, n, factor, protected)
+    pooled = _empty(embeddings, (m, dim), "float32")
+    pooled_doclens = _empty(embeddings, (n_docs,), "int32")
+    m = _core.pool(embeddings, doclens, factor, protected, pooled, pooled_doclens)
+    return pooled[:m], pooled_doclens

@@ -10,7 +10,8 @@ documents whose lengths are ``doclens`` (their sum is ``n``), ``nq`` query token
 multiple of 8. Values are finite.
 
 Sources: MaxSim, Khattab and Zaharia 2020 (ColBERT), section 3.3; the residual codec, Santhanam et
-al. 2021 (ColBERTv2), section 3.3; the trellis, Marcellin and Fischer 1990; the search stages, Santhanam et al. 2022 (PLAID), section 4.
+al. 2021 (ColBERTv2), section 3.3; the trellis, Marcellin and Fischer 1990; the search stages,
+Santhanam et al. 2022 (PLAID), section 4.
 """
 
 from __future__ import annotations
@@ -150,11 +151,11 @@ def compress_trellis(
     codes, _ = assign(embeddings, centroids)
     rows, scales = [], []
     for residual in embeddings.astype(np.float64) - centroids[codes]:
-        scale = np.linalg.norm(residual)
+        scale = float(np.linalg.norm(residual))
         for _ in range(2):
             row = _nearest_row(residual / scale if scale > 0 else residual * 0, weights, nbits)
             w = _values(row, len(residual), weights)[0]
-            scale = max(residual @ w, 0) / (w @ w) if (w @ w) > 0 else 0.0
+            scale = max(float(residual @ w), 0.0) / float(w @ w) if w.any() else 0.0
         rows.append(row)
         scales.append(scale)
     with np.errstate(divide="ignore"):
@@ -477,6 +478,41 @@ def accumulate(points: Array, codes: Int32, num_centroids: int) -> tuple[Float32
     sums = np.zeros((num_centroids, points.shape[1]))
     np.add.at(sums, codes, points.astype(np.float64))
     return sums.astype(np.float32), np.bincount(codes, minlength=num_centroids).astype(np.int64)
+
+
+def pool(
+    embeddings: Array, doclens: Int32, factor: int, *, protected: int = 1
+) -> tuple[Float32, Int32]:
+    """Ward clustering of each document's rows (n, dim), all but the first ``protected``.
+
+    Returns the protected rows and the means of the clusters, in the order of their first rows:
+    float32 (m, dim), and doclens int32 (n_docs,).
+    """
+    pooled = []
+    for rows in np.split(embeddings.astype(np.float64), _offsets(doclens)[1:-1]):
+        free = rows[protected:]
+        groups = _ward(free, max(len(free) // factor, 1))
+        means = [free[group].mean(axis=0) for group in groups]
+        pooled.append(np.array([*rows[:protected], *means]).reshape(-1, rows.shape[1]))
+    lengths = np.array([len(rows) for rows in pooled], np.int32)
+    return np.concatenate(pooled).astype(np.float32), lengths
+
+
+def _ward(rows: Array, clusters: int) -> list[list[int]]:
+    """At most ``clusters`` groups of rows; merges as near as the last one are made too."""
+    groups = [[row] for row in range(len(rows))]
+    squares = np.maximum(1 - rows @ rows.T, 0) ** 2
+    np.fill_diagonal(squares, np.inf)
+    last = -np.inf
+    while len(groups) > 1 and (len(groups) > clusters or squares.min() <= last):
+        i, j = np.unravel_index(squares.argmin(), squares.shape)  # i < j
+        last, sizes = squares[i, j], np.array([len(group) for group in groups])
+        merged = (sizes[i] + sizes) * squares[i] + (sizes[j] + sizes) * squares[j] - sizes * last
+        squares[i] = squares[:, i] = merged / (sizes[i] + sizes[j] + sizes)
+        squares[i, i] = np.inf
+        squares = np.delete(np.delete(squares, j, axis=0), j, axis=1)
+        groups[i] = sorted(groups[i] + groups.pop(j))
+    return groups
 
 
 def search(
