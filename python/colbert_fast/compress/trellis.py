@@ -50,6 +50,7 @@ def fit_trellis(residuals: npt.NDArray[np.float32], nbits: int) -> npt.NDArray[n
     origin = np.zeros((1, dim), np.float32)
     lengths = np.linalg.norm(residuals, axis=1, keepdims=True)
     units = (residuals / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+    weights: npt.NDArray[np.float32]
     if nbits in _NORMAL:
         weights = np.array(_NORMAL[nbits].split(), np.float32) / np.float32(np.sqrt(dim))
     else:
