@@ -13,7 +13,8 @@ extern const Kernels COLBERT_FAST_TABLE;
 const Kernels COLBERT_FAST_TABLE = {
     COLBERT_FAST_ISA_NAME, kScreens,
     maxsim,
-    assign, assign_screened, sum_rows,
+    assign, assign_screened, sum_rows, widen,
+    quantise, near_columns, best_columns, products,
     scores, probe, approximate,
     pack, unpack, compress, decompress, residual_maxsim, residual_maxsim_i8,
 };

@@ -20,14 +20,16 @@ struct Lists {
   std::size_t n_lists;
 };
 
-// Unique (centroid, document) pairs of the tokens, as plain lists: counts[K] and ids, list after
-// list.
-void invert(Codes codes, const std::int32_t *doclens, std::size_t n_docs, std::size_t n_lists,
-            std::vector<std::int32_t> &counts, std::vector<std::int32_t> &ids);
+struct BuiltLists {
+  std::vector<std::int32_t> counts;
+  std::vector<std::int64_t> offsets;
+  std::vector<std::uint8_t> data;
+};
 
-// Encode plain lists; offsets has n_lists + 1 entries.
-void encode_lists(const std::vector<std::int32_t> &counts, const std::vector<std::int32_t> &ids,
-                  std::vector<std::int64_t> &offsets, std::vector<std::uint8_t> &data);
+// The lists of documents whose tokens have `codes`; document d's begin at starts[d], and starts
+// ends with the number of tokens. The same bytes for any number of threads; apart from the result
+// it takes a quarter GiB at most, and two bytes per token.
+BuiltLists invert(Codes codes, const std::vector<std::int64_t> &starts, std::size_t n_lists);
 
 // Append list c to `out`. Throws std::runtime_error if its bytes do not fit what they claim, or
 // hold an id not below n_docs: the file is corrupt, and memory is never read or written out of

@@ -93,7 +93,7 @@ def _assign(
     codes, best = np.empty(len(points), np.int32), np.empty(len(points), np.float32)
     for start in range(0, len(points), _BLOCK):
         block = slice(start, start + _BLOCK)
-        codes[block], best[block] = ops.assign(points[block], centroids)
+        codes[block], best[block] = ops.assign(points[block], centroids, exact=False)
     return codes, best
 
 

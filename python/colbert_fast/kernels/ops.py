@@ -431,13 +431,19 @@ def top_k(scores: Array, k: int) -> tuple[Array, Array]:
 # -- kmeans ------------------------------------------------------------------------------------
 
 
-def assign(points: Array, centroids: Array) -> tuple[Array, Array]:
+def assign(points: Array, centroids: Array, *, exact: bool = True) -> tuple[Array, Array]:
     """Nearest centroid of each point by dot product (ties: the lowest). Never holds n x K scores.
 
     Parameters
     ----------
     points : float32, float16 or bfloat16 (n, dim)
     centroids : float32 (K, dim)
+    exact
+        False: with 2,048 centroids or more, in two levels, as `compress` and k-means assign. The
+        centroids are grouped by k-means into about ``6 * sqrt(K)`` groups, and a point looks into
+        those whose head (unit mean) has a cosine at most 0.2 below that of its nearest head. Made
+        for unit vectors: of token vectors 98 % get their nearest centroid, and the mean product is
+        0.0015 lower. The groups of the last centroids given are kept for the next call.
 
     Returns
     -------
@@ -447,7 +453,7 @@ def assign(points: Array, centroids: Array) -> tuple[Array, Array]:
     """
     n, _ = _shape(points, "points", 2)
     codes, best = _empty(points, (n,), "int32"), _empty(points, (n,), "float32")
-    _core.assign(points, centroids, codes, best)
+    _core.assign(points, centroids, codes, best, exact)
     return codes, best
 
 
