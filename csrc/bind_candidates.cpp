@@ -71,8 +71,8 @@ template <class T> py::array_t<T> owned(std::vector<T> values) {
   return py::array_t<T>(static_cast<py::ssize_t>(kept->size()), kept->data(), owner);
 }
 
-py::tuple build_lists(const py::object &codes, const py::object &doclens,
-                      std::int64_t n_centroids) {
+py::tuple build_lists(const py::object &codes, const py::object &doclens, std::int64_t n_centroids,
+                      std::int64_t max_postings) {
   if (n_centroids < 1)
     throw py::value_error("`num_centroids` must be at least 1, got " + std::to_string(n_centroids));
   const View ids = expect(codes, "codes", {DType::i32, DType::u16}, {kAny});
@@ -82,7 +82,7 @@ py::tuple build_lists(const py::object &codes, const py::object &doclens,
   BuiltLists lists;
   {
     const py::gil_scoped_release release;
-    lists = invert(checked, starts, static_cast<std::size_t>(n_centroids));
+    lists = invert(checked, starts, static_cast<std::size_t>(n_centroids), max_postings);
   }
   return py::make_tuple(owned(std::move(lists.counts)), owned(std::move(lists.offsets)),
                         owned(std::move(lists.data)));
@@ -186,7 +186,8 @@ void bind_candidates(py::module_ &m) {
   using py::arg;
   m.def("centroid_scores", &centroid_scores, arg("query"), arg("centroids"), arg("scores"));
   m.def("top_centroids", &top_centroids, arg("scores"), arg("cells"));
-  m.def("build_lists", &build_lists, arg("codes"), arg("doclens"), arg("num_centroids"));
+  m.def("build_lists", &build_lists, arg("codes"), arg("doclens"), arg("num_centroids"),
+        arg("max_postings") = kMaxPostings);
   m.def("read_lists", &read_lists, arg("counts"), arg("offsets"), arg("data"), arg("cells"),
         arg("n_docs"));
   m.def("approximate_maxsim", &approximate_maxsim, arg("scores"), arg("codes"), arg("doclens"),

@@ -11,9 +11,6 @@
 namespace colbert_fast {
 namespace {
 
-// Postings that are held as plain ids at once.
-constexpr std::int64_t kMaxPlain = std::int64_t{1} << 26;
-
 // A counting sort of (centroid, document) pairs, in which each block of documents has its own
 // counters, so that blocks are independent and their order is the order of the documents.
 class Inverter {
@@ -143,13 +140,14 @@ void encode(const std::vector<std::int32_t> &ids, std::size_t begin, std::size_t
 
 } // namespace
 
-BuiltLists invert(Codes codes, const std::vector<std::int64_t> &starts, std::size_t n_lists) {
+BuiltLists invert(Codes codes, const std::vector<std::int64_t> &starts, std::size_t n_lists,
+                  std::int64_t max_postings) {
   Inverter inverter(codes, starts, n_lists);
   BuiltLists lists{inverter.count(), {0}, {}};
   std::vector<std::int32_t> ids;
   for (std::size_t begin = 0, end = 0; begin < n_lists; begin = end) {
     std::int64_t postings = lists.counts[end++];
-    while (end < n_lists && postings + lists.counts[end] <= kMaxPlain)
+    while (end < n_lists && postings + lists.counts[end] <= max_postings)
       postings += lists.counts[end++];
     ids.resize(static_cast<std::size_t>(postings));
     inverter.fill(begin, end, ids.data());

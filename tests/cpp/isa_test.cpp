@@ -94,6 +94,10 @@ public:
     sweep(random_, 2, [this](const Case &c) { maxsim(c); });
     sweep(random_, 1, [this](const Case &c) { assign(c); });
     sweep(random_, 1, [this](const Case &c) { assign_screened(c); });
+    sweep(random_, 1, [this](const Case &c) { quantise(c); });
+    sweep(random_, 1, [this](const Case &c) { near_columns(c); });
+    sweep(random_, 1, [this](const Case &c) { best_columns(c); });
+    sweep(random_, 1, [this](const Case &c) { products(c); });
     sweep(random_, 1, [this](const Case &c) { sum_rows(c); });
     sweep(random_, 1, [this](const Case &c) { scores(c); });
     sweep(random_, 1, [this](const Case &c) { probe(c); });
@@ -170,6 +174,80 @@ private:
                    want.data(), want_best.data());
     tally_.same(got, want, c.describe(isa_, "assign_screened"));
     tally_.same(got_best, want_best, c.describe(isa_, "assign_screened best"));
+  }
+
+  void quantise(const Case &c) {
+    const Rows rows = random_.rows(c.type, c.n * c.dim, c.whole);
+    Buffer<float> got(c.n * c.dim), want(c.n * c.dim);
+    isa_.widen(rows.data(), c.type, c.n, c.dim, got.poison(0xff).data());
+    scalar_.widen(rows.data(), c.type, c.n, c.dim, want.poison(0xee).data());
+    tally_.same(got, want, c.describe(isa_, "widen"));
+    for (std::size_t i = 0; i < c.n; ++i) { // some of no length, some without one
+      const std::size_t kind = random_.below(8);
+      if (kind < 2) std::fill_n(want.data() + i * c.dim, c.dim, kind == 0 ? 0.0f : 1e30f);
+      if (kind == 2) want[i * c.dim + random_.below(c.dim)] = std::nanf("");
+    }
+    Buffer<std::uint8_t> bytes(c.n * c.dim), want_bytes(c.n * c.dim);
+    Buffer<float> lengths(c.n), want_lengths(c.n);
+    isa_.quantise(want.data(), c.n, c.dim, bytes.poison(0xff).data(), lengths.poison(0xff).data());
+    scalar_.quantise(want.data(), c.n, c.dim, want_bytes.data(), want_lengths.data());
+    tally_.same(bytes, want_bytes, c.describe(isa_, "quantise"));
+    tally_.same(lengths, want_lengths, c.describe(isa_, "quantise lengths"));
+  }
+
+  void near_columns(const Case &c) {
+    const auto rows = random_.integers<std::uint8_t>(c.n * c.dim, 128);
+    const Columns columns(random_, c.count, c.dim, c.whole);
+    Buffer<float> lengths(c.n);
+    for (std::size_t i = 0; i < c.n; ++i)
+      lengths[i] = random_.below(5) == 0 ? -1.0f : 1000.0f * static_cast<float>(random_.below(9));
+    const auto run = [&](const Kernels &k, Buffer<std::uint16_t> &marks) {
+      Buffer<float> scratch(kScreenTile * columns.panels() * kLanes);
+      k.near_columns(rows.data(), lengths.data(), c.n, columns.view(), 0.25f,
+                     scratch.poison(0xff).data(), marks.data());
+    };
+    Buffer<std::uint16_t> got(c.n * columns.panels()), want(c.n * columns.panels());
+    run(isa_, got.poison(0xff));
+    run(scalar_, want.poison(0xee));
+    tally_.same(got, want, c.describe(isa_, "near_columns"));
+  }
+
+  void best_columns(const Case &c) {
+    const std::size_t n_points = 1 + random_.below(40);
+    const auto rows = random_.integers<std::uint8_t>(n_points * c.dim, 128);
+    const auto which = random_.integers<std::int32_t>(c.n, n_points);
+    const Columns columns(random_, c.count, c.dim, c.whole);
+    const auto ids = random_.integers<std::int32_t>(columns.panels() * kLanes, 1000);
+    const auto run = [&](const Kernels &k, Buffer<float> &best, Buffer<std::int32_t> &codes) {
+      std::fill_n(best.data(), best.size(), -std::numeric_limits<float>::infinity());
+      std::fill_n(codes.data(), codes.size(), 0);
+      k.best_columns(rows.data(), which.data(), c.n, columns.view(), ids.data(), best.data(),
+                     codes.data());
+    };
+    Buffer<float> got(n_points * kLanes), want(n_points * kLanes);
+    Buffer<std::int32_t> got_codes(n_points * kLanes), want_codes(n_points * kLanes);
+    run(isa_, got, got_codes);
+    run(scalar_, want, want_codes);
+    tally_.same(got, want, c.describe(isa_, "best_columns"));
+    tally_.same(got_codes, want_codes, c.describe(isa_, "best_columns codes"));
+  }
+
+  void products(const Case &c) {
+    const Buffer<float> points = random_.floats(c.count * c.dim, c.whole);
+    const Buffer<float> centroids = random_.floats(c.centroids * c.dim, c.whole);
+    const auto left = random_.integers<std::int32_t>(c.n, c.count);
+    const auto right = random_.integers<std::int32_t>(c.n, c.centroids);
+    Buffer<float> got(c.n), want(c.n);
+    isa_.products(points.data(), left.data(), centroids.data(), right.data(), c.n, c.dim,
+                  got.poison(0xff).data());
+    for (std::size_t i = 0; i < c.n; ++i) { // the same chain as an assignment to one centroid
+      Buffer<float> scratch(assign_scratch(c.dim));
+      std::int32_t code;
+      scalar_.assign(points.data() + static_cast<std::size_t>(left[i]) * c.dim, DType::f32, 1,
+                     c.dim, centroids.data() + static_cast<std::size_t>(right[i]) * c.dim, 1,
+                     scratch.data(), &code, &want[i]);
+    }
+    tally_.same(got, want, c.describe(isa_, "products"));
   }
 
   void sum_rows(const Case &c) {

@@ -132,6 +132,31 @@ private:
   Buffer<float> data_;
 };
 
+// Centroids as int8 panels: all extremes, or anything.
+class Columns {
+public:
+  Columns(Random &random, std::size_t count, std::size_t dim, bool whole)
+      : n_panels_((count + colbert_fast::kLanes - 1) / colbert_fast::kLanes), dim_(dim),
+        data_(n_panels_ * colbert_fast::kLanes * dim), scale_(n_panels_ * colbert_fast::kLanes),
+        zero_(scale_.size()) {
+    for (std::size_t i = 0; i < data_.size(); ++i)
+      data_[i] = static_cast<std::int8_t>(whole ? 127 : static_cast<int>(random.below(255)) - 127);
+    for (std::size_t i = 0; i < scale_.size(); ++i) {
+      scale_[i] = whole ? 1.0f : random.uniform();
+      zero_[i] = static_cast<float>(random.below(4000));
+    }
+  }
+  std::size_t panels() const { return n_panels_; }
+  colbert_fast::ScreenPanels view() const {
+    return {data_.data(), scale_.data(), zero_.data(), n_panels_, dim_};
+  }
+
+private:
+  std::size_t n_panels_, dim_;
+  Buffer<std::int8_t> data_;
+  Buffer<float> scale_, zero_;
+};
+
 // Decoder::by_byte from its definition: a value's bits lie least significant first from the top of
 // the byte, but with 3 bits the third is among the bits 8 to 11 of the index.
 inline Buffer<float> weights_by_byte(const Buffer<float> &weights, int nbits) {

@@ -30,7 +30,7 @@ void kmeans(const Kernels &k, Tally &tally) {
   const Buffer<float> points{1, 0, 0, 0, 0, 0, 0, 0, /**/ 0, 0, 0, 0, 0, 0, 0, 2};
   const Buffer<float> centroids{0,      1, 0, 0, 0, 0, 0, 0, /**/ 3, 0, 0, 0, 0, 0, 0, 1,
                                 /**/ 3, 0, 0, 0, 0, 0, 0, 1};
-  Buffer<float> scratch(kAssignBlock * 8), best(2), sum(8);
+  Buffer<float> scratch(kPointBlock * 8), best(2), sum(8);
   Buffer<std::int32_t> codes(2);
   k.assign(points.data(), DType::f32, 2, 8, centroids.data(), 3, scratch.data(), codes.data(),
            best.data());

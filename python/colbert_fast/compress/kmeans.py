@@ -84,7 +84,7 @@ def fit_centroids(
 
 
 def _points_seen(num_points: int, num_centroids: int, steps_left: int) -> int:
-    part = num_points // min(2**steps_left, _LEAST_SHARE)
+    part = num_points // min(1 << steps_left, _LEAST_SHARE)
     return max(part, _LEAST_POINTS, _LEAST_POINTS_PER_CENTROID * num_centroids)
 
 

@@ -139,8 +139,9 @@ def unpack_residuals(packed: Array, nbits: int) -> Array:
 def compress(embeddings: Array, centroids: Array, cutoffs: Array) -> tuple[Array, Array]:
     """Assign, quantise and pack in one pass (ColBERTv2, arXiv 2112.01488, section 3.3).
 
-    A token's code is its nearest centroid by dot product (ties: the lowest); a dimension's bucket
-    is the number of cutoffs strictly below ``embedding - centroid``.
+    A token's code is its nearest centroid by dot product (ties: the lowest), found in two levels
+    among 2,048 or more (`assign` with ``exact=False``); a dimension's bucket is the number of
+    cutoffs strictly below ``embedding - centroid``.
 
     Parameters
     ----------
@@ -439,11 +440,12 @@ def assign(points: Array, centroids: Array, *, exact: bool = True) -> tuple[Arra
     points : float32, float16 or bfloat16 (n, dim)
     centroids : float32 (K, dim)
     exact
-        False: with 2,048 centroids or more, in two levels, as `compress` and k-means assign. The
-        centroids are grouped by k-means into about ``6 * sqrt(K)`` groups, and a point looks into
-        those whose head (unit mean) has a cosine at most 0.2 below that of its nearest head. Made
-        for unit vectors: of token vectors 98 % get their nearest centroid, and the mean product is
-        0.0015 lower. The groups of the last centroids given are kept for the next call.
+        False looks, among 2,048 centroids or more, only into groups near the point, as `compress`
+        and k-means do: the centroids are put into about ``6 * sqrt(K)`` groups by k-means of their
+        own, and a point looks into those whose head (unit mean) has a cosine at most 0.25 below
+        that of its best head. Made for unit vectors: of token vectors 99 % get their nearest
+        centroid, and the mean product falls by less than 0.001. The groups of the centroids last
+        given are kept for the next call.
 
     Returns
     -------

@@ -20,6 +20,9 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
+from colbert_fast.kernels.reference_kmeans import accumulate as accumulate
+from colbert_fast.kernels.reference_kmeans import assign as assign
+
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
@@ -90,12 +93,12 @@ def compress(embeddings: Array, centroids: Float32, cutoffs: Float32) -> tuple[I
     Returns
     -------
     codes : int32 (n,)
-        The centroid with the largest dot product, the lowest of equal ones.
+        From :func:`assign` with ``exact=False``.
     residuals : uint8 (n, dim * nbits // 8)
         Per dimension the number of cutoffs strictly below ``e - c``, subtracted in float32.
     """
     nbits = len(cutoffs).bit_length()
-    codes, _ = assign(embeddings, centroids)
+    codes, _ = assign(embeddings, centroids, exact=False)
     residual = embeddings.astype(np.float32) - centroids[codes]
     buckets = (residual[:, :, None] > cutoffs).sum(axis=2)
     return codes, pack_residuals(buckets.astype(np.uint8), nbits)
@@ -320,22 +323,6 @@ def top_k(scores: Float32, k: int) -> tuple[Float32, Int64]:
     """
     indices = np.argsort(-scores, kind="stable")[:k].astype(np.int64)
     return scores[indices], indices
-
-
-def assign(points: Array, centroids: Float32) -> tuple[Int32, Float32]:
-    """Centroid (K, dim) with the largest dot product with each point (n, dim), and that product.
-
-    Of equal products the lowest centroid wins. Returns codes int32 (n,) and best float32 (n,).
-    """
-    similarities = points.astype(np.float64) @ centroids.astype(np.float64).T
-    return similarities.argmax(axis=1).astype(np.int32), similarities.max(axis=1).astype(np.float32)
-
-
-def accumulate(points: Array, codes: Int32, num_centroids: int) -> tuple[Float32, Int64]:
-    """Sum (K, dim) float32 and number (K,) int64 of the points (n, dim) of each cluster."""
-    sums = np.zeros((num_centroids, points.shape[1]))
-    np.add.at(sums, codes, points.astype(np.float64))
-    return sums.astype(np.float32), np.bincount(codes, minlength=num_centroids).astype(np.int64)
 
 
 def search(
