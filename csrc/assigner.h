@@ -1,31 +1,46 @@
-// Nearest centroids for many points: centroids quantised once where screening by int8 pays.
+// Nearest centroids for many points.
+//
+// Few centroids are all looked at, by a float32 tile or, where int8 products are much faster,
+// behind an exact screen. From CentroidGroups::kLeastCentroids on a point looks only into the
+// groups whose heads are near it, unless told to be exact. Codes and products do not depend on the
+// number of points given at once, of threads, or on the instruction set.
 #pragma once
 
 #include <cstdint>
-#include <vector>
+#include <memory>
 
+#include "centroid_groups.h"
 #include "cpu/kernels.h"
+#include "screen_rows.h"
 
 namespace colbert_fast {
 
+// Points that Assigner::assign takes at once: enough of them that each group has several.
+constexpr std::size_t kAssignBlock = 2048;
+
 class Assigner {
 public:
-  // Keeps `centroids` (n_centroids, dim) by reference; `n_points` is how many will be assigned.
-  Assigner(const float *centroids, std::size_t n_centroids, std::size_t dim, std::size_t n_points);
+  enum Mode { kTwoLevel, kExact };
 
-  // n <= kAssignBlock points; from any thread.
+  // Keeps `centroids` (n_centroids, dim) by reference; `n_points` is how many will be assigned.
+  Assigner(const float *centroids, std::size_t n_centroids, std::size_t dim, std::size_t n_points,
+           Mode mode = kTwoLevel);
+
+  // n <= kAssignBlock points; from any thread. `best` are float32 products with the chosen
+  // centroids.
   void assign(const void *points, DType type, std::size_t n, std::int32_t *codes,
               float *best) const;
 
 private:
-  bool quantise();
+  void assign_flat(const void *points, DType type, std::size_t n, std::int32_t *codes,
+                   float *best) const;
+  void assign_grouped(const float *points, std::size_t n, std::int32_t *codes, float *best) const;
 
   const float *centroids_;
   std::size_t n_centroids_, dim_;
-  bool screened_;
-  std::vector<std::uint8_t> rows_;
-  std::vector<float> scale_;
-  float largest_scale_ = 0.0f, largest_l1_ = 0.0f, largest_value_ = 0.0f;
+  std::shared_ptr<const CentroidGroups> groups_; // null: look at all centroids
+  bool screened_ = false;
+  ScreenRows screen_;
 };
 
 } // namespace colbert_fast

@@ -3,6 +3,7 @@
 #include <limits>
 #include <numeric>
 #include <optional>
+#include <utility>
 
 #include <pybind11/stl.h>
 
@@ -63,27 +64,28 @@ void top_centroids(const py::object &scores, const py::object &cells) {
   std::copy(ids.begin(), ids.end(), out.as<std::int32_t>());
 }
 
-py::tuple build_lists(const py::object &codes, const py::object &doclens,
-                      std::int64_t n_centroids) {
+// A numpy array that keeps the vector, instead of a copy.
+template <class T> py::array_t<T> owned(std::vector<T> values) {
+  auto *kept = new std::vector<T>(std::move(values));
+  const py::capsule owner(kept, [](void *p) { delete static_cast<std::vector<T> *>(p); });
+  return py::array_t<T>(static_cast<py::ssize_t>(kept->size()), kept->data(), owner);
+}
+
+py::tuple build_lists(const py::object &codes, const py::object &doclens, std::int64_t n_centroids,
+                      std::int64_t max_postings) {
   if (n_centroids < 1)
     throw py::value_error("`num_centroids` must be at least 1, got " + std::to_string(n_centroids));
   const View ids = expect(codes, "codes", {DType::i32, DType::u16}, {kAny});
   const View lengths = expect(doclens, "doclens", {DType::i32}, {kAny});
-  check_doclens(lengths, ids.shape[0]);
+  const std::vector<std::int64_t> starts = check_doclens(lengths, ids.shape[0]);
   const Codes checked = check_codes(ids, n_centroids);
-  std::vector<std::int32_t> counts, documents;
-  std::vector<std::int64_t> offsets;
-  std::vector<std::uint8_t> data;
+  BuiltLists lists;
   {
     const py::gil_scoped_release release;
-    invert(checked, lengths.as<const std::int32_t>(), lengths.dim(0),
-           static_cast<std::size_t>(n_centroids), counts, documents);
-    encode_lists(counts, documents, offsets, data);
+    lists = invert(checked, starts, static_cast<std::size_t>(n_centroids), max_postings);
   }
-  return py::make_tuple(
-      py::array_t<std::int32_t>(static_cast<py::ssize_t>(counts.size()), counts.data()),
-      py::array_t<std::int64_t>(static_cast<py::ssize_t>(offsets.size()), offsets.data()),
-      py::array_t<std::uint8_t>(static_cast<py::ssize_t>(data.size()), data.data()));
+  return py::make_tuple(owned(std::move(lists.counts)), owned(std::move(lists.offsets)),
+                        owned(std::move(lists.data)));
 }
 
 py::array_t<std::int32_t> read_lists(const py::object &counts, const py::object &offsets,
@@ -184,7 +186,8 @@ void bind_candidates(py::module_ &m) {
   using py::arg;
   m.def("centroid_scores", &centroid_scores, arg("query"), arg("centroids"), arg("scores"));
   m.def("top_centroids", &top_centroids, arg("scores"), arg("cells"));
-  m.def("build_lists", &build_lists, arg("codes"), arg("doclens"), arg("num_centroids"));
+  m.def("build_lists", &build_lists, arg("codes"), arg("doclens"), arg("num_centroids"),
+        arg("max_postings") = kMaxPostings);
   m.def("read_lists", &read_lists, arg("counts"), arg("offsets"), arg("data"), arg("cells"),
         arg("n_docs"));
   m.def("approximate_maxsim", &approximate_maxsim, arg("scores"), arg("codes"), arg("doclens"),

@@ -9,8 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from colbert_fast import _core
 from colbert_fast.kernels import ops, reference
-from support import DOCLENS, LANES, PAIRS, any_threads, every_isa, same_bits, unit_vectors
+from support import (
+    DOCLENS,
+    LANES,
+    PAIRS,
+    any_threads,
+    every_isa,
+    same_bits,
+    unit_vectors,
+    use_threads,
+)
 from tolerances import assert_close
 
 
@@ -72,6 +82,17 @@ def test_lists_round_trip(collection: tuple[np.ndarray, np.ndarray, int]) -> Non
         expected = np.unique(owner[codes == cell]).astype(np.int32)
         assert same_bits(ops.read_list(lists, cell), expected)
         assert lists.counts[cell] == len(expected)
+
+
+@pytest.mark.parametrize("code_type", [np.int32, np.uint16])
+def test_neither_threads_nor_slices_show_in_lists(code_type: Any, rng: np.random.Generator) -> None:
+    doclens = rng.integers(0, 9, 500).astype(np.int32)
+    codes = (rng.integers(0, 13, doclens.sum()) ** 2 // 12).astype(code_type)
+    truth = tuple(reference.build_lists(codes, doclens, 14))
+    for threads in (1, 2, 5):
+        with use_threads(threads):
+            for postings in (1, 200, 1 << 20):
+                assert same_bits(_core.build_lists(codes, doclens, 14, postings), truth)
 
 
 def test_wide_gaps() -> None:

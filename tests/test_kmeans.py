@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from colbert_fast import _core
 from colbert_fast.kernels import ops, reference
 from support import PAIRS, every_isa, same_bits, unit_vectors, use_isa, use_threads
 from tolerances import assert_best, assert_close
@@ -60,6 +61,85 @@ def test_screening_changes_no_bit(dim: int, rng: np.random.Generator) -> None:
     similarities = points.astype(np.float64) @ centroids.T.astype(np.float64)
     usable = np.isfinite(points).all(axis=1)
     assert_best(results[0][0][usable], similarities[usable])
+
+
+def token_like(rng: np.random.Generator, centroids: np.ndarray, n: int) -> np.ndarray:
+    """Unit vectors at a cosine of about 0.8 to a centroid."""
+    near = centroids[rng.integers(0, len(centroids), n)]
+    points = near + 0.75 * unit_vectors(rng, n, centroids.shape[1])
+    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+
+
+def in_families(rng: np.random.Generator, num_centroids: int, dim: int) -> np.ndarray:
+    """Centroids that have neighbours, as those of tokens do."""
+    parents = unit_vectors(rng, num_centroids // 32, dim)
+    return rng.permutation(token_like(rng, parents, num_centroids))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_two_levels_find_what_their_definition_says(dtype: Any, rng: np.random.Generator) -> None:
+    centroids = in_families(rng, 2100, 64)
+    points = token_like(rng, centroids, 2500).astype(dtype)
+    codes, best = ops.assign(points, centroids, exact=False)
+    truth, _ = reference.assign(points, centroids, exact=False)
+    exact, nearest = ops.assign(points, centroids)
+    assert (codes == truth).mean() > 0.995
+    assert (codes == exact).mean() > 0.98
+    assert (nearest - best).mean() < 0.001
+    scores = ops.centroid_scores(points[:64].astype(np.float32), centroids)
+    assert same_bits(best[:64], scores[codes[:64], np.arange(64)])
+
+
+def test_two_levels_look_at_some_centroids_only(rng: np.random.Generator) -> None:
+    centroids = unit_vectors(rng, 2048, 64)  # no groups to be found
+    points = unit_vectors(rng, 1000, 64)
+    codes, best = ops.assign(points, centroids, exact=False)
+    exact, nearest = ops.assign(points, centroids)
+    assert (codes != exact).any()
+    assert (best <= nearest).all()
+    few, fewer = centroids[:2047], ops.assign(points, centroids[:2047])
+    assert same_bits(ops.assign(points, few, exact=False), fewer)
+
+
+def test_two_levels_have_the_same_bits_everywhere(rng: np.random.Generator) -> None:
+    """On every instruction set, for any threads, and however many points come at once."""
+    centroids = in_families(rng, 2048, 24)
+    points = token_like(rng, centroids, 2300) * rng.uniform(0.1, 10, (2300, 1)).astype(np.float32)
+    other = unit_vectors(rng, 2048, 8)
+    results = []
+    for isa in _core.available_isas():
+        with use_isa(isa):
+            ops.assign(other[:1], other, exact=False)  # the groups kept are of these now
+            results.append(ops.assign(points, centroids, exact=False))
+    for threads in (1, 2, 5):
+        with use_threads(threads):
+            results.append(ops.assign(points, centroids, exact=False))
+    parts = [ops.assign(points[i : i + 333], centroids, exact=False) for i in range(0, 2300, 333)]
+    results.append((np.concatenate([c for c, _ in parts]), np.concatenate([b for _, b in parts])))
+    assert all(same_bits(result, results[0]) for result in results)
+
+
+@every_isa
+def test_two_levels_and_odd_vectors(rng: np.random.Generator) -> None:
+    centroids = np.tile(in_families(rng, 1030, 16), (2, 1))  # each of them twice
+    points = token_like(rng, centroids, 60)
+    points[3] = 0
+    points[4, 5] = np.nan
+    points[5, 5] = np.inf
+    codes, best = ops.assign(points, centroids, exact=False)
+    assert codes.max() < 1030
+    assert codes[3:6].tolist() == [0, 0, 0]
+    assert best[3:6].tolist() == [0, -np.inf, -np.inf]
+    assert (best[6:] > 0.5).all()
+    centroids[7, 3] = np.nan  # cannot be grouped: all are looked at
+    assert same_bits(ops.assign(points, centroids, exact=False), ops.assign(points, centroids))
+
+
+def test_compress_assigns_in_two_levels(rng: np.random.Generator) -> None:
+    centroids = unit_vectors(rng, 2048, 32)
+    points = unit_vectors(rng, 3000, 32)
+    codes, _ = ops.compress(points, centroids, np.zeros(1, np.float32))
+    assert same_bits(codes, ops.assign(points, centroids, exact=False)[0])
 
 
 @every_isa

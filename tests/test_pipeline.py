@@ -294,7 +294,8 @@ def test_same_bits_alone_in_a_batch_and_on_any_threads(codec: str, options: Argu
         ({"scales": TRELLIS.scales.astype(np.float32)}, TypeError, "scales"),
         ({"weights": TRELLIS.weights[:5].copy()}, ValueError, "weights"),
         ({"residuals": TRELLIS.residuals[:, :5].copy()}, ValueError, "residuals"),
-        ({"inverse_norms": None}, ValueError, "inverse_norms"),
+        ({"inverse_norms": TRELLIS.inverse_norms[1:]}, ValueError, "inverse_norms"),
+        ({"weights": None}, ValueError, "weights"),
         ({"centroids": np.full((40, 32), np.nan, np.float32)}, ValueError, "centroids.*finite"),
     ],
 )

@@ -88,6 +88,9 @@ inline I32x16 select(Mask m, I32x16 a, I32x16 b) {
   return {_mm256_blendv_epi8(b.lo, a.lo, _mm256_castps_si256(m.lo)),
           _mm256_blendv_epi8(b.hi, a.hi, _mm256_castps_si256(m.hi))};
 }
+inline I32x16 min(I32x16 a, I32x16 b) {
+  return {_mm256_min_epi32(a.lo, b.lo), _mm256_min_epi32(a.hi, b.hi)};
+}
 inline I32x16 count(I32x16 a, Mask m) {
   return {_mm256_sub_epi32(a.lo, _mm256_castps_si256(m.lo)),
           _mm256_sub_epi32(a.hi, _mm256_castps_si256(m.hi))};

@@ -49,6 +49,7 @@ inline I32x16 load_u8(const std::uint8_t *p) {
 }
 inline void store(std::int32_t *p, I32x16 a) { _mm512_storeu_si512(p, a); }
 inline I32x16 select(Mask m, I32x16 a, I32x16 b) { return _mm512_mask_blend_epi32(m, b, a); }
+inline I32x16 min(I32x16 a, I32x16 b) { return _mm512_min_epi32(a, b); }
 inline I32x16 count(I32x16 a, Mask m) {
   return _mm512_mask_add_epi32(a, m, a, _mm512_set1_epi32(1));
 }

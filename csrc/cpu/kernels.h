@@ -20,8 +20,8 @@ enum class DType { u8, u16, i32, i64, f16, bf16, f32, boolean };
 // Lanes of a panel: 16 query tokens (or points) side by side, whatever the register width is.
 constexpr std::size_t kLanes = 16;
 constexpr std::size_t kMaxDim = 1024;
-// Points that `assign` takes at once; bounds its scratch.
-constexpr std::size_t kAssignBlock = 256;
+// Points that the assignment kernels take at once; bounds their scratch.
+constexpr std::size_t kPointBlock = 256;
 // The int8 kernel's levels stay below 128, so that AVX2's u8 x s8 pair sums fit 16 bits
 // (2 * 127 * 127 = 32258) and NEON may read them as signed bytes.
 constexpr int kMaxLevel = 127;
@@ -114,7 +114,16 @@ struct Screen {
   const float *scale;                             // K
   float largest_scale, largest_l1, largest_value; // over all centroids
 };
+// The same the other way round, for points as bytes: centroids as int8 panels
+// data[panel][dim / 4][kLanes][4] that estimate products with a row of bytes, in units of the
+// point's scale, by scale[lane] * (row . column - zero[lane]) where zero = kScreenZero * sum.
+struct ScreenPanels {
+  const std::int8_t *data;
+  const float *scale, *zero;
+  std::size_t n_panels, dim;
+};
 constexpr int kScreenZero = 64;
+constexpr std::size_t kScreenTile = 8; // at least kTileRows
 constexpr std::size_t kScreenRows = 8192, kScreenLanes = 32;
 
 // Tokens that `compress_trellis` takes at once, and floats of scratch it needs for them: residuals,
@@ -123,9 +132,9 @@ constexpr std::size_t kTrellisBlock = kLanes;
 constexpr std::size_t trellis_scratch(std::size_t dim) { return (1 + 8) * kTrellisBlock * dim; }
 
 // Floats of scratch that `assign` and `assign_screened` take.
-constexpr std::size_t assign_scratch(std::size_t dim) { return kAssignBlock * dim; }
+constexpr std::size_t assign_scratch(std::size_t dim) { return kPointBlock * dim; }
 constexpr std::size_t screened_scratch(std::size_t dim) {
-  return kAssignBlock * (dim + dim / 4) + kScreenRows * (kScreenLanes + 1);
+  return kPointBlock * (dim + dim / 4) + kScreenRows * (kScreenLanes + 1);
 }
 
 // Floats of scratch that `ward` takes for points in so many panels.
@@ -146,7 +155,7 @@ struct Kernels {
                   std::int32_t *argmax);
 
   // -- kmeans ------------------------------------------------------------------------------------
-  // Nearest centroid by dot product (ties: the lowest) of n <= kAssignBlock points.
+  // Nearest centroid by dot product (ties: the lowest) of n <= kPointBlock points.
   // `scratch`: assign_scratch(dim) floats.
   void (*assign)(const void *points, DType type, std::size_t n, std::size_t dim,
                  const float *centroids, std::size_t n_centroids, float *scratch,
@@ -159,6 +168,26 @@ struct Kernels {
   // out[dim] = sum of the points named by which[n], in that order.
   void (*sum_rows)(const void *points, DType type, std::size_t dim, const std::int64_t *which,
                    std::size_t n, float *out);
+  // out[n][dim] = the rows as float32.
+  void (*widen)(const void *rows, DType type, std::size_t n, std::size_t dim, float *out);
+  // Points as bytes: rows[n][dim] = kScreenZero + round(x / scale) with |x| <= 63 * scale.
+  // lengths[n] = |x| / scale, or -1 (and rows of kScreenZero) where a point is not finite.
+  void (*quantise)(const float *points, std::size_t n, std::size_t dim, std::uint8_t *rows,
+                   float *lengths);
+  // Which columns come near each point: bit `lane` of marks[n][n_panels] is set where an estimate
+  // is at most reach * length below the point's largest; never for a negative length.
+  // `scratch`: kScreenTile * n_panels * kLanes floats.
+  void (*near_columns)(const std::uint8_t *rows, const float *lengths, std::size_t n,
+                       const ScreenPanels &columns, float reach, float *scratch,
+                       std::uint16_t *marks);
+  // The points named by which[n] with a group of columns: best and codes, points x kLanes, keep
+  // each lane's largest estimate so far and its id (of `ids`, one per lane; ties: the lowest).
+  void (*best_columns)(const std::uint8_t *rows, const std::int32_t *which, std::size_t n,
+                       const ScreenPanels &columns, const std::int32_t *ids, float *best,
+                       std::int32_t *codes);
+  // out[i] = dot(points[left[i]], centroids[right[i]]).
+  void (*products)(const float *points, const std::int32_t *left, const float *centroids,
+                   const std::int32_t *right, std::size_t n, std::size_t dim, float *out);
 
   // -- pooling -----------------------------------------------------------------------------------
   // Ward's clustering of n points on the distances max(1 - dot, 0), until at most `clusters` >= 1

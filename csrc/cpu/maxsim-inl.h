@@ -125,6 +125,13 @@ inline void dot_tile_i8(const std::uint8_t *const (&rows)[kTileRows], const std:
     for (std::size_t p = 0; p < P; ++p) acc[t][p] = sum[t][p];
 }
 
+template <std::size_t P>
+inline void dot_tile_i8(const std::uint8_t *const (&rows)[kTileRows], const std::int8_t *panel,
+                        std::size_t dim, I32x16 (&acc)[kTileRows][P]) {
+  constexpr std::int32_t kZeros[P * kLanes] = {};
+  dot_tile_i8<P>(rows, panel, kZeros, dim, acc, [](std::size_t) {});
+}
+
 // best[lane] = max over rows; arg[lane] = first + the row that reached it first.
 template <bool kArg, std::size_t P, class Source>
 inline void max_dot(Source &source, std::size_t n, const float *panel, std::size_t dim,

@@ -96,6 +96,9 @@ inline void store(std::int32_t *p, I32x16 a) {
 inline I32x16 select(Mask m, I32x16 a, I32x16 b) {
   return each<I32x16>([&](int i) { return vbslq_s32(m.v[i], a.v[i], b.v[i]); });
 }
+inline I32x16 min(I32x16 a, I32x16 b) {
+  return each<I32x16>([&](int i) { return vminq_s32(a.v[i], b.v[i]); });
+}
 inline I32x16 count(I32x16 a, Mask m) {
   return each<I32x16>([&](int i) { return vsubq_s32(a.v[i], vreinterpretq_s32_u32(m.v[i])); });
 }

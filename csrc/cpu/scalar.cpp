@@ -107,6 +107,9 @@ inline void store(std::int32_t *p, I32x16 a) { memcpy(p, a.v, sizeof a.v); }
 inline I32x16 select(Mask m, I32x16 a, I32x16 b) {
   return each<I32x16>([&](int i) { return m.v[i] ? a.v[i] : b.v[i]; });
 }
+inline I32x16 min(I32x16 a, I32x16 b) {
+  return each<I32x16>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
 inline I32x16 count(I32x16 a, Mask m) {
   return each<I32x16>([&](int i) { return a.v[i] + m.v[i]; });
 }

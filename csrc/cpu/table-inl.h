@@ -14,7 +14,8 @@ extern const Kernels COLBERT_FAST_TABLE;
 const Kernels COLBERT_FAST_TABLE = {
     COLBERT_FAST_ISA_NAME, kScreens,
     maxsim,
-    assign, assign_screened, sum_rows,
+    assign, assign_screened, sum_rows, widen,
+    quantise, near_columns, best_columns, products,
     ward,
     scores, probe, approximate, scores_i8, approximate_i8,
     pack, unpack, compress, compress_trellis, decompress, residual_maxsim, residual_maxsim_i8,

@@ -20,14 +20,21 @@ struct Lists {
   std::size_t n_lists;
 };
 
-// Unique (centroid, document) pairs of the tokens, as plain lists: counts[K] and ids, list after
-// list.
-void invert(Codes codes, const std::int32_t *doclens, std::size_t n_docs, std::size_t n_lists,
-            std::vector<std::int32_t> &counts, std::vector<std::int32_t> &ids);
+struct BuiltLists {
+  std::vector<std::int32_t> counts;
+  std::vector<std::int64_t> offsets;
+  std::vector<std::uint8_t> data;
+};
 
-// Encode plain lists; offsets has n_lists + 1 entries.
-void encode_lists(const std::vector<std::int32_t> &counts, const std::vector<std::int32_t> &ids,
-                  std::vector<std::int64_t> &offsets, std::vector<std::uint8_t> &data);
+// Postings that `invert` holds as plain ids at once, of 4 bytes.
+constexpr std::int64_t kMaxPostings = std::int64_t{1} << 26;
+
+// The lists of documents whose tokens have `codes`; document d's begin at starts[d], and starts
+// ends with the number of tokens. The same bytes for any number of threads. Beside the result it
+// takes the plain ids of as many lists as hold max_postings (or of one), and two bytes per token at
+// most.
+BuiltLists invert(Codes codes, const std::vector<std::int64_t> &starts, std::size_t n_lists,
+                  std::int64_t max_postings);
 
 // Append list c to `out`. Throws std::runtime_error if its bytes do not fit what they claim, or
 // hold an id not below n_docs: the file is corrupt, and memory is never read or written out of

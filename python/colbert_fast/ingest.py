@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import bisect
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,6 +24,7 @@ __all__ = ["Chunk", "TokenStream", "check_ids", "read_documents"]
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 25  # float16 vectors per chunk: 32 MiB, 131,072 tokens of 128 dimensions
+_BATCH_BYTES = 1 << 19  # checked together: few calls into numpy, and all of it stays in the cache
 _RESERVED = ("id", "text", "embeddings")
 _UNIT_TOLERANCE = 1e-3  # float16 rounding moves a norm by less than 5e-4
 
@@ -56,18 +57,20 @@ def read_documents(
                 fallback = next(given)
             except StopIteration:
                 raise ValueError(f"ids: {position} given, but there are more documents") from None
-        own_id, document = _read_item(item, position)
+        own_id, *content = _read_item(item, position)
         if own_id is not None and given is not None:
             raise ValueError(f"ids: document {position} already carries the id {own_id!r}")
         chosen = fallback if own_id is None else own_id
-        yield dataclasses.replace(document, id=check_id(chosen, position))
+        yield Document(check_id(chosen, position), *content)
     for extra in given or ():
         raise ValueError(f"ids: {extra!r} is one more than the {position + 1} documents")
 
 
-def _read_item(item: Any, position: int) -> tuple[Any, Document]:
-    if isinstance(item, str):
-        return None, Document(position, text=item)
+# An id (None: it carries none), text, metadata and embeddings.
+_Item = tuple[Any, str | None, dict[str, Any] | None, Any]
+
+
+def _read_item(item: Any, position: int) -> _Item:
     if isinstance(item, Mapping):
         return _read_mapping(item, position)
     if isinstance(item, tuple):
@@ -78,22 +81,22 @@ def _read_item(item: Any, position: int) -> tuple[Any, Document]:
             )
         if item[0] is None:
             raise TypeError(f"documents[{position}]: the id is None")
-        return item[0], _text_or_embeddings(item[1], position)
-    return None, _text_or_embeddings(item, position)
+        return _read_content(item[0], item[1], position)
+    return _read_content(None, item, position)
 
 
-def _text_or_embeddings(value: Any, position: int) -> Document:
+def _read_content(own_id: Any, value: Any, position: int) -> _Item:
     if isinstance(value, str):
-        return Document(position, text=value)
+        return own_id, value, None, None
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return Document(position, embeddings=value)
+        return own_id, None, None, value
     raise TypeError(
         f"documents[{position}]: expected a text, (id, text), a dict or a (tokens, dim) array, "
         f"got {type(value).__name__}"
     )
 
 
-def _read_mapping(item: Mapping[str, Any], position: int) -> tuple[Any, Document]:
+def _read_mapping(item: Mapping[str, Any], position: int) -> _Item:
     metadata = {key: value for key, value in item.items() if key not in _RESERVED}
     text, embeddings = item.get("text"), item.get("embeddings")
     if text is None and embeddings is None:
@@ -102,7 +105,7 @@ def _read_mapping(item: Mapping[str, Any], position: int) -> tuple[Any, Document
         )
     if text is not None and not isinstance(text, str):
         raise TypeError(f'documents[{position}]: "text" must be a str, got {type(text).__name__}')
-    return item.get("id"), Document(position, text, metadata or None, embeddings)
+    return item.get("id"), text, metadata or None, embeddings
 
 
 def check_ids(documents: Iterable[Any], ids: Iterable[DocumentId] | None) -> None:
@@ -174,23 +177,41 @@ class TokenStream:
         self._progress = progress
 
     def __iter__(self) -> Iterator[Chunk]:
-        pending: list[npt.NDArray[np.float16]] = []
+        checked: list[npt.NDArray[np.float16]] = []
+        doclens: list[int] = []
         waiting = 0
-        for rows in self._embeddings():
-            self._check_shape(rows)
-            pending.append(self._stored(rows))
-            waiting += len(rows)
-            self.num_documents += 1
+        for batch in self._batches():
+            checked.append(self._stored(batch))
+            doclens += map(len, batch)
+            waiting += len(checked[-1])
             if waiting * self.dim * 2 >= _CHUNK_BYTES:
-                yield self._chunk(pending)
-                pending, waiting = [], 0
+                yield self._chunk(checked, doclens)
+                checked, doclens, waiting = [], [], 0
         if self.num_documents != self._store.count:
             raise RuntimeError(
                 f"the model returned {self.num_documents} of {self._store.count} documents"
             )
-        if pending:
-            yield self._chunk(pending)
+        if checked:
+            yield self._chunk(checked, doclens)
         self._report()
+
+    def _batches(self) -> Iterator[list[npt.NDArray[Any]]]:
+        """Copies of the documents' vectors, as many of one dtype as are checked together."""
+        batch: list[npt.NDArray[Any]] = []
+        waiting = 0
+        for rows in self._embeddings():
+            self._check_shape(rows)
+            if batch and rows.dtype != batch[0].dtype:
+                yield batch
+                batch, waiting = [], 0
+            batch.append(np.array(rows))  # a source may fill its buffer again
+            waiting += len(rows)
+            self.num_documents += 1
+            if waiting * self.dim * 2 >= min(_BATCH_BYTES, _CHUNK_BYTES):
+                yield batch
+                batch, waiting = [], 0
+        if batch:
+            yield batch
 
     def _embeddings(self) -> Iterator[npt.NDArray[Any]]:
         """One array per document, in order."""
@@ -259,30 +280,35 @@ class TokenStream:
     def _name(self, position: int) -> str:
         return f"document {self._store.id_of(position)!r}"
 
-    def _stored(self, rows: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
-        """Unit vectors in float16; always a copy, for a source may fill its buffer again."""
+    def _stored(self, batch: list[npt.NDArray[Any]]) -> npt.NDArray[np.float16]:
+        """The vectors of the documents last read, of unit length and in float16."""
+        rows = np.concatenate(batch)
         norms = _norms(rows)
-        bad = np.flatnonzero(_unusable(norms))
-        if len(bad):
-            what = "is zero" if norms[bad[0]] == 0 else "is not finite"
-            raise ValueError(f"{self._name(self.num_documents)}: token vector {bad[0]} {what}")
-        off = np.flatnonzero(np.abs(norms - 1) > _UNIT_TOLERANCE)
+        off = np.flatnonzero(~(np.abs(norms - 1) <= _UNIT_TOLERANCE))
         if len(off):
-            rows = rows.astype(np.result_type(rows.dtype, norms.dtype))
+            bad = off[_unusable(norms[off])]
+            if len(bad):
+                what = "is zero" if norms[bad[0]] == 0 else "is not finite"
+                ends = np.cumsum([len(each) for each in batch])
+                place = bisect.bisect_right(ends, bad[0])
+                token = bad[0] - (ends[place] - len(batch[place]))
+                name = self._name(self.num_documents - len(batch) + place)
+                raise ValueError(f"{name}: token vector {token} {what}")
+            rows = rows.astype(np.result_type(rows.dtype, norms.dtype), copy=False)
             rows[off] /= norms[off, None]
             self._rescaled += len(off)
         self.num_tokens += len(rows)
-        return rows.astype(np.float16, order="C")
+        return rows.astype(np.float16, copy=False)
 
-    def _chunk(self, pending: list[npt.NDArray[np.float16]]) -> Chunk:
+    def _chunk(self, checked: list[npt.NDArray[np.float16]], lengths: list[int]) -> Chunk:
         """The last of the documents so far, pooled all at once."""
-        rows, doclens = np.concatenate(pending), np.array([len(each) for each in pending], np.int32)
+        rows, doclens = np.concatenate(checked), np.array(lengths, np.int32)
         if self._pool_factor > 1:
             means, doclens = ops.pool(rows, doclens, self._pool_factor)
             norms = np.linalg.norm(means, axis=1, keepdims=True)
             if not norms.all():
                 where = int(np.searchsorted(np.cumsum(doclens), norms.argmin(), side="right"))
-                name = self._name(self.num_documents - len(pending) + where)
+                name = self._name(self.num_documents - len(lengths) + where)
                 raise ValueError(f"{name}: token vectors cancel out when they are pooled")
             rows = (means / norms).astype(np.float16)
         return Chunk(rows, doclens)
@@ -312,7 +338,8 @@ class _Hinted(Iterator[str]):
 def _norms(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Row norms; in float64 when squares in float32 would overflow or lose bits."""
     with np.errstate(all="ignore"):
-        norms: npt.NDArray[Any] = np.linalg.norm(rows.astype(np.float32, copy=False), axis=1)
+        wide = rows.astype(np.float32, copy=False)
+        norms: npt.NDArray[Any] = np.sqrt(np.einsum("ij,ij->i", wide, wide))
         if not ((norms > 1e-15) & (norms < 1e15)).all():
             norms = np.linalg.norm(rows.astype(np.float64), axis=1)
     return norms

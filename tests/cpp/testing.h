@@ -132,17 +132,101 @@ private:
   Buffer<float> data_;
 };
 
-// Decoder::by_byte from its definition: a value's bits lie least significant first from the top of
-// the byte, but with 3 bits the third is among the bits 8 to 11 of the index.
-inline Buffer<float> weights_by_byte(const Buffer<float> &weights, int nbits) {
-  const int low = nbits == 3 ? 2 : nbits, per_byte = 8 / low;
-  Buffer<float> out(static_cast<std::size_t>((nbits == 3 ? 4096 : 256) * per_byte));
+// Centroids as int8 panels: all extremes, or anything.
+class Columns {
+public:
+  Columns(Random &random, std::size_t count, std::size_t dim, bool whole)
+      : n_panels_((count + colbert_fast::kLanes - 1) / colbert_fast::kLanes), dim_(dim),
+        data_(n_panels_ * colbert_fast::kLanes * dim), scale_(n_panels_ * colbert_fast::kLanes),
+        zero_(scale_.size()) {
+    for (std::size_t i = 0; i < data_.size(); ++i)
+      data_[i] = static_cast<std::int8_t>(whole ? 127 : static_cast<int>(random.below(255)) - 127);
+    for (std::size_t i = 0; i < scale_.size(); ++i) {
+      scale_[i] = whole ? 1.0f : random.uniform();
+      zero_[i] = static_cast<float>(random.below(4000));
+    }
+  }
+  std::size_t panels() const { return n_panels_; }
+  colbert_fast::ScreenPanels view() const {
+    return {data_.data(), scale_.data(), zero_.data(), n_panels_, dim_};
+  }
+
+private:
+  std::size_t n_panels_, dim_;
+  Buffer<std::int8_t> data_;
+  Buffer<float> scale_, zero_;
+};
+
+// A query as int8 panels: all extremes, or anything.
+class QueryI8 {
+public:
+  QueryI8(Random &random, std::size_t count, std::size_t dim, bool whole)
+      : count_(count), dim_(dim), data_(lanes() * dim),
+        start_(random.integers<std::int32_t>(lanes(), 4000)) {
+    for (std::size_t i = 0; i < data_.size(); ++i)
+      data_[i] = static_cast<std::int8_t>(whole ? 127 : static_cast<int>(random.below(255)) - 127);
+  }
+  std::size_t lanes() const {
+    return (count_ + colbert_fast::kLanes - 1) / colbert_fast::kLanes * colbert_fast::kLanes;
+  }
+  colbert_fast::PanelsI8 view() const {
+    return {data_.data(), start_.data(), count_, lanes() / colbert_fast::kLanes, dim_};
+  }
+
+private:
+  std::size_t count_, dim_;
+  Buffer<std::int8_t> data_;
+  Buffer<std::int32_t> start_;
+};
+
+// A table of byte scores; lanes past the query have a step of zero.
+class ByteTableBuffer {
+public:
+  ByteTableBuffer(Random &random, std::size_t n, std::size_t count)
+      : stride_((count + colbert_fast::kTableLanes - 1) / colbert_fast::kTableLanes *
+                colbert_fast::kTableLanes),
+        rows_(random.integers<std::uint8_t>(n * stride_, 256)), step_(random.floats(stride_)) {
+    for (std::size_t lane = count; lane < stride_; ++lane) step_[lane] = 0;
+  }
+  colbert_fast::ByteTable view() const { return {rows_.data(), stride_, step_.data()}; }
+
+private:
+  std::size_t stride_;
+  Buffer<std::uint8_t> rows_;
+  Buffer<float> step_;
+};
+
+// Decoder::values from weights by bucket: a window's own bits are its last, the bucket's least
+// significant bit first; with 3 bits the third is the window's top bit.
+inline Buffer<float> values_by_window(const Buffer<float> &weights, int nbits) {
+  const int low = colbert_fast::low_bits(nbits);
+  Buffer<float> out(colbert_fast::windows_of(nbits));
+  for (std::size_t window = 0; window < out.size(); ++window) {
+    std::size_t bucket = nbits == 3 ? window >> 3 << 2 : 0;
+    for (int k = 0; k < low; ++k) bucket |= (window >> (low - 1 - k) & 1) << k;
+    out[window] = weights[bucket];
+  }
+  return out;
+}
+
+// Decoder::by_byte from its definition: written out, the bits are those that end the byte before
+// and then the byte's, from its top. A window is the last of them up to a dimension's own; with 3
+// bits its top bit is among the bits 8 to 11 of the index.
+inline Buffer<float> values_by_byte(const Buffer<float> &values, int nbits) {
+  const int low = colbert_fast::low_bits(nbits), context = colbert_fast::context_bits(nbits);
+  const int per_byte = 8 / low, above = nbits == 3 ? 12 : 8;
+  Buffer<float> out((std::size_t{1} << (above + context)) * static_cast<std::size_t>(per_byte));
   for (std::size_t i = 0; i < out.size(); ++i) {
     const std::size_t index = i / static_cast<std::size_t>(per_byte);
     const int j = static_cast<int>(i) % per_byte;
-    std::size_t value = nbits == 3 ? (index >> (11 - j) & 1) << 2 : 0;
-    for (int k = 0; k < low; ++k) value |= (index >> (7 - j * low - k) & 1) << k;
-    out[i] = weights[value];
+    std::vector<std::size_t> stream;
+    for (int k = context - 1; k >= 0; --k) stream.push_back(index >> (above + k) & 1);
+    for (int k = 7; k >= 0; --k) stream.push_back(index >> k & 1);
+    std::size_t window = 0;
+    for (int k = j * low; k < j * low + context + low; ++k)
+      window = window << 1 | stream[static_cast<std::size_t>(k)];
+    if (nbits == 3) window |= (index >> (11 - j) & 1) << 3;
+    out[i] = values[window];
   }
   return out;
 }

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 #include <stdexcept>
+#include <utility>
 
 #include "dispatch.h"
 #include "testing.h"
@@ -30,7 +31,7 @@ void kmeans(const Kernels &k, Tally &tally) {
   const Buffer<float> points{1, 0, 0, 0, 0, 0, 0, 0, /**/ 0, 0, 0, 0, 0, 0, 0, 2};
   const Buffer<float> centroids{0,      1, 0, 0, 0, 0, 0, 0, /**/ 3, 0, 0, 0, 0, 0, 0, 1,
                                 /**/ 3, 0, 0, 0, 0, 0, 0, 1};
-  Buffer<float> scratch(kAssignBlock * 8), best(2), sum(8);
+  Buffer<float> scratch(kPointBlock * 8), best(2), sum(8);
   Buffer<std::int32_t> codes(2);
   k.assign(points.data(), DType::f32, 2, 8, centroids.data(), 3, scratch.data(), codes.data(),
            best.data());
@@ -65,6 +66,44 @@ void candidates(const Kernels &k, Tally &tally) {
               "approximate: the best code that counts");
 }
 
+void candidates_i8(const Kernels &k, Tally &tally) {
+  // One query token, (2, -1, 0, ...), whose products start at -64 times the sum of its bytes.
+  Buffer<std::int8_t> data(8 * kLanes);
+  Buffer<std::int32_t> start(kLanes), ids(2 * kLanes);
+  Buffer<float> ratio(kLanes), values(2 * kLanes), step(kTableLanes);
+  data.poison(0), start.poison(0), ratio.poison(0), step.poison(0);
+  data[0] = 2, data[1] = -1, start[0] = -64, ratio[0] = 2.5f;
+  const PanelsI8 query{data.data(), start.data(), 1, 1, 8};
+  Buffer<std::uint8_t> rows(5 * 8), out(5 * kTableLanes);
+  for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = kScreenZero;
+  rows[0] = 67, rows[1] = 69;       // 2 * 3 - 5 = 1, times a scale of 2 and 2.5: 5
+  rows[8] = 74;                     // 2 * 10, times 2.5: 50
+  rows[16] = 124, rows[24] = 4;     // 300 and -300: past the ends
+  rows[32] = 64 + 1, rows[33] = 65; // 1, times 2.5: halves go to the even
+  const Buffer<float> scale{2, 1, 1, 1, 1};
+  for (std::size_t i = 0; i < 2 * kLanes; ++i) values[i] = -kInfinity, ids[i] = -1;
+  k.scores_i8(query, ratio.data(), rows.data(), scale.data(), 5, out.data(), kTableLanes, 10, 2,
+              values.data(), ids.data());
+  Buffer<std::uint8_t> lane(5);
+  for (std::size_t i = 0; i < 5; ++i) lane[i] = out[i * kTableLanes];
+  tally.same(lane, {56, 101, 255, 0, 54}, "scores_i8: 51 + scale * ratio * product");
+  tally.check(out[1] == 51, "scores_i8: a lane of zeros");
+  tally.check(values[0] == 351 && ids[0] == 12 && values[1] == 101 && ids[1] == 11,
+              "scores_i8: the best, before clamping");
+
+  step[0] = .5f, step[1] = 2;
+  Buffer<std::uint8_t> table(2 * kTableLanes);
+  table.poison(0);
+  table[0] = 61, table[1] = 41;                         // 10 and -10
+  table[kTableLanes] = 51, table[kTableLanes + 1] = 56; // 0 and 5
+  const ByteTable view{table.data(), kTableLanes, step.data()};
+  const Buffer<std::uint16_t> codes{0, 1};
+  tally.check(k.approximate_i8(view, {codes.data(), false}, 2) == 15.0f,
+              "approximate_i8: the best of each lane, .5 * 10 + 2 * 5");
+  tally.check(k.approximate_i8(view, {codes.data(), false}, 1) == -15.0f,
+              "approximate_i8: below zero");
+}
+
 void pack(const Kernels &k, Tally &tally) {
   const Buffer<float> zero{0, 0, 0, 0, 0, 0, 0, 0};
   const Buffer<std::int32_t> codes{0};
@@ -85,34 +124,97 @@ void pack(const Kernels &k, Tally &tally) {
       "compress: 3 bits, [0, 1, 2, 3, 4, 5, 6, 7]: two planes of low bits, one of high bits");
 }
 
+// A decoder of one centroid at zero; byte b of the scales stands for b / 64.
+struct Toy {
+  Buffer<float> centroid{0, 0, 0, 0, 0, 0, 0, 0}, norms = Buffer<float>(256),
+                                                  scales = Buffer<float>(256);
+  Buffer<float> values, by_byte;
+  Buffer<std::uint8_t> levels = Buffer<std::uint8_t>(256);
+  int nbits;
+
+  Toy(Buffer<float> by_window, int bits)
+      : values(std::move(by_window)), by_byte(values_by_byte(values, bits)), nbits(bits) {
+    for (std::size_t b = 0; b < 256; ++b) scales[b] = static_cast<float>(b) / 64;
+  }
+  Decoder view() const {
+    return {centroid.data(),
+            values.data(),
+            by_byte.data(),
+            levels.data(),
+            norms.data(),
+            scales.data(),
+            nbits,
+            8,
+            static_cast<std::size_t>(nbits)};
+  }
+};
+
+Buffer<float> counting(float unit = 1) {
+  Buffer<float> out(16);
+  for (std::size_t i = 0; i < 16; ++i) out[i] = static_cast<float>(i) * unit;
+  return out;
+}
+
+bool close(const Buffer<float> &out, const Buffer<float> &values, float norm) {
+  for (std::size_t d = 0; d < 8; ++d)
+    if (!(std::abs(out[d] - values[d] / norm) < 1e-6f)) return false;
+  return true;
+}
+
 void residual(const Kernels &k, Tally &tally) {
-  const Buffer<float> centroid{0, 0, 0, 0, 0, 0, 0, 0}, norms(256);
-  const Buffer<std::uint8_t> levels(16);
   const Buffer<std::uint16_t> codes{0};
-  const auto decompress = [&](const Buffer<float> &weights, const Buffer<std::uint8_t> &packed,
-                              Buffer<float> &out) {
-    const int nbits = static_cast<int>(packed.size());
-    const Buffer<float> by_byte = weights_by_byte(weights, nbits);
-    const Decoder decoder{centroid.data(), by_byte.data(), levels.data(), norms.data(), nbits, 8,
-                          packed.size()};
+  const auto decompress = [&](const Toy &toy, const Buffer<std::uint8_t> &packed,
+                              const std::uint8_t *scale, Buffer<float> &out) {
     Buffer<float> inverse(1);
-    k.decompress(decoder, {codes.data(), false}, packed.data(), 1, out.data(), inverse.data());
+    k.decompress(toy.view(), {{codes.data(), false}, packed.data(), scale, nullptr}, 1, out.data(),
+                 inverse.data());
     return inverse[0];
   };
-  const auto close = [](const Buffer<float> &out, const Buffer<float> &values, float norm) {
-    for (std::size_t d = 0; d < 8; ++d)
-      if (!(std::abs(out[d] - values[d] / norm) < 1e-6f)) return false;
-    return true;
-  };
   Buffer<float> out(8);
-  const float inverse = decompress({-.75f, -.25f, .25f, .75f}, {0x8d, 0x8d}, out);
+  const Toy two(values_by_window({-.75f, -.25f, .25f, .75f}, 2), 2);
+  const float inverse = decompress(two, {0x8d, 0x8d}, nullptr, out);
   tally.check(std::abs(inverse * std::sqrt(2.5f) - 1) < 1e-6f, "decompress: the inverse norm");
   tally.check(close(out, {-.25f, -.75f, .75f, .25f, -.25f, -.75f, .75f, .25f}, std::sqrt(2.5f)),
               "decompress: 2 bits, 10 00 11 01 -> [1, 0, 3, 2], made a unit vector");
-  decompress({0, 1, 2, 3, 4, 5, 6, 7}, {0x27, 0x27, 0x55}, out);
+  const Buffer<std::uint8_t> scale{128};
+  const float scaled = decompress(two, {0x8d, 0x8d}, scale.data(), out);
+  tally.check(std::abs(scaled * 2 * std::sqrt(2.5f) - 1) < 1e-6f, "decompress: a scale of 2");
+  decompress(Toy(values_by_window({0, 1, 2, 3, 4, 5, 6, 7}, 3), 3), {0x27, 0x27, 0x55}, nullptr,
+             out);
   tally.check(close(out, {0, 1, 2, 3, 4, 5, 6, 7}, std::sqrt(140.0f)), "decompress: 3 bits");
-  decompress({0, 0, 0, 0}, {0x8d, 0x8d}, out);
-  tally.same(out, centroid, "decompress: a zero vector stays zero");
+  decompress(Toy(values_by_window({0, 0, 0, 0}, 2), 2), {0x8d, 0x8d}, nullptr, out);
+  tally.same(out, two.centroid, "decompress: a zero vector stays zero");
+
+  // By window: the last bits of the row up to a dimension's own.
+  decompress(Toy(counting(), 1), {0xb0}, nullptr, out);
+  tally.check(close(out, {1, 2, 5, 11, 6, 12, 8, 0}, std::sqrt(395.0f)),
+              "decompress: 1 0 1 1 0 0 0 0 by windows of 4");
+  decompress(Toy(counting(), 2), {0x8d, 0x8d}, nullptr, out);
+  tally.check(close(out, {2, 8, 3, 13, 6, 8, 3, 13}, std::sqrt(524.0f)),
+              "decompress: 10 00 11 01 10 00 11 01 by windows of 4");
+  decompress(Toy(counting(), 3), {0x27, 0x27, 0x55}, nullptr, out);
+  tally.check(close(out, {0, 2, 1, 7, 12, 10, 9, 15}, std::sqrt(604.0f)),
+              "decompress: 00 10 01 11 00 10 01 11 by windows of 3 and a high bit");
+}
+
+// A residual of thrice what a row decodes to is coded as that row and a scale of 3.
+void trellis(const Kernels &k, Tally &tally) {
+  const auto check = [&](int nbits, const Buffer<std::uint8_t> &packed,
+                         const Buffer<float> &windows, float squares) {
+    const Toy toy(counting(1 / std::sqrt(squares)), nbits);
+    Buffer<float> point(8), scratch(trellis_scratch(8)), scale(1);
+    for (std::size_t d = 0; d < 8; ++d) point[d] = 3 * windows[d] / std::sqrt(squares);
+    const Buffer<std::int32_t> codes{0};
+    Buffer<std::uint8_t> found(packed.size());
+    k.compress_trellis(point.data(), DType::f32, 1, codes.data(), toy.view(), scratch.data(),
+                       found.data(), scale.data());
+    const std::string what = "compress_trellis: " + std::to_string(nbits) + " bits";
+    tally.same(found, packed, what);
+    tally.check(std::abs(scale[0] - 3) < 1e-5f, what + ", the scale");
+  };
+  check(1, {0xb0}, {1, 2, 5, 11, 6, 12, 8, 0}, 395);
+  check(2, {0x8d, 0x8d}, {2, 8, 3, 13, 6, 8, 3, 13}, 524);
+  check(3, {0x27, 0x27, 0x55}, {0, 2, 1, 7, 12, 10, 9, 15}, 604);
 }
 
 void dispatch(Tally &tally) {
@@ -138,8 +240,10 @@ int main() {
     maxsim(*isa, tally);
     kmeans(*isa, tally);
     candidates(*isa, tally);
+    candidates_i8(*isa, tally);
     pack(*isa, tally);
     residual(*isa, tally);
+    trellis(*isa, tally);
   }
   dispatch(tally);
   return tally.finish();

@@ -1,0 +1,63 @@
+// What the tests against the scalar table share: sizes around the lane widths, and codes.
+#pragma once
+
+#include <string>
+
+#include "kernels.h"
+#include "testing.h"
+
+namespace testing {
+
+using colbert_fast::Codes;
+using colbert_fast::Kernels;
+
+constexpr std::size_t kSizes[] = {0,  1,  2,  3,  7,   8,   15,  16,  17, 31,
+                                  33, 63, 64, 65, 127, 128, 129, 255, 256};
+constexpr std::size_t kDims[] = {8, 16, 24, 32, 40, 64, 96, 128, 128, 136, 384};
+constexpr std::size_t kCounts[] = {1, 2, 7, 15, 16, 17, 31, 32, 32, 33, 48, 65};
+constexpr int kNbits[] = {1, 2, 3, 4, 8};
+constexpr DType kTypes[] = {DType::f32, DType::f16, DType::bf16};
+
+struct Case {
+  std::size_t n, dim, count, centroids;
+  DType type;
+  int nbits;
+  bool whole, wide;
+
+  std::string describe(const Kernels &isa, const char *kernel) const {
+    return std::string(kernel) + " on " + isa.name + ", n " + std::to_string(n) + ", dim " +
+           std::to_string(dim) + ", query " + std::to_string(count) + ", type " +
+           std::to_string(static_cast<int>(type)) + ", nbits " + std::to_string(nbits) +
+           (whole ? ", whole" : "") + (wide ? ", wide codes" : "");
+  }
+};
+
+template <class T, std::size_t N> T pick(Random &random, const T (&from)[N]) {
+  return from[random.below(N)];
+}
+
+template <class F> void sweep(Random &random, int repeats, F check) {
+  for (const std::size_t n : kSizes)
+    for (const int nbits : kNbits)
+      for (int i = 0; i < repeats; ++i)
+        check(Case{n, pick(random, kDims), pick(random, kCounts), 1 + random.below(70),
+                   pick(random, kTypes), nbits, random.below(2) == 0, random.below(2) == 0});
+}
+
+// Codes of either width, in a buffer that ends with them.
+class CodeBuffer {
+public:
+  CodeBuffer(Random &random, const Case &c)
+      : wide_(c.wide), int32_(random.integers<std::int32_t>(c.wide ? c.n : 0, c.centroids)),
+        uint16_(random.integers<std::uint16_t>(c.wide ? 0 : c.n, c.centroids)) {}
+  Codes view() const {
+    return {wide_ ? static_cast<const void *>(int32_.data()) : uint16_.data(), wide_};
+  }
+
+private:
+  bool wide_;
+  Buffer<std::int32_t> int32_;
+  Buffer<std::uint16_t> uint16_;
+};
+
+} // namespace testing

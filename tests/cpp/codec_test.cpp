@@ -1,0 +1,170 @@
+// The kernels of the residual codec on every table this CPU can run, against the scalar table, as
+// in isa_test.cpp.
+#include <algorithm>
+
+#include "cases.h"
+#include "dispatch.h"
+
+using namespace colbert_fast;
+using namespace testing;
+
+namespace {
+
+// A random codec, by bucket or by window, and the tables that the kernels read it from.
+class Codec {
+public:
+  Codec(Random &random, const Case &c)
+      : nbits_(c.nbits), dim_(c.dim), centroids_(random.floats(c.centroids * c.dim, c.whole)),
+        values_(random.floats(windows_of(c.nbits), c.whole)), by_byte_(0),
+        levels_(windows_of(c.nbits)), norms_(random.floats(256)), scales_(random.floats(256)) {
+    if (random.below(2) == 0)
+      values_ = values_by_window(random.floats(std::size_t{1} << nbits_, c.whole), nbits_);
+    by_byte_ = values_by_byte(values_, nbits_);
+    for (std::size_t i = 0; i < levels_.size(); ++i)
+      levels_[i] = static_cast<std::uint8_t>(kMaxLevel - (c.whole ? 0 : random.below(128)));
+  }
+  std::size_t packed_dim() const { return dim_ * static_cast<std::size_t>(nbits_) / 8; }
+  Decoder view() const {
+    return {centroids_.data(), values_.data(), by_byte_.data(), levels_.data(),
+            norms_.data(),     scales_.data(), nbits_,          dim_,
+            packed_dim()};
+  }
+
+private:
+  int nbits_;
+  std::size_t dim_;
+  Buffer<float> centroids_, values_, by_byte_;
+  Buffer<std::uint8_t> levels_;
+  Buffer<float> norms_, scales_;
+};
+
+// Compressed tokens, with or without scales and inverse norms.
+class Tokens {
+public:
+  Tokens(Random &random, const Case &c, std::size_t packed_dim)
+      : codes_(random, c), packed_(random.integers<std::uint8_t>(c.n * packed_dim, 256)),
+        scales_(random.integers<std::uint8_t>(c.n, 256)),
+        norms_(random.integers<std::uint8_t>(c.n, 256)), with_scales_(random.below(3) > 0),
+        with_norms_(random.below(3) > 0) {}
+  Residuals view() const {
+    return {codes_.view(), packed_.data(), with_scales_ ? scales_.data() : nullptr,
+            with_norms_ ? norms_.data() : nullptr};
+  }
+
+private:
+  CodeBuffer codes_;
+  Buffer<std::uint8_t> packed_, scales_, norms_;
+  bool with_scales_, with_norms_;
+};
+
+class CodecTest {
+public:
+  CodecTest(const Kernels &isa, const Kernels &scalar, Tally &tally)
+      : isa_(isa), scalar_(scalar), tally_(tally) {}
+
+  void run() {
+    sweep(random_, 1, [this](const Case &c) { pack(c); });
+    sweep(random_, 3, [this](const Case &c) { compress(c); });
+    sweep(random_, 3, [this](const Case &c) { compress_trellis(c); });
+    sweep(random_, 4, [this](const Case &c) { residual(c); });
+    sweep(random_, 6, [this](const Case &c) { residual_i8(c); });
+  }
+
+private:
+  void pack(const Case &c) {
+    const auto buckets = random_.integers<std::uint8_t>(c.n * c.dim, std::size_t{1} << c.nbits);
+    const std::size_t packed = c.n * c.dim * static_cast<std::size_t>(c.nbits) / 8;
+    Buffer<std::uint8_t> got(packed), want(packed), back(c.n * c.dim);
+    isa_.pack(buckets.data(), c.n, c.dim, c.nbits, got.poison(0xff).data());
+    scalar_.pack(buckets.data(), c.n, c.dim, c.nbits, want.poison(0xee).data());
+    isa_.unpack(got.data(), c.n, c.dim, c.nbits, back.poison(0xff).data());
+    tally_.same(got, want, c.describe(isa_, "pack"));
+    tally_.same(back, buckets, c.describe(isa_, "unpack"));
+  }
+
+  void compress(const Case &c) {
+    const Rows points = random_.rows(c.type, c.n * c.dim, c.whole);
+    const Buffer<float> centroids = random_.floats(c.centroids * c.dim, c.whole);
+    const auto codes = random_.integers<std::int32_t>(c.n, c.centroids);
+    Buffer<float> cutoffs = random_.floats((std::size_t{1} << c.nbits) - 1, c.whole);
+    std::sort(cutoffs.data(), cutoffs.data() + cutoffs.size());
+    const std::size_t packed = c.n * c.dim * static_cast<std::size_t>(c.nbits) / 8;
+    Buffer<std::uint8_t> got(packed), want(packed);
+    isa_.compress(points.data(), c.type, c.n, c.dim, centroids.data(), codes.data(), cutoffs.data(),
+                  c.nbits, got.poison(0xff).data());
+    scalar_.compress(points.data(), c.type, c.n, c.dim, centroids.data(), codes.data(),
+                     cutoffs.data(), c.nbits, want.poison(0xee).data());
+    tally_.same(got, want, c.describe(isa_, "compress"));
+  }
+
+  void compress_trellis(const Case &c) {
+    const std::size_t n = std::min(c.n, kTrellisBlock);
+    const Codec codec(random_, c);
+    const Rows points = random_.rows(c.type, n * c.dim, c.whole);
+    const auto codes = random_.integers<std::int32_t>(n, c.centroids);
+    const auto run = [&](const Kernels &k, Buffer<std::uint8_t> &rows, Buffer<float> &scales) {
+      Buffer<float> scratch(trellis_scratch(c.dim));
+      k.compress_trellis(points.data(), c.type, n, codes.data(), codec.view(),
+                         scratch.poison(0xff).data(), rows.data(), scales.data());
+    };
+    Buffer<std::uint8_t> got(n * codec.packed_dim()), want(n * codec.packed_dim());
+    Buffer<float> got_scales(n), want_scales(n);
+    run(isa_, got.poison(0xff), got_scales.poison(0xff));
+    run(scalar_, want.poison(0xee), want_scales.poison(0xee));
+    tally_.same(got, want, c.describe(isa_, "compress_trellis"));
+    tally_.same(got_scales, want_scales, c.describe(isa_, "compress_trellis scales"));
+  }
+
+  void residual(const Case &c) {
+    const Codec codec(random_, c);
+    const Tokens tokens(random_, c, codec.packed_dim());
+    const Query query(random_.floats(c.count * c.dim, c.whole), c.count, c.dim);
+    const auto decompress = [&](const Kernels &k, Buffer<float> &out, float *norms) {
+      k.decompress(codec.view(), tokens.view(), c.n, out.data(), norms);
+    };
+    Buffer<float> got(c.n * c.dim), want(c.n * c.dim), got_norms(c.n), want_norms(c.n);
+    decompress(isa_, got.poison(0xff), got_norms.poison(0xff).data());
+    decompress(scalar_, want.poison(0xee), want_norms.poison(0xee).data());
+    tally_.same(got, want, c.describe(isa_, "decompress"));
+    tally_.same(got_norms, want_norms, c.describe(isa_, "decompress norms"));
+    decompress(isa_, got.poison(0xee), nullptr);
+    tally_.same(got, want, c.describe(isa_, "decompress without norms"));
+
+    Buffer<float> fused(1), plain(1);
+    fused[0] = isa_.residual_maxsim(query.view(), codec.view(), tokens.view(), c.n);
+    plain[0] = scalar_.maxsim(query.view(), want.data(), DType::f32, c.n, nullptr);
+    tally_.same(fused, plain, c.describe(isa_, "residual_maxsim"));
+  }
+
+  void residual_i8(const Case &c) {
+    if (c.n == 0) return; // not part of the promise
+    const Codec codec(random_, c);
+    const Tokens tokens(random_, c, codec.packed_dim());
+    const QueryI8 query(random_, c.count, c.dim, c.whole);
+    const ByteTableBuffer table(random_, c.centroids, c.count);
+    const Buffer<float> ratio = random_.floats(query.lanes());
+    Buffer<float> got(1), want(1);
+    got[0] = isa_.residual_maxsim_i8(query.view(), ratio.data(), table.view(), codec.view(),
+                                     tokens.view(), c.n);
+    want[0] = scalar_.residual_maxsim_i8(query.view(), ratio.data(), table.view(), codec.view(),
+                                         tokens.view(), c.n);
+    tally_.same(got, want, c.describe(isa_, "residual_maxsim_i8"));
+  }
+
+  const Kernels &isa_, &scalar_;
+  Tally &tally_;
+  Random random_;
+};
+
+} // namespace
+
+int main() {
+  Tally tally;
+  const auto tables = available_kernels();
+  const Kernels &scalar = *tables.back();
+  for (const Kernels *isa : tables) {
+    std::printf("%s\n", isa->name);
+    CodecTest(*isa, scalar, tally).run(); // scalar too: against itself, for the sanitizers
+  }
+  return tally.finish();
+}
