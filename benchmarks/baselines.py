@@ -17,6 +17,7 @@ import threadpoolctl
 import torch
 
 import colbert_fast
+from colbert_fast.compress.trellis import fit_trellis
 from colbert_fast.kernels import ops, reference
 
 # What one core of the machine that the floors are quoted for (Zen 5, AVX-512 with VNNI) can do.
@@ -42,6 +43,7 @@ class Inputs(NamedTuple):
     codes: np.ndarray  # int32 (n,)
     residuals: np.ndarray  # uint8 (n, DIM / 4)
     inverse_norms: np.ndarray  # uint8 (n,)
+    trellis: np.ndarray  # float32 (16,), weights by window
 
 
 def clustered(rng: np.random.Generator, centres: np.ndarray, count: int) -> np.ndarray:
@@ -60,14 +62,17 @@ def make_inputs(n_docs: int, num_centroids: int) -> Inputs:
     centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
     documents = clustered(rng, centroids, n_docs * DOCUMENT_TOKENS)
     sample = documents[:4096]
-    residual = (sample - centroids[ops.assign(sample, centroids)[0]]).ravel()
-    quantiles = np.quantile(residual, np.arange(1, 8) / 8).astype(np.float32)
+    residual = sample - centroids[ops.assign(sample, centroids)[0]]
+    quantiles = np.quantile(residual.ravel(), np.arange(1, 8) / 8).astype(np.float32)
     cutoffs, weights = quantiles[1::2].copy(), quantiles[::2].copy()
     codes, residuals = ops.compress(documents, centroids, cutoffs)
     norms = ops.inverse_norms(codes, residuals, centroids, weights)
     query = clustered(rng, documents[rng.integers(len(documents), size=QUERY_TOKENS)], QUERY_TOKENS)
     doclens = np.full(n_docs, DOCUMENT_TOKENS, np.int32)
-    return Inputs(query, documents, doclens, centroids, cutoffs, weights, codes, residuals, norms)
+    trellis = fit_trellis(residual, NBITS)
+    return Inputs(
+        query, documents, doclens, centroids, cutoffs, weights, codes, residuals, norms, trellis
+    )
 
 
 @contextlib.contextmanager
@@ -148,6 +153,32 @@ class TorchBaseline:
         shifts = torch.arange(7, -1, -1)
         return (bits << shifts).sum(-1).to(torch.uint8)
 
+    def nearest_paths(self, points: torch.Tensor) -> torch.Tensor:
+        """Viterbi over the states (the last two bits) of all points at once: (n, DIM), 0 to 3."""
+        weights = self.data.trellis.view(4, 4)  # by state before and after
+        paths = torch.full((len(points), 4), -torch.inf)
+        paths[:, 0] = 0
+        back = torch.empty((DIM, len(points), 4), dtype=torch.int64)
+        for d in range(DIM):
+            costs = (points[:, d, None, None] - weights).square_()
+            paths, back[d] = (paths[:, :, None] - costs).max(1)
+        states = torch.empty((len(points), DIM), dtype=torch.int64)
+        states[:, -1] = paths.argmax(1)
+        for d in range(DIM - 1, 0, -1):
+            states[:, d - 1] = back[d].gather(1, states[:, d : d + 1])[:, 0]
+        return states
+
+    def compress_trellis(self, points: torch.Tensor) -> torch.Tensor:
+        residuals = points - self.data.centroids[self.assign(points)]
+        scales = residuals.norm(dim=1)
+        for _ in range(2):
+            states = self.nearest_paths(residuals / scales[:, None])
+            before = torch.nn.functional.pad(states[:, :-1], (1, 0))
+            values = self.data.trellis[before * 4 + states]
+            scales = (residuals * values).sum(1) / values.square().sum(1)
+        shifts = torch.tensor([6, 4, 2, 0])
+        return (states.view(len(points), -1, 4) << shifts).sum(-1).to(torch.uint8)
+
     def accumulate(self) -> torch.Tensor:
         sums = torch.zeros_like(self.data.centroids)
         return sums.index_add_(0, self.data.codes, self.data.documents)
@@ -210,6 +241,34 @@ class NumpyBaseline:
         buckets = np.searchsorted(self.data.cutoffs, points - self.data.centroids[codes])
         bits = np.stack([buckets & 1, buckets >> 1], -1).astype(np.uint8)
         return np.packbits(bits.reshape(len(points), -1), axis=1)
+
+    def nearest_paths(self, points: np.ndarray) -> np.ndarray:
+        """As in torch, where the words are."""
+        weights, n = self.data.trellis.reshape(4, 4), len(points)
+        paths = np.full((n, 4), -np.inf, np.float32)
+        paths[:, 0] = 0
+        back = np.empty((DIM, n, 4), np.int64)
+        for d in range(DIM):
+            costs = np.square(points[:, d, None, None] - weights)
+            sums = paths[:, :, None] - costs
+            back[d] = sums.argmax(1)
+            paths = sums.max(1)
+        states = np.empty((n, DIM), np.int64)
+        states[:, -1] = paths.argmax(1)
+        for d in range(DIM - 1, 0, -1):
+            states[:, d - 1] = back[d][np.arange(n), states[:, d]]
+        return states
+
+    def compress_trellis(self, points: np.ndarray) -> np.ndarray:
+        residuals = points - self.data.centroids[self.assign(points)]
+        scales = np.linalg.norm(residuals, axis=1)
+        for _ in range(2):
+            states = self.nearest_paths(residuals / scales[:, None])
+            before = np.pad(states[:, :-1], ((0, 0), (1, 0)))
+            values = self.data.trellis[before * 4 + states]
+            scales = (residuals * values).sum(1) / np.square(values).sum(1)
+        shifted = states.reshape(len(points), -1, 4) << np.array([6, 4, 2, 0])
+        return shifted.sum(-1).astype(np.uint8)
 
     def accumulate(self) -> np.ndarray:
         order = np.argsort(self.data.codes, kind="stable")

@@ -132,6 +132,12 @@ def make_rows(inputs: Inputs, n_points: int) -> dict[str, Row]:
             lambda: with_torch.compress(torch_points), lambda: with_numpy.compress(points),
             mostly_equal, n_points, assign_ns, point_flop,
         ),
+        "compress_trellis": Row(
+            lambda: ops.compress_trellis(points, centroids, inputs.trellis, base.NBITS)[1],
+            lambda: with_torch.compress_trellis(torch_points),
+            lambda: with_numpy.compress_trellis(points),
+            mostly_equal, n_points, assign_ns, point_flop,
+        ),
         "accumulate": Row(
             lambda: ops.accumulate(documents, inputs.codes, num_centroids)[0],
             with_torch.accumulate, with_numpy.accumulate, close(1e-4),
@@ -150,7 +156,7 @@ def check(row: Row) -> None:
 NAMES = (
     "residual_maxsim int8", "  against cached blocks", "residual_maxsim float32", "decompress",
     "maxsim float32", "  of uneven documents", "maxsim float16", "centroid_scores", "top_centroids",
-    "approximate_maxsim", "assign", "compress", "accumulate",
+    "approximate_maxsim", "assign", "compress", "compress_trellis", "accumulate",
 )  # fmt: skip
 
 
