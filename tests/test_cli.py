@@ -28,7 +28,7 @@ TEXTS = {
 @pytest.fixture
 def run(monkeypatch):
     """Run a command in this process with the model that has no weights."""
-    monkeypatch.setattr(cli, "load_model", lambda _model, _device: WordModel())
+    monkeypatch.setattr(cli, "load_model", lambda *_: WordModel())
     runner = testing.CliRunner()
 
     def invoke(*arguments, stdin=None):

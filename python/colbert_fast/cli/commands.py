@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from colbert_fast.cli.shell import (
+    BackendOption,
     CodecOption,
     Commands,
     DeviceOption,
@@ -83,6 +84,7 @@ def index(
     *,
     model: ModelOption = None,
     device: DeviceOption = "cpu",
+    backend: BackendOption = "torch",
     nbits: NbitsOption = 2,
     codec: CodecOption = "default",
     num_centroids: Annotated[
@@ -113,10 +115,10 @@ def index(
         documents, ids = loaded.texts(), loaded.ids
         ids = ids[:limit] if ids is not None else None
         # A model told to an index of embeddings is for its queries.
-        encoder = load_model(model, device) if model else None
+        encoder = load_model(model, device, backend) if model else None
     else:
         documents = _not_empty(read_corpus(source, layout=layout), source)
-        encoder = load_model(model, device)
+        encoder = load_model(model, device, backend)
     start = time.perf_counter()
     with Index.build(
         path,
@@ -150,6 +152,7 @@ def search(
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Documents per query.")] = 10,
     model: ModelOption = None,
     device: DeviceOption = "cpu",
+    backend: BackendOption = "torch",
     nprobe: NprobeOption = None,
     ndocs: NdocsOption = None,
     mode: ModeOption = "default",
@@ -163,7 +166,9 @@ def search(
     queries = [text for text in queries if text]
     if not queries:
         raise ValueError("no query: give one after the index, or lines on standard input")
-    with Index.open(path, model=load_model(model, device) if model else None) as opened:
+    if backend != "torch" and model is None:
+        raise ValueError(f"--backend {backend} needs --model: the index loads its own with torch")
+    with Index.open(path, model=load_model(model, device, backend) if model else None) as opened:
         answers = opened.search(
             queries, k=k, nprobe=nprobe, ndocs=ndocs, mode=mode, exhaustive=exhaustive
         )
@@ -184,6 +189,7 @@ def encode(
     *,
     model: ModelOption = None,
     device: DeviceOption = "cpu",
+    backend: BackendOption = "torch",
     queries: Annotated[bool, typer.Option("--queries", help="Encode as queries.")] = False,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     pool_factor: PoolOption = 1,
@@ -199,7 +205,7 @@ def encode(
         raise FileNotFoundError(f"{out.absolute().parent}: no such folder; make it first")
     documents = list(read_corpus(source, layout=layout))
     texts = [document["text"] for document in documents]
-    encoder = load_model(model, device)
+    encoder = load_model(model, device, backend)
     bars = show_progress(progress)
     arrays = (
         encoder.encode_queries(texts, batch_size=batch_size, progress=bars)
@@ -231,6 +237,7 @@ def evaluate(
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Documents per query.")] = 100,
     model: ModelOption = None,
     device: DeviceOption = "cpu",
+    backend: BackendOption = "torch",
     nbits: NbitsOption = 2,
     codec: CodecOption = "default",
     nprobe: NprobeOption = None,
@@ -246,7 +253,9 @@ def evaluate(
     measures = tuple(measure or evaluation.DEFAULT_MEASURES)
     evaluation.check_measures(measures, k=k)
     beir = evaluation.load_beir(folder, split=split)
-    with _opened_or_built(path, beir, load_model(model, device), nbits, codec, progress) as opened:
+    with _opened_or_built(
+        path, beir, load_model(model, device, backend), nbits, codec, progress
+    ) as opened:
         evaluation.check_judged_documents(opened, beir.qrels)
         start = time.perf_counter()
         run = evaluation.retrieve(
@@ -319,6 +328,7 @@ def demo(
     ] = 6000,
     model: ModelOption = None,
     device: DeviceOption = "cpu",
+    backend: BackendOption = "torch",
     nbits: NbitsOption = 2,
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Answers per question.")] = 3,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build anew in any case.")] = False,
@@ -331,7 +341,7 @@ def demo(
     from colbert_fast.cli.demo import run_demo
 
     run_demo(
-        load_model(model, device),
+        load_model(model, device, backend),
         path=path,
         passages=passages,
         nbits=nbits,

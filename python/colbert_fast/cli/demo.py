@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import sys
 import sysconfig
 import time
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from colbert_fast.caches import cache_folder
 from colbert_fast.cli.docstrings import collect_passages
 from colbert_fast.index import Index
 
@@ -70,7 +70,7 @@ def run_demo(
         Prompts for a question; by default `input` if standard input is a terminal, else nothing
         is asked. An empty answer or EOFError ends the demonstration.
     """
-    folder = cache_folder() if path is None else path
+    folder = cache_folder("demo") if path is None else path
     with _open_or_build(
         model,
         folder,
@@ -102,17 +102,6 @@ def _next_question(ask: Callable[[str], str] | None) -> str:
         return "" if ask is None else ask("\nyour question (empty to quit)> ").strip()
     except EOFError:
         return ""
-
-
-def cache_folder() -> Path:
-    """Return where this platform keeps what a program can make again."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "colbert-fast" / "demo"
 
 
 def _fingerprint(model: ColBERT, passages: int, nbits: int) -> str:

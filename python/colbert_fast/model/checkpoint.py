@@ -12,19 +12,45 @@ from typing import TYPE_CHECKING, Any
 
 from colbert_fast.errors import CheckpointError
 from colbert_fast.model.config import PUNCTUATION, ModelConfig
+from colbert_fast.model.default import load_default
 from colbert_fast.model.parts import Checkpoint, check_fit, config_from, fill_layer
 from colbert_fast.model.projection import Dense, Projection, seeded_projection
 from colbert_fast.model.pylate import load_modules, save_checkpoint
-from colbert_fast.model.weights import load_backbone, load_tokenizer, read_json, read_weights
+from colbert_fast.model.weights import (
+    load_backbone,
+    load_tokenizer,
+    read_json,
+    read_weights,
+    resolve_folder,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "find_checkpoint", "load_checkpoint", "save_checkpoint"]
 
 DEFAULT_DIM = 128
 
 logger = logging.getLogger(__name__)
+
+
+def find_checkpoint(
+    path_or_hub_id: str | Path | None,
+    *,
+    allow_pickle: bool,
+    revision: str | None,
+    dim: int | None,
+    seed: int,
+) -> tuple[Checkpoint, str]:
+    """Load the default model, a folder or a hub id; also the name to find it by again."""
+    if path_or_hub_id is None or path_or_hub_id == "default":
+        checkpoint, name = load_default(), "default"
+    else:
+        folder, name = resolve_folder(path_or_hub_id, allow_pickle=allow_pickle, revision=revision)
+        checkpoint = load_checkpoint(folder, allow_pickle=allow_pickle, dim=dim, seed=seed)
+    if dim not in (None, checkpoint.config.dim):
+        raise ValueError(f"dim: want {dim}, but {name} has {checkpoint.config.dim}")
+    return checkpoint, name
 
 
 def load_checkpoint(

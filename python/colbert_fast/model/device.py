@@ -9,11 +9,19 @@ import torch
 
 from colbert_fast.errors import BackendUnavailable
 
-__all__ = ["DType", "check_device", "resolve_dtype"]
+__all__ = [
+    "Backend",
+    "DType",
+    "check_backend",
+    "check_device",
+    "multiplies_bfloat16",
+    "resolve_dtype",
+]
 
 logger = logging.getLogger(__name__)
 
-DType = Literal["auto", "float32", "bfloat16"]
+Backend = Literal["torch", "openvino"]
+DType = Literal["auto", "float32", "bfloat16", "int8"]
 
 
 def check_device(device: str) -> torch.device:
@@ -26,19 +34,34 @@ def check_device(device: str) -> torch.device:
     return chosen
 
 
-def resolve_dtype(dtype: DType, device: torch.device) -> Literal["float32", "bfloat16"]:
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f"dtype: want 'auto', 'float32' or 'bfloat16', got {dtype!r}")
+def check_backend(backend: Backend, device: torch.device) -> Backend:
+    if backend not in ("torch", "openvino"):
+        raise ValueError(f"backend: want 'torch' or 'openvino', got {backend!r}")
+    if backend == "openvino" and device.type != "cpu":
+        raise ValueError(f"device: backend='openvino' runs on 'cpu', got '{device}'")
+    return backend
+
+
+def resolve_dtype(
+    dtype: DType, device: torch.device, backend: Backend = "torch"
+) -> Literal["float32", "bfloat16", "int8"]:
+    wanted = ("auto", "float32", "bfloat16") + (("int8",) if backend == "openvino" else ())
+    if dtype not in wanted:
+        raise ValueError(f"dtype: want {' or '.join(map(repr, wanted))}, got {dtype!r}")
     if dtype != "auto":
         return dtype
-    chosen: Literal["float32", "bfloat16"] = (
-        "bfloat16" if _multiplies_bfloat16(device) else "float32"
+    chosen: Literal["float32", "bfloat16", "int8"] = (
+        "int8"
+        if backend == "openvino"
+        else "bfloat16"
+        if multiplies_bfloat16(device)
+        else "float32"
     )
     logger.info("encoding in %s on %s", chosen, device)
     return chosen
 
 
-def _multiplies_bfloat16(device: torch.device) -> bool:
+def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 products are in hardware; emulated ones are slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)

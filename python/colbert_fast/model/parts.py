@@ -16,7 +16,14 @@ from colbert_fast.model.projection import Projection
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Checkpoint", "check_fit", "config_from", "fill_layer", "override_config"]
+__all__ = [
+    "Checkpoint",
+    "check_fit",
+    "check_lengths",
+    "config_from",
+    "fill_layer",
+    "override_config",
+]
 
 
 @dataclass(frozen=True)
@@ -77,3 +84,18 @@ def override_config(config: ModelConfig, **changes: object) -> ModelConfig:
     """The configuration with every change that is not None."""
     given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
     return replace(config, **given)
+
+
+def check_lengths(config: ModelConfig, backbone: nn.Module) -> None:
+    """Raise CheckpointError for lengths beyond the backbone's table of positions, if it has one."""
+    for name, table in backbone.named_modules():
+        if not name.endswith("position_embeddings") or not isinstance(table, nn.Embedding):
+            continue
+        # The RoBERTa family starts counting behind the padding index.
+        limit = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+        for field in ("query_length", "document_length"):
+            length = getattr(config, field)
+            if length > limit:
+                raise CheckpointError(
+                    f"{field}: {length} is more than the encoder's {limit} positions"
+                )
