@@ -37,7 +37,7 @@ def fit_centroids(
     different points. The result depends on the seed only, not on the number of threads.
 
     The last step sees all points; of many, each step before it sees the first half of what the next
-    one does, down to an eighth: centroids that still move far need no more. From 2,048 centroids on
+    one does, down to an eighth: centroids that still move far need no more. From 1,024 centroids on
     points are assigned in two levels (`ops.assign` with ``exact=False``).
 
     Parameters
