@@ -70,6 +70,22 @@ struct Workspace {
   std::vector<std::uint16_t> marks;
   std::vector<std::int32_t> lane_codes, left, right;
   Visits visits;
+
+  // Into left (points) and right (centroids): the lanes within the doubt of the best estimates.
+  void list_candidates(std::size_t n) {
+    left.clear(), right.clear();
+    for (std::size_t i = 0; i < n; ++i) {
+      if (lengths[i] < 0.0f) continue;
+      const float *found = lane_best.data() + i * kLanes;
+      const float limit =
+          *std::max_element(found, found + kLanes) - CentroidGroups::kDoubt * lengths[i];
+      for (std::size_t lane = 0; lane < kLanes; ++lane) {
+        if (found[lane] < limit) continue;
+        left.push_back(static_cast<std::int32_t>(i));
+        right.push_back(lane_codes[i * kLanes + lane]);
+      }
+    }
+  }
 };
 
 float *scratch_of(std::size_t needed) {
@@ -144,18 +160,7 @@ void Assigner::assign_grouped(const float *points, std::size_t n, std::int32_t *
                              first[g + 1] - first[g], groups_->group(g), groups_->ids(g),
                              work.lane_best.data(), work.lane_codes.data());
 
-  // Lanes within the doubt of the estimates are compared by their exact products.
-  work.left.clear(), work.right.clear();
-  for (std::size_t i = 0; i < n; ++i) {
-    const float *estimates = work.lane_best.data() + i * kLanes;
-    const float limit =
-        *std::max_element(estimates, estimates + kLanes) - CentroidGroups::kDoubt * work.lengths[i];
-    for (std::size_t lane = 0; work.lengths[i] >= 0.0f && lane < kLanes; ++lane) {
-      if (estimates[lane] < limit) continue;
-      work.left.push_back(static_cast<std::int32_t>(i));
-      work.right.push_back(work.lane_codes[i * kLanes + lane]);
-    }
-  }
+  work.list_candidates(n);
   work.products.resize(work.left.size());
   kernels().products(points, work.left.data(), centroids_, work.right.data(), work.left.size(),
                      dim_, work.products.data());

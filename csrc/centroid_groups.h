@@ -13,7 +13,7 @@ namespace colbert_fast {
 class CentroidGroups {
 public:
   // From this many centroids on, two levels are faster than looking at all.
-  static constexpr std::size_t kLeastCentroids = 2048;
+  static constexpr std::size_t kLeastCentroids = 1024;
   // A point looks into every group whose head is at most this much below its best head's cosine.
   static constexpr float kReach = 0.25f;
   // Estimates this close, of the length of the point, are settled by exact products: some five

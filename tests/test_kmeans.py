@@ -91,21 +91,21 @@ def test_two_levels_find_what_their_definition_says(dtype: Any, rng: np.random.G
 
 
 def test_two_levels_look_at_some_centroids_only(rng: np.random.Generator) -> None:
-    centroids = unit_vectors(rng, 2048, 64)  # no groups to be found
+    centroids = unit_vectors(rng, 1024, 64)  # no groups to be found
     points = unit_vectors(rng, 1000, 64)
     codes, best = ops.assign(points, centroids, exact=False)
     exact, nearest = ops.assign(points, centroids)
     assert (codes != exact).any()
     assert (best <= nearest).all()
-    few, fewer = centroids[:2047], ops.assign(points, centroids[:2047])
+    few, fewer = centroids[:1023], ops.assign(points, centroids[:1023])
     assert same_bits(ops.assign(points, few, exact=False), fewer)
 
 
 def test_two_levels_have_the_same_bits_everywhere(rng: np.random.Generator) -> None:
     """On every instruction set, for any threads, and however many points come at once."""
-    centroids = in_families(rng, 2048, 24)
+    centroids = in_families(rng, 1024, 24)
     points = token_like(rng, centroids, 2300) * rng.uniform(0.1, 10, (2300, 1)).astype(np.float32)
-    other = unit_vectors(rng, 2048, 8)
+    other = unit_vectors(rng, 1024, 8)
     results = []
     for isa in _core.available_isas():
         with use_isa(isa):
@@ -121,13 +121,13 @@ def test_two_levels_have_the_same_bits_everywhere(rng: np.random.Generator) -> N
 
 @every_isa
 def test_two_levels_and_odd_vectors(rng: np.random.Generator) -> None:
-    centroids = np.tile(in_families(rng, 1030, 16), (2, 1))  # each of them twice
+    centroids = np.tile(in_families(rng, 530, 16), (2, 1))  # each of them twice
     points = token_like(rng, centroids, 60)
     points[3] = 0
     points[4, 5] = np.nan
     points[5, 5] = np.inf
     codes, best = ops.assign(points, centroids, exact=False)
-    assert codes.max() < 1030
+    assert codes.max() < 530
     assert codes[3:6].tolist() == [0, 0, 0]
     assert best[3:6].tolist() == [0, -np.inf, -np.inf]
     assert (best[6:] > 0.5).all()
@@ -136,7 +136,7 @@ def test_two_levels_and_odd_vectors(rng: np.random.Generator) -> None:
 
 
 def test_compress_assigns_in_two_levels(rng: np.random.Generator) -> None:
-    centroids = unit_vectors(rng, 2048, 32)
+    centroids = unit_vectors(rng, 1024, 32)
     points = unit_vectors(rng, 3000, 32)
     codes, _ = ops.compress(points, centroids, np.zeros(1, np.float32))
     assert same_bits(codes, ops.assign(points, centroids, exact=False)[0])

@@ -67,25 +67,6 @@ def test_blocks_do_not_show(rng: np.random.Generator, monkeypatch: pytest.Monkey
     assert fit_centroids(points, 70).tobytes() == whole.tobytes()
 
 
-def test_early_steps_see_fewer_points(
-    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
-
-    def step(points: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, int]:
-        seen.append(len(points))
-        return lloyd_step(points, centroids)
-
-    lloyd_step = kmeans._lloyd_step
-    points = blobs(rng)
-    whole = mean_best(points, fit_centroids(points, 20, iterations=6))
-    monkeypatch.setattr(kmeans, "_lloyd_step", step)
-    monkeypatch.setattr(kmeans, "_LEAST_POINTS", 10)
-    centroids = fit_centroids(points, 20, iterations=6)
-    assert seen == [160, 160, 160, 250, 500, 1000]
-    assert mean_best(points, centroids) > whole - 0.01
-
-
 def test_an_interrupt_is_heard_between_blocks(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

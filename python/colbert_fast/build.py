@@ -2,8 +2,8 @@
 
 The token vectors are spilled to a file as float16 until the documents end or the spill is full;
 then centroids and codec are fitted on a sample of the spill, and the spilled vectors and whatever
-still comes are compressed chunk by chunk. What grows with the collection is about 10 bytes per
-token while the inverted lists are made, and 4 bytes per document.
+still comes are compressed chunk by chunk. What grows with the collection is at most 3 bytes per
+token while the inverted lists are made (after 256 MiB of it, that is), and 12 bytes per document.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def _supported(wanted: int, sampled: int, num_tokens: int) -> int:
 
 
 def _write_lists(segment: SegmentWriter, num_centroids: int) -> None:
-    codes = np.load(segment.folder / "codes.npy")
+    codes = np.load(segment.folder / "codes.npy", mmap_mode="r")
     doclens = np.load(segment.folder / "doclens.npy")
     lists = ops.build_lists(codes, doclens, num_centroids)
     segment.write_lists(lists.counts, lists.offsets, lists.data)

@@ -17,8 +17,6 @@ logger = logging.getLogger(__name__)
 
 _SMALLEST_NORM = 1e-6  # a mean shorter than this has no direction: its points cancel out
 _BLOCK = 1 << 16  # points assigned in one call: Ctrl-C is heard between calls
-# The first steps see an eighth of the points, but not fewer than either of these.
-_LEAST_SHARE, _LEAST_POINTS, _LEAST_POINTS_PER_CENTROID = 8, 1 << 16, 8
 _SPARES = 4  # candidates looked at per empty cluster, to find that many different vectors
 
 
@@ -36,14 +34,12 @@ def fit_centroids(
     points that are served worst, so the result has no dead centroids as long as there are enough
     different points. The result depends on the seed only, not on the number of threads.
 
-    The last step sees all points; of many, each step before it sees the first half of what the next
-    one does, down to an eighth: centroids that still move far need no more. From 2,048 centroids on
-    points are assigned in two levels (`ops.assign` with ``exact=False``).
+    From 1,024 centroids on points are assigned in two levels (`ops.assign` with ``exact=False``).
 
     Parameters
     ----------
     points
-        float32 or float16 (n, dim), C-contiguous, rows of unit length, in random order. Not copied.
+        float32 or float16 (n, dim), C-contiguous, rows of unit length. Not copied.
     num_centroids
         How many; reduced to n when there are fewer points.
     iterations
@@ -75,17 +71,11 @@ def fit_centroids(
     start = rng.choice(len(points), num_centroids, replace=False)
     centroids = _unit_rows(points[start].astype(np.float32))
     for step in range(iterations):
-        seen = _points_seen(len(points), num_centroids, iterations - 1 - step)
-        centroids, restarted = _lloyd_step(points[:seen], centroids)
+        centroids, restarted = _lloyd_step(points, centroids)
         logger.debug("k-means step %d: %d clusters restarted", step + 1, restarted)
         if on_iteration is not None:
             on_iteration()
     return centroids
-
-
-def _points_seen(num_points: int, num_centroids: int, steps_left: int) -> int:
-    part = num_points // min(1 << steps_left, _LEAST_SHARE)
-    return max(part, _LEAST_POINTS, _LEAST_POINTS_PER_CENTROID * num_centroids)
 
 
 def _lloyd_step(

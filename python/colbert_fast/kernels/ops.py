@@ -142,7 +142,7 @@ def compress(embeddings: Array, centroids: Array, cutoffs: Array) -> tuple[Array
     """Assign, quantise and pack in one pass (ColBERTv2, arXiv 2112.01488, section 3.3).
 
     A token's code is its nearest centroid by dot product (ties: the lowest), found in two levels
-    among 2,048 or more (`assign` with ``exact=False``); a dimension's bucket is the number of
+    among 1,024 or more (`assign` with ``exact=False``); a dimension's bucket is the number of
     cutoffs strictly below ``embedding - centroid``.
 
     Parameters
@@ -497,7 +497,7 @@ def assign(points: Array, centroids: Array, *, exact: bool = True) -> tuple[Arra
     points : float32, float16 or bfloat16 (n, dim)
     centroids : float32 (K, dim)
     exact
-        False looks, among 2,048 centroids or more, only into groups near the point, as `compress`
+        False looks, among 1,024 centroids or more, only into groups near the point, as `compress`
         and k-means do: the centroids are put into about ``6 * sqrt(K)`` groups by k-means of their
         own, and a point looks into those whose head (unit mean) has a cosine at most 0.25 below
         that of its best head. Made for unit vectors: of token vectors 99 % get their nearest

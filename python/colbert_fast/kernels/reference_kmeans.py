@@ -14,7 +14,7 @@ Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
-LEAST_CENTROIDS = 2048
+LEAST_CENTROIDS = 1024
 """Fewer than this are never grouped."""
 
 REACH = 0.25
