@@ -107,7 +107,12 @@ def test_encode_and_decode_follow_the_reference(
     expected = reference.decompress(*vectors, scales=scales)
     np.testing.assert_allclose(decoded, expected, atol=1e-6)
     norms = reference.inverse_norms(*vectors, scales=scales)
-    assert np.abs(columns["inverse_norms"] - norms.astype(int)).max() <= 1
+    if "inverse_norms" in columns:
+        assert np.abs(columns["inverse_norms"] - norms.astype(int)).max() <= 1
+    else:  # all so near to 1 that search does without
+        assert codec_name == "default"
+        assert nbits >= 4
+        assert np.abs(reference.decode_inverse_norms(norms) - 1).max() < 0.1
     cosine = (decoded * points).sum(axis=1)
     assert cosine.mean() > {1: 0.7, 2: 0.85, 3: 0.95, 4: 0.98, 8: 0.999}[nbits]
 

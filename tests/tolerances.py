@@ -16,7 +16,7 @@ from unittest import mock
 
 import numpy as np
 
-from colbert_fast.kernels import reference
+from colbert_fast.kernels import reference, reference_residual
 
 EPSILON = float(np.finfo(np.float32).eps)
 
@@ -77,7 +77,7 @@ def assert_int8(ours: np.ndarray, query: np.ndarray, *arguments: Any, **options:
     assert ours.dtype == np.float32
     truth = []
     for shift in (0.0, -INT8_TIE, INT8_TIE):
-        with mock.patch.object(reference, "TABLE_ZERO", reference.TABLE_ZERO + shift):
+        with mock.patch.object(reference_residual, "TABLE_ZERO", reference.TABLE_ZERO + shift):
             truth.append(reference.residual_maxsim(query, *arguments, precision="int8", **options))
     finite = np.isfinite(truth[0])
     np.testing.assert_array_equal(ours[~finite], truth[0][~finite])

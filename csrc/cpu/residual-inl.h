@@ -361,10 +361,10 @@ struct LevelTiles {
 };
 
 // A cell is worth n * (c + s * r * dot), in units of the table's step: c the centroid's byte, s and
-// n the token's scale and inverse norm, r the lane's ratio.
+// n the token's scale and inverse norm, r the lane's ratio. `cells`, unless null, keeps them.
 template <int B, std::size_t P>
 inline void max_dot_i8(const PanelsI8 &query, std::size_t lane, const float *ratio,
-                       LevelTiles &tiles, F32x16 (&best)[P]) {
+                       LevelTiles &tiles, F32x16 (&best)[P], float *cells) {
   const Residuals &tokens = tiles.tokens;
   const std::size_t n = tiles.n, dim = tiles.decoder.dim;
   for (std::size_t t = 0; t < kTileRows; ++t) tiles.template fill<B>(0, t);
@@ -387,26 +387,58 @@ inline void max_dot_i8(const PanelsI8 &query, std::size_t lane, const float *rat
       for (std::size_t p = 0; p < P; ++p) {
         const F32x16 centroid = fma(to_float(load_u8(byte + p * kLanes)), norm, zero);
         const F32x16 residual = mul(to_float(acc[t][p]), load(ratio + lane + p * kLanes));
-        best[p] = max(fma(residual, scaled, centroid), best[p]);
+        const F32x16 cell = fma(residual, scaled, centroid);
+        if (cells != nullptr)
+          store(cells + token * query.n_panels * kLanes + lane + p * kLanes, cell);
+        best[p] = max(cell, best[p]);
       }
     }
   }
+}
+
+// f(panel index, best cells of its lanes) for all panels.
+template <class F>
+inline void best_cells(const PanelsI8 &query, const float *ratio, LevelTiles &tiles, float *cells,
+                       F f) {
+  for_panels(query.n_panels, [&](std::size_t panel, auto width) {
+    constexpr std::size_t P = decltype(width)::value;
+    F32x16 best[P];
+    for (std::size_t p = 0; p < P; ++p) best[p] = set1(kMinusInf);
+    with_bits(tiles.decoder.nbits, [&](auto b) {
+      max_dot_i8<b.value, P>(query, panel * kLanes, ratio, tiles, best, cells);
+    });
+    for (std::size_t p = 0; p < P; ++p) f(panel + p, best[p]);
+  });
 }
 
 float residual_maxsim_i8(const PanelsI8 &query, const float *ratio, const ByteTable &table,
                          const Decoder &decoder, const Residuals &tokens, std::size_t n) {
   LevelTiles tiles(decoder, tokens, table, n);
   F32x16 total = set1(0.0f);
-  for_panels(query.n_panels, [&](std::size_t panel, auto width) {
-    constexpr std::size_t P = decltype(width)::value;
-    F32x16 best[P];
-    for (std::size_t p = 0; p < P; ++p) best[p] = set1(kMinusInf);
-    with_bits(decoder.nbits,
-              [&](auto b) { max_dot_i8<b.value, P>(query, panel * kLanes, ratio, tiles, best); });
-    for (std::size_t p = 0; p < P; ++p)
-      total = fma(best[p], load(table.step + (panel + p) * kLanes), total);
+  best_cells(query, ratio, tiles, nullptr, [&](std::size_t panel, F32x16 best) {
+    total = fma(best, load(table.step + panel * kLanes), total);
   });
   return reduce_add(total);
+}
+
+std::size_t contenders(const PanelsI8 &query, const float *ratio, const ByteTable &table,
+                       const Decoder &decoder, const Residuals &tokens, std::size_t n,
+                       const float *slack, float *cells, std::int32_t *which) {
+  LevelTiles tiles(decoder, tokens, table, n);
+  memset(which, 0, n * sizeof *which);
+  best_cells(query, ratio, tiles, cells, [&](std::size_t panel, F32x16 best) {
+    const F32x16 least = sub(best, load(slack + panel * kLanes));
+    const float *cell = cells + panel * kLanes;
+    for (std::size_t i = 0; i < n; ++i, cell += query.n_panels * kLanes)
+      which[i] |= bits(gt(least, load(cell))) != (1u << kLanes) - 1u;
+  });
+  std::size_t count = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    const bool contends = which[i] != 0;
+    which[count] = static_cast<std::int32_t>(i);
+    count += contends;
+  }
+  return count;
 }
 
 } // namespace

@@ -19,6 +19,7 @@ const Kernels COLBERT_FAST_TABLE = {
     ward,
     scores, probe, approximate, scores_i8, approximate_i8,
     pack, unpack, compress, compress_trellis, decompress, residual_maxsim, residual_maxsim_i8,
+    contenders,
 };
 // clang-format on
 

@@ -53,7 +53,7 @@ struct Searcher::Arena {
   QueryI8 levels;
   ByteScores bytes;
   AlignedVector<float> scores, init;
-  std::vector<float> rough, sorted;
+  std::vector<float> rough, sorted, slack;
   std::vector<std::int32_t> cells, ids;
   std::vector<std::uint8_t> keep;
   std::vector<std::uint64_t> seen;
@@ -200,48 +200,84 @@ void Searcher::score_int8(Arena &arena, std::size_t k, bool all) const {
   }
 }
 
-// The standard deviation of int8 scores around the exact ones: every rounded quantity is off by a
-// uniform error, independent from token to token.
-float Searcher::int8_error(const Arena &arena) const {
+// The standard deviation of int8 products of one query token around the exact ones: every rounded
+// quantity is off by a uniform error, independent from token to token.
+float Searcher::int8_error(const Arena &arena, std::size_t lane) const {
   // Inverse norms, relative: the step of their byte. Codecs that go without have them near 1: with
   // 4 bits at a standard deviation of .0054, here as the width of a uniform error.
   const float norm_step = collection_.tokens.inverse_norms == nullptr ? 0.0187f : 0.0055f;
-  float variance = 0.0f;
-  for (std::size_t i = 0; i < arena.query.count(); ++i) {
-    const float norm = arena.query.norms()[i], table = arena.bytes.table().step[i];
-    const float centroid = norm * bytes_.largest_scale(), inverse = norm * norm_step;
-    const float unit = arena.query.units()[i], level = norm * 2 * collection_.codec->level_error();
-    variance +=
-        unit * unit + table * table + centroid * centroid + inverse * inverse + level * level;
-  }
-  return std::sqrt(variance / 12);
+  const float norm = arena.query.norms()[lane], table = arena.bytes.table().step[lane];
+  const float centroid = norm * bytes_.largest_scale(), inverse = norm * norm_step;
+  const float unit = arena.query.units()[lane], level = norm * 2 * collection_.codec->level_error();
+  return std::sqrt(
+      (unit * unit + table * table + centroid * centroid + inverse * inverse + level * level) / 12);
 }
 
-void Searcher::score_exact(Arena &arena, std::size_t begin, std::size_t end) const {
+void Searcher::score_exact(Arena &arena) const {
   const Kernels &cpu = kernels();
   const Panels query = arena.query.f32();
   if (collection_.codec == nullptr) {
-    score_each(arena, begin, end, 16, [&](Tokens tokens) {
+    score_each(arena, 0, arena.hits.size(), 16, [&](Tokens tokens) {
       return cpu.maxsim(query, collection_.embeddings + tokens.first * collection_.dim, DType::f16,
                         tokens.count, nullptr);
     });
     return;
   }
   const Decoder decoder = collection_.codec->decoder();
-  score_each(arena, begin, end, 8, [&](Tokens tokens) {
+  score_each(arena, 0, arena.hits.size(), 8, [&](Tokens tokens) {
     return cpu.residual_maxsim(
         query, decoder, residuals_from(collection_.tokens, decoder, tokens.first), tokens.count);
   });
 }
 
+// An exact score: only the tokens are decoded that int8 products leave a chance, a third or so.
+float Searcher::score_contenders(const Arena &arena, const Decoder &decoder, const float *ratio,
+                                 Tokens tokens) const {
+  thread_local AlignedVector<float> cells;
+  thread_local std::vector<std::int32_t> which, codes;
+  thread_local std::vector<std::uint8_t> packed, scales;
+  const Residuals all = residuals_from(collection_.tokens, decoder, tokens.first);
+  cells.resize(tokens.count * arena.query.lanes());
+  which.resize(tokens.count);
+  const std::size_t n =
+      kernels().contenders(arena.levels.view(), ratio, arena.bytes.table(), decoder, all,
+                           tokens.count, arena.slack.data(), cells.data(), which.data());
+  codes.resize(n), scales.resize(n), packed.resize(n * decoder.packed_dim);
+  for (std::size_t i = 0; i < n; ++i) {
+    const auto from = static_cast<std::size_t>(which[i]);
+    codes[i] = static_cast<std::int32_t>(code_at(all.codes, from));
+    if (all.scales != nullptr) scales[i] = all.scales[from];
+    std::copy_n(all.packed + from * decoder.packed_dim, decoder.packed_dim,
+                packed.data() + i * decoder.packed_dim);
+  }
+  return kernels().residual_maxsim(arena.query.f32(), decoder,
+                                   {{codes.data(), true},
+                                    packed.data(),
+                                    all.scales == nullptr ? nullptr : scales.data(),
+                                    nullptr},
+                                   n);
+}
+
 // Exact scores in descending int8 order, until what is left cannot reach the k-th best: its int8
-// score is more than `slack` below.
-void Searcher::score_exact_while(Arena &arena, std::size_t k, float slack) const {
+// score is too far below.
+void Searcher::score_exact_while(Arena &arena, std::size_t k) const {
   std::vector<Hit> &hits = arena.hits;
+  const Decoder decoder = collection_.codec->decoder();
+  const float *ratio = arena.bytes.ratio(arena.query, collection_.codec->step());
+  arena.slack.assign(arena.query.lanes(), 0.0f);
+  float variance = 0.0f;
+  for (std::size_t i = 0; i < arena.query.count(); ++i) {
+    const float error = int8_error(arena, i), step = arena.bytes.table().step[i];
+    variance += error * error;
+    // Of the difference of two products, the best and the exact best one, either of which is off.
+    if (step > 0.0f) arena.slack[i] = kInt8Slack * std::sqrt(2.0f) * error / step;
+  }
+  const float slack = kInt8Slack * std::sqrt(variance);
   std::sort(hits.begin(), hits.end(), better);
   std::size_t begin = 0, end = std::min(k, hits.size());
   while (begin < end) {
-    score_exact(arena, begin, end);
+    score_each(arena, begin, end, 8,
+               [&](Tokens tokens) { return score_contenders(arena, decoder, ratio, tokens); });
     const float kth = arena.kth(end, k);
     begin = end;
     while (end < hits.size() && end < begin + kStep && hits[end].score + slack >= kth) ++end;
@@ -263,7 +299,7 @@ void Searcher::search_plaid(Arena &arena, const SearchParams &params,
   keep_best(arena.hits, params.ndocs);
   approximate(arena, nullptr);
   keep_best(arena.hits, std::max(params.ndocs / 4, params.k));
-  score_exact(arena, 0, arena.hits.size());
+  score_exact(arena);
 }
 
 void Searcher::search_default(Arena &arena, const SearchParams &params, const std::uint8_t *allowed,
@@ -282,9 +318,9 @@ void Searcher::search_default(Arena &arena, const SearchParams &params, const st
     keep_best(arena.hits, params.ndocs);
     std::sort(arena.hits.begin(), arena.hits.end(), better);
   }
-  if (collection_.codec == nullptr) return score_exact(arena, 0, arena.hits.size());
+  if (collection_.codec == nullptr) return score_exact(arena);
   score_int8(arena, params.k, scan);
-  score_exact_while(arena, params.k, kInt8Slack * int8_error(arena));
+  score_exact_while(arena, params.k);
 }
 
 void Searcher::search(const float *query, std::size_t count, const SearchParams &params,
@@ -294,7 +330,7 @@ void Searcher::search(const float *query, std::size_t count, const SearchParams 
   arena.query.pack(query, count, collection_.dim);
   if (params.exhaustive) {
     all_documents(arena, allowed);
-    score_exact(arena, 0, arena.hits.size());
+    score_exact(arena);
   } else if (params.plaid) {
     search_plaid(arena, params, allowed);
   } else {

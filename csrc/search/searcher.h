@@ -65,9 +65,11 @@ private:
   void approximate(Arena &arena, const std::uint8_t *keep) const;
   void approximate_i8(Arena &arena) const;
   void score_int8(Arena &arena, std::size_t k, bool all) const;
-  void score_exact(Arena &arena, std::size_t begin, std::size_t end) const;
-  void score_exact_while(Arena &arena, std::size_t k, float slack) const;
-  float int8_error(const Arena &arena) const;
+  void score_exact(Arena &arena) const;
+  void score_exact_while(Arena &arena, std::size_t k) const;
+  float int8_error(const Arena &arena, std::size_t lane) const;
+  float score_contenders(const Arena &arena, const Decoder &decoder, const float *ratio,
+                         Tokens tokens) const;
   Tokens tokens_of(std::int32_t document) const;
   template <class Score>
   void score_each(Arena &arena, std::size_t begin, std::size_t end, std::size_t grain,
