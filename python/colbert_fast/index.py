@@ -348,7 +348,7 @@ class Index:
     @functools.cached_property
     def ids(self) -> tuple[DocumentId, ...]:
         """The ids of all documents, by position; read on first use."""
-        return self._store.ids()
+        return tuple(self._store.ids)
 
     def info(self) -> dict[str, Any]:
         """Sizes and settings; see `Manifest.summary`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -72,12 +73,18 @@ def check_vectors(queries: Iterable[npt.NDArray[Any]], dim: int) -> list[npt.NDA
                 f"query {position}: dim is {query.shape[1]}, the index has dim {dim}; "
                 "encode it with the model that the index was built with"
             )
-        with np.errstate(over="ignore"):
-            rows = np.ascontiguousarray(query, np.float32)
-        if not np.isfinite(rows).all():
+        rows = query if query.dtype == np.float32 else _rounded(query)
+        rows = np.ascontiguousarray(rows)
+        # A sum of squares tells in one pass; only where it overflows need each value be looked at.
+        if not math.isfinite(np.vdot(rows, rows)) and not np.isfinite(rows).all():
             raise ValueError(f"query {position}: holds NaN or infinite values")
         checked.append(rows)
     return checked
+
+
+def _rounded(query: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        return query.astype(np.float32)
 
 
 def read_subset(subset: Any, store: DocumentStore, num_documents: int) -> npt.NDArray[np.bool_]:
