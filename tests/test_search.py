@@ -388,7 +388,7 @@ def test_texts_are_read_when_looked_at(texts: Index, monkeypatch: pytest.MonkeyP
         DocumentStore, "fetch", lambda *given: asked.append(given[1]) or fetch(*given)
     )
     hits = texts.search("red leaf", k=3)
-    assert [hit.id for hit in hits][0] == 4
+    assert hits[0].id == 4
     assert asked == []
     assert [hit.text for hit in hits] == [TEXTS[int(hit.id)] for hit in hits]
     assert hits[0].metadata == {"length": len(TEXTS[4])}

@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from colbert_fast.storage.documents import DocumentId
 
 if TYPE_CHECKING:
     from colbert_fast.search.tuning import Tuning
 
-__all__ = ["Mode", "SearchParams", "check_positive", "check_recall"]
+__all__ = ["Mode", "SearchOptions", "SearchParams", "check_positive", "check_recall"]
 
 Mode = Literal["default", "plaid"]
+
+
+class SearchOptions(TypedDict, total=False):
+    """The options of `Index.search`, for type checkers."""
+
+    nprobe: int | None
+    ndocs: int | None
+    centroid_score_threshold: float | None
+    subset: Iterable[DocumentId] | npt.NDArray[np.bool_] | None
+    mode: Mode
+    exhaustive: bool
+    recall: float | None
 
 
 class SearchParams(NamedTuple):

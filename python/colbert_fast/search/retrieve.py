@@ -51,9 +51,7 @@ def retrieve(
         if len(short) == 0:
             break
         nprobe = params.nprobe * _WIDER
-        params = params._replace(
-            nprobe=nprobe, exhaustive=nprobe > num_centroids // _WIDEST_SHARE
-        )
+        params = params._replace(nprobe=nprobe, exhaustive=nprobe > num_centroids // _WIDEST_SHARE)
         again = [queries[row] for row in short.tolist()]
         pids[short], scores[short] = searcher.search(again, params, subset=subset)
     return pids, scores

@@ -169,7 +169,7 @@ class _NamedErrors:
 class Reader(Protocol):
     """Somebody who has not read yet what they will want from a store."""
 
-    def read(self) -> None: ...
+    def read(self) -> object: ...
 
 
 class DocumentStore:
