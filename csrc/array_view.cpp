@@ -38,10 +38,26 @@ DType parse_dtype(const std::string &text, const char *name) {
   throw py::type_error(std::string("`") + name + "`: dtype " + text + " is not supported");
 }
 
+// The name of a numpy dtype is put together in Python, which takes longer than many a kernel: the
+// usual ones are told by kind and size. Others have no DType, but for bfloat16 of ml_dtypes.
+DType dtype_of(const py::dtype &dtype, const char *name) {
+  switch (dtype.kind() << 8 | static_cast<int>(dtype.itemsize())) {
+  case 'f' << 8 | 4: return DType::f32;
+  case 'f' << 8 | 2: return DType::f16;
+  case 'i' << 8 | 4: return DType::i32;
+  case 'i' << 8 | 8: return DType::i64;
+  case 'u' << 8 | 1: return DType::u8;
+  case 'u' << 8 | 2: return DType::u16;
+  case 'b' << 8 | 1: return DType::boolean;
+  default: return parse_dtype(py::str(py::object(dtype.attr("name"))), name);
+  }
+}
+
 View view_numpy(const py::array &array, const char *name) {
   View view;
-  view.dtype = parse_dtype(py::str(py::object(array.dtype().attr("name"))), name);
-  if (!array.dtype().attr("isnative").cast<bool>())
+  const py::dtype dtype = array.dtype();
+  view.dtype = dtype_of(dtype, name);
+  if (dtype.byteorder() != '=' && dtype.byteorder() != '|')
     throw py::type_error(std::string("`") + name + "`: the byte order must be the machine's own");
   view.data = const_cast<void *>(array.data());
   view.shape.assign(array.shape(), array.shape() + array.ndim());

@@ -8,7 +8,7 @@ import pytest
 
 from colbert_fast.cli.demo import QUESTIONS, run_demo
 from colbert_fast.cli.terminal import Terminal
-from colbert_fast.search.results import Hit
+from colbert_fast.index import Index
 from fakes import WordModel
 
 
@@ -100,15 +100,17 @@ def test_demo_marks_words_in_color(tmp_path):
 
 
 @pytest.mark.parametrize("color", [False, True])
-def test_no_document_or_id_commands_the_terminal(color):
+def test_no_document_or_id_commands_the_terminal(tmp_path, color):
     text = "red \ue000sky\ue001 \x1b]0;pwn\x07 \x9b2J sky"
-    hit = Hit("id\x1b]0;pwn\x07\n\x9b2J", 1.0, text, _query="sky", _model=WordModel())
+    documents = [("id\x1b]0;pwn\x07\n\x9b2J", text)]
+    index = Index.build(tmp_path / "odd.cf", documents, model=WordModel(), nbits=8, progress=False)
+    hits = index.search("sky", k=1)
     screen = Terminal(io.StringIO(), color=color)
-    screen.hits([hit])
+    screen.hits(hits)
     said = screen.out.getvalue()
     mark, bold, end = ("\x1b[1;33m", "\x1b[1m", "\x1b[0m") if color else ("", "", "")
     safe = f"red \ufffd{mark}sky{end}\ufffd \ufffd]0;pwn\ufffd \ufffd2J sky"
-    title = f"{bold}  1. id\ufffd]0;pwn\ufffd\ufffd\ufffd2J  (1.00){end}"
+    title = f"{bold}  1. id\ufffd]0;pwn\ufffd\ufffd\ufffd2J  ({hits[0].score:.2f}){end}"
     assert said == f"{title}\n     {safe}\n"
 
 

@@ -41,13 +41,13 @@ def store(tmp_path: Path) -> DocumentStore:
 def test_round_trip(store: DocumentStore) -> None:
     found = store.fetch([4, 0, 1, 3, 2, 0])
     assert [found[position] for position in range(5)] == DOCUMENTS
-    assert store.ids() == tuple(document.id for document in DOCUMENTS)
+    assert list(store.ids) == [document.id for document in DOCUMENTS]
     assert store.fetch([]) == {}
 
 
 def test_ids_keep_their_type(store: DocumentStore) -> None:
     assert store.positions(["7", 7, np.int64(7), np.str_("a")]) == [2, 1, 1, 0]
-    assert [type(each) for each in store.ids()[:3]] == [str, int, str]
+    assert [type(each) for each in store.ids[:3]] == [str, int, str]
 
 
 def test_unknown_ids_are_named(store: DocumentStore) -> None:
@@ -151,7 +151,7 @@ def test_foreign_and_damaged_files_are_named(tmp_path: Path, store: DocumentStor
 
     (tmp_path / "cut.sqlite").write_bytes(store.path.read_bytes()[:5000])
     with pytest.raises(IndexFormatError, match=r"cut\.sqlite"):
-        DocumentStore(tmp_path / "cut.sqlite", 5).ids()
+        _ = DocumentStore(tmp_path / "cut.sqlite", 5).ids
 
 
 def test_damaged_rows_are_named(store: DocumentStore) -> None:
@@ -170,13 +170,41 @@ def test_damaged_rows_are_named(store: DocumentStore) -> None:
 def test_paths_with_odd_characters(tmp_path: Path) -> None:
     folder = tmp_path / "a b?c#d%20&é"
     folder.mkdir()
-    assert write(folder / "documents.sqlite", DOCUMENTS).ids()[0] == "a"
+    assert write(folder / "documents.sqlite", DOCUMENTS).ids[0] == "a"
 
 
 def test_uris_as_sqlite_reads_them() -> None:
     assert sqlite_uri(PurePosixPath("/a b/c?#%.x")) == "file:///a%20b/c%3F%23%25.x"
     assert sqlite_uri(PureWindowsPath(r"C:\a\b")) == "file:///C:/a/b"
     assert sqlite_uri(PureWindowsPath(r"\\server\share\a")) == "file:////server/share/a"
+
+
+def test_default_ids_take_no_memory(tmp_path: Path) -> None:
+    given = [Document(position, "text") for position in range(5)]
+    assert write(tmp_path / "counted.sqlite", given).ids == range(5)
+    shuffled = write(tmp_path / "shuffled.sqlite", given[::-1])
+    assert list(shuffled.ids) == [4, 3, 2, 1, 0]
+
+
+def test_ids_are_read_without_the_texts(store: DocumentStore) -> None:
+    [(*_, plan)] = store._query("EXPLAIN QUERY PLAN SELECT pid, id FROM documents ORDER BY id")
+    assert "USING COVERING INDEX" in plan
+
+
+def test_readers_read_before_a_store_closes(store: DocumentStore) -> None:
+    class Reader:
+        def read(self) -> None:
+            found.append(store.fetch([0])[0].id)
+
+    found: list[Any] = []
+    kept, dropped = Reader(), Reader()
+    store.before_close(kept)
+    store.before_close(dropped)
+    del dropped
+    gc.collect()
+    store.close()
+    store.close()
+    assert found == ["a"]
 
 
 def test_a_closed_store_says_so(store: DocumentStore) -> None:

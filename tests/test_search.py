@@ -16,6 +16,7 @@ from colbert_fast.index import Index
 from colbert_fast.search import pipeline
 from colbert_fast.search.params import SearchParams
 from colbert_fast.search.results import Hit
+from colbert_fast.storage.documents import DocumentStore
 from fakes import WordModel
 from support import use_threads
 from synthetic import brute_force, clustered, unit
@@ -378,6 +379,36 @@ def test_hits_are_values(texts: Index) -> None:
         with pytest.raises(ValueError, match="or the hit is a copy or from a pickle; explain what"):
             same.explain()
     assert b"WordModel" not in pickle.dumps(hit)
+
+
+def test_texts_are_read_when_looked_at(texts: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    fetch = DocumentStore.fetch
+    monkeypatch.setattr(
+        DocumentStore, "fetch", lambda *given: asked.append(given[1]) or fetch(*given)
+    )
+    hits = texts.search("red leaf", k=3)
+    assert hits[0].id == 4
+    assert asked == []
+    assert [hit.text for hit in hits] == [TEXTS[int(hit.id)] for hit in hits]
+    assert hits[0].metadata == {"length": len(TEXTS[4])}
+    assert asked == [[hit.id for hit in hits]]
+    with pytest.raises(AttributeError, match="'Hit' object has no attribute 'title'"):
+        _ = hits[0].title  # type: ignore[attr-defined]
+
+
+def test_hits_outlive_their_index(texts: Index) -> None:
+    hits = texts.search(["red leaf", "rain"], k=2)
+    texts.close()
+    assert [hit.text for hit in hits[0]] == [TEXTS[int(hit.id)] for hit in hits[0]]
+    assert hits[1][0] == Hit(5, hits[1][0].score, "rain", {"length": 4})
+
+
+def test_values_whose_squares_overflow(plain: Index, queries: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="`queries` must be finite and at most 1e15"):
+        plain.search(np.full((3, 64), 1e30, np.float32))
+    scaled = plain.search(queries[0] * np.float32(1e15), k=3)
+    assert [hit.id for hit in scaled] == [hit.id for hit in plain.search(queries[0], k=3)]
 
 
 def test_hits_that_cannot_explain_themselves(texts: Index, plain: Index) -> None:

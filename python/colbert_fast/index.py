@@ -6,24 +6,26 @@ import functools
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from colbert_fast.compress.codec import open_codec
-from colbert_fast.errors import CheckpointError, IndexFormatError
-from colbert_fast.search.params import Mode, SearchParams
-from colbert_fast.search.queries import check_vectors, read_queries, read_subset
+from colbert_fast.errors import IndexFormatError
+from colbert_fast.search.params import Mode, SearchOptions, SearchParams
+from colbert_fast.search.queries import check_vectors, load_model, read_queries, read_subset
 from colbert_fast.search.results import Hit, make_hits
 from colbert_fast.search.retrieve import retrieve
+from colbert_fast.search.tuning import Tuning
 from colbert_fast.storage.documents import DocumentId, DocumentStore
 from colbert_fast.storage.manifest import STORE, CodecName, Manifest
 from colbert_fast.storage.segments import Segment
 from colbert_fast.storage.transactions import is_building
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from colbert_fast.model import ColBERT
     from colbert_fast.search.pipeline import Searcher
 
@@ -179,33 +181,9 @@ class Index:
         return cls(folder, model=model)
 
     @overload
-    def search(
-        self,
-        query: str,
-        k: int = ...,
-        *,
-        nprobe: int | None = ...,
-        ndocs: int | None = ...,
-        centroid_score_threshold: float | None = ...,
-        subset: Iterable[DocumentId] | npt.NDArray[np.bool_] | None = ...,
-        mode: Mode = ...,
-        exhaustive: bool = ...,
-    ) -> list[Hit]: ...
-
+    def search(self, query: str, k: int = ..., **options: Unpack[SearchOptions]) -> list[Hit]: ...
     @overload
-    def search(
-        self,
-        query: Any,
-        k: int = ...,
-        *,
-        nprobe: int | None = ...,
-        ndocs: int | None = ...,
-        centroid_score_threshold: float | None = ...,
-        subset: Iterable[DocumentId] | npt.NDArray[np.bool_] | None = ...,
-        mode: Mode = ...,
-        exhaustive: bool = ...,
-    ) -> list[Any]: ...
-
+    def search(self, query: Any, k: int = ..., **options: Unpack[SearchOptions]) -> list[Any]: ...
     def search(
         self,
         query: Any,
@@ -217,6 +195,7 @@ class Index:
         subset: Iterable[DocumentId] | npt.NDArray[np.bool_] | None = None,
         mode: Mode = "default",
         exhaustive: bool = False,
+        recall: float | None = None,
     ) -> list[Any]:
         """Find the `k` best documents, best first.
 
@@ -232,6 +211,9 @@ class Index:
             See `SearchParams`; the defaults depend on `mode` and `k`.
         subset
             Search only these: ids, or a boolean mask (n_docs,) by position.
+        recall
+            Instead of nprobe and ndocs: the share of the true `k` best to find, at the least cost
+            that `tune` measured for it. Of a `subset` it may find less.
 
         Raises
         ------
@@ -251,6 +233,8 @@ class Index:
             centroid_score_threshold=centroid_score_threshold,
             mode=mode,
             exhaustive=exhaustive,
+            recall=recall,
+            tuning=None if recall is None else self.tuning,
         )
         searcher = self._searcher
         queries, single = read_queries(query)
@@ -259,8 +243,7 @@ class Index:
             return []
         texts = queries if isinstance(queries[0], str) else None
         model = None if texts is None else self.model
-        vectors = queries if model is None else model.encode_queries(queries)
-        vectors = check_vectors(vectors, self._manifest.dim)
+        vectors = check_vectors(self._encoded(queries), self._manifest.dim)
         try:
             pids, scores = retrieve(
                 searcher, vectors, params, mask, len(self), self._manifest.num_centroids
@@ -273,6 +256,76 @@ class Index:
             ) from error
         hits = make_hits(self._store, pids, scores, texts, model)
         return hits[0] if single else hits
+
+    def _encoded(self, queries: list[Any]) -> list[Any]:
+        texts = bool(queries) and isinstance(queries[0], str)
+        return self.model.encode_queries(queries) if texts else queries
+
+    def tune(
+        self,
+        recall: float = 0.99,
+        *,
+        k: int | Iterable[int] = (10, 100),
+        queries: Any = None,
+        num_queries: int = 256,
+        seed: int = 42,
+        progress: bool = True,
+    ) -> Tuning:
+        """Measure what recall costs on this index and machine, for `search` with ``recall=``.
+
+        Recall is measured against exhaustive search. The curve is stored as tuning.json in the
+        index folder and goes with the index: one that is built anew has to be tuned again.
+
+        Parameters
+        ----------
+        recall
+            The highest recall that searches will ask for; more of it takes longer to tune.
+        k
+            The numbers of hits to tune for. Searches for others take the next larger one.
+        queries
+            Typical queries, as for `search`. By default `num_queries` are made of the documents,
+            somewhat harder than real ones.
+        num_queries, seed
+            Of the queries made. What the curve promises is what this many can prove (95 %), so
+            fewer promise less.
+        progress
+            Show a progress bar on stderr.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An argument is out of range, or a query is as `search` refuses it.
+        OSError
+            The index folder cannot be written to.
+        """
+        from colbert_fast.search.tune import tune
+
+        given = None if queries is None else self._encoded(read_queries(queries)[0])
+        tuning = tune(
+            self._searcher,
+            self._arrays(),
+            self._codec,
+            recall=recall,
+            k=k,
+            queries=None if given is None else check_vectors(given, self._manifest.dim),
+            num_queries=num_queries,
+            seed=seed,
+            progress=progress,
+        )
+        tuning.write(self._path, self._manifest)
+        self.__dict__.pop("tuning", None)
+        return tuning
+
+    @functools.cached_property
+    def tuning(self) -> Tuning | None:
+        """What `tune` stored, read on first use; None if it was never called.
+
+        Raises
+        ------
+        IndexFormatError
+            tuning.json is damaged, or of another index.
+        """
+        return Tuning.read(self._path, self._manifest)
 
     @functools.cached_property
     def _searcher(self) -> Searcher:
@@ -313,28 +366,8 @@ class Index:
             The model named in the index cannot be loaded.
         """
         if self._model is None:
-            self._model = self._load_model()
+            self._model = load_model(self._manifest)
         return self._model
-
-    def _load_model(self) -> ColBERT:
-        name = self._manifest.model
-        if name is None:
-            raise ValueError(
-                "this index was built from embeddings and names no model: say which one made them "
-                '(model= of Index.open, --model; "default" is the offline one), or search with '
-                "query embeddings"
-            )
-        from colbert_fast.model import ColBERT
-
-        try:
-            model = ColBERT.from_pretrained(None if name == "default" else name)
-        except (CheckpointError, OSError) as error:
-            raise CheckpointError(
-                f"this index was built with the model {name!r}, which cannot be loaded ({error}); "
-                "pass model=ColBERT.from_pretrained(...) to Index.open"
-            ) from error
-        self._manifest.check_model(model)
-        return model
 
     @property
     def _segment_path(self) -> Path:
@@ -348,7 +381,7 @@ class Index:
     @functools.cached_property
     def ids(self) -> tuple[DocumentId, ...]:
         """The ids of all documents, by position; read on first use."""
-        return self._store.ids()
+        return tuple(self._store.ids)
 
     def info(self) -> dict[str, Any]:
         """Sizes and settings; see `Manifest.summary`."""
@@ -365,6 +398,7 @@ class Index:
         segment = self._arrays()
         self._manifest.check_checksums(self._path)
         segment.check_codes(self._segment_path, self._manifest.num_centroids)
+        Tuning.read(self._path, self._manifest)
 
     def close(self) -> None:
         """Let go of the files; any later search raises ValueError."""
@@ -385,10 +419,5 @@ class Index:
     def __enter__(self) -> Index:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

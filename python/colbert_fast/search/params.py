@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import operator
-from typing import Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
 
-__all__ = ["Mode", "SearchParams"]
+import numpy as np
+import numpy.typing as npt
+
+from colbert_fast.storage.documents import DocumentId
+
+if TYPE_CHECKING:
+    from colbert_fast.search.tuning import Tuning
+
+__all__ = ["Mode", "SearchOptions", "SearchParams", "check_positive", "check_recall"]
 
 Mode = Literal["default", "plaid"]
 
 
-@dataclasses.dataclass(frozen=True)
-class SearchParams:
+class SearchOptions(TypedDict, total=False):
+    """The options of `Index.search`, for type checkers."""
+
+    nprobe: int | None
+    ndocs: int | None
+    centroid_score_threshold: float | None
+    subset: Iterable[DocumentId] | npt.NDArray[np.bool_] | None
+    mode: Mode
+    exhaustive: bool
+    recall: float | None
+
+
+class SearchParams(NamedTuple):
     """Resolved search parameters.
 
     Attributes
@@ -52,19 +71,27 @@ class SearchParams:
         centroid_score_threshold: float | None = None,
         mode: Mode = "default",
         exhaustive: bool = False,
+        recall: float | None = None,
+        tuning: Tuning | None = None,
     ) -> SearchParams:
         """Check the values given and fill the others with the defaults for `mode` and `k`.
+
+        With `recall`, nprobe and ndocs are those of the cheapest point of `tuning` that finds this
+        share of the true `k` best, or the search is exhaustive where none does.
 
         Raises
         ------
         TypeError, ValueError
             A value is of the wrong type or out of range; the message names it.
         """
-        k = _positive("k", k)
+        k = check_positive("k", k)
         if mode not in _DEFAULTS:
             raise ValueError(f"mode must be one of {tuple(_DEFAULTS)}, got {mode!r}")
+        if recall is not None:
+            others = {"nprobe": nprobe, "ndocs": ndocs, "exhaustive": exhaustive or None}
+            return _tuned(k, recall, tuning, mode, others)
         defaults = _DEFAULTS[mode](k)
-        if ndocs is not None and _positive("ndocs", ndocs) < k:
+        if ndocs is not None and check_positive("ndocs", ndocs) < k:
             raise ValueError(f"ndocs must be at least k={k}, got {ndocs}")
         threshold = defaults.centroid_score_threshold
         if centroid_score_threshold is not None:
@@ -76,13 +103,51 @@ class SearchParams:
                     f"centroid_score_threshold={threshold} means nothing in mode {mode!r}; leave "
                     'it out, or pass mode="plaid"'
                 )
-        return dataclasses.replace(
-            defaults,
-            nprobe=defaults.nprobe if nprobe is None else _positive("nprobe", nprobe),
-            ndocs=defaults.ndocs if ndocs is None else int(ndocs),
-            centroid_score_threshold=threshold,
-            exhaustive=bool(exhaustive),
+        return cls(
+            k,
+            defaults.nprobe if nprobe is None else check_positive("nprobe", nprobe),
+            defaults.ndocs if ndocs is None else int(ndocs),
+            threshold,
+            mode,
+            bool(exhaustive),
         )
+
+
+def check_recall(recall: float) -> float:
+    """`recall` if it is a share, above 0 and up to 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is not.
+    """
+    if isinstance(recall, bool) or not isinstance(recall, (int, float)):
+        raise TypeError(f"recall must be a float, got {type(recall).__name__}")
+    if not 0 < recall <= 1:
+        raise ValueError(f"recall must be above 0 and at most 1, got {recall}")
+    return float(recall)
+
+
+def _tuned(
+    k: int, recall: float, tuning: Tuning | None, mode: Mode, others: dict[str, int | None]
+) -> SearchParams:
+    recall = check_recall(recall)
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"recall={recall} chooses nprobe and ndocs itself: leave out {' and '.join(given)}"
+        )
+    if mode != "default":
+        raise ValueError(f'recall={recall} is tuned for mode "default", got mode={mode!r}')
+    if tuning is None:
+        raise ValueError(
+            f"recall={recall} needs an index that is tuned: call tune() on it once (on the command "
+            "line: colbert-fast tune INDEX)"
+        )
+    point = tuning.choose(k, recall)
+    if point is None:
+        return _default(k)._replace(exhaustive=True)
+    return _default(k)._replace(nprobe=point.nprobe, ndocs=point.ndocs)
 
 
 def _plaid(k: int) -> SearchParams:
@@ -101,7 +166,14 @@ def _default(k: int) -> SearchParams:
 _DEFAULTS = {"default": _default, "plaid": _plaid}
 
 
-def _positive(name: str, value: int) -> int:
+def check_positive(name: str, value: int) -> int:
+    """`value` as an int of at least 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is not one; the message names it.
+    """
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     number = operator.index(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -99,11 +100,10 @@ class Searcher:
         ids: NDArray[np.int64],
         scores: NDArray[np.float32],
     ) -> None:
-        starts = np.zeros(len(queries) + 1, np.int64)
-        np.cumsum([len(query) for query in queries], out=starts[1:])
+        starts = np.array([*accumulate(map(len, queries), initial=0)])
         threshold = params.centroid_score_threshold
         self._core.search(
-            np.ascontiguousarray(np.concatenate(queries), np.float32),
+            np.concatenate(queries) if len(queries) > 1 else queries[0],
             starts,
             nprobe=params.nprobe,
             ndocs=params.ndocs,

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from colbert_fast.arrays import as_array
+from colbert_fast.errors import CheckpointError
 from colbert_fast.storage.documents import DocumentStore
+from colbert_fast.storage.manifest import Manifest
 
-__all__ = ["check_vectors", "read_queries", "read_subset"]
+if TYPE_CHECKING:
+    from colbert_fast.model import ColBERT
+
+__all__ = ["check_vectors", "load_model", "read_queries", "read_subset"]
 
 
 def read_queries(query: Any) -> tuple[list[Any], bool]:
@@ -50,6 +56,36 @@ def read_queries(query: Any) -> tuple[list[Any], bool]:
     return [as_array(item) for item in query], False
 
 
+def load_model(manifest: Manifest) -> ColBERT:
+    """Load the model that an index was built with.
+
+    Raises
+    ------
+    ValueError
+        The index names none, or the one found has another dim or other weights.
+    CheckpointError
+        It cannot be loaded.
+    """
+    name = manifest.model
+    if name is None:
+        raise ValueError(
+            "this index was built from embeddings and names no model: say which one made them "
+            '(model= of Index.open, --model; "default" is the offline one), or search with '
+            "query embeddings"
+        )
+    from colbert_fast.model import ColBERT
+
+    try:
+        model = ColBERT.from_pretrained(None if name == "default" else name)
+    except (CheckpointError, OSError) as error:
+        raise CheckpointError(
+            f"this index was built with the model {name!r}, which cannot be loaded ({error}); "
+            "pass model=ColBERT.from_pretrained(...) to Index.open"
+        ) from error
+    manifest.check_model(model)
+    return model
+
+
 def check_vectors(queries: Iterable[npt.NDArray[Any]], dim: int) -> list[npt.NDArray[np.float32]]:
     """The queries as C-contiguous float32 (tokens, dim).
 
@@ -72,12 +108,18 @@ def check_vectors(queries: Iterable[npt.NDArray[Any]], dim: int) -> list[npt.NDA
                 f"query {position}: dim is {query.shape[1]}, the index has dim {dim}; "
                 "encode it with the model that the index was built with"
             )
-        with np.errstate(over="ignore"):
-            rows = np.ascontiguousarray(query, np.float32)
-        if not np.isfinite(rows).all():
+        rows = query if query.dtype == np.float32 else _rounded(query)
+        rows = np.ascontiguousarray(rows)
+        # A sum of squares tells in one pass; only where it overflows need each value be looked at.
+        if not math.isfinite(np.vdot(rows, rows)) and not np.isfinite(rows).all():
             raise ValueError(f"query {position}: holds NaN or infinite values")
         checked.append(rows)
     return checked
+
+
+def _rounded(query: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        return query.astype(np.float32)
 
 
 def read_subset(subset: Any, store: DocumentStore, num_documents: int) -> npt.NDArray[np.bool_]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from colbert_fast.storage.documents import DocumentId, DocumentStore
+from colbert_fast.storage.documents import Document, DocumentId, DocumentStore
 
 if TYPE_CHECKING:
     from colbert_fast.model import ColBERT
@@ -18,9 +18,17 @@ if TYPE_CHECKING:
 __all__ = ["Hit", "make_hits"]
 
 
+# A factory, because a plain default would be found on the class before `__getattr__` is asked.
+def _no_text() -> str | None:
+    return None
+
+
 @dataclasses.dataclass(frozen=True)
 class Hit:
     """One document found.
+
+    Text and metadata are read from the index when they are first looked at, those of all hits of
+    the query together; closing the index reads them first.
 
     Attributes
     ----------
@@ -36,17 +44,21 @@ class Hit:
 
     id: DocumentId
     score: float
-    text: str | None = None
+    text: str | None = dataclasses.field(default_factory=_no_text, hash=False)
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
-    _query: dataclasses.InitVar[str | None] = None
-    _model: dataclasses.InitVar[ColBERT | None] = None
 
-    def __post_init__(self, _query: str | None, _model: ColBERT | None) -> None:
-        # Not fields: `asdict` would copy the model, and a pickle would hold its weights.
-        object.__setattr__(self, "_query", _query)
-        object.__setattr__(self, "_model", _model)
+    if not TYPE_CHECKING:  # else any attribute would pass for one
+
+        def __getattr__(self, name: str) -> Any:
+            answer = vars(self).get("_answer")
+            if answer is None or name not in ("text", "metadata"):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            document = answer.document(vars(self)["_position"])
+            vars(self).update(text=document.text, metadata=document.metadata or {})
+            return vars(self)[name]
 
     def __getstate__(self) -> dict[str, Any]:
+        # Of the fields alone: a pickle would hold the model's weights.
         return {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
 
     def explain(self) -> list[Match]:
@@ -62,15 +74,45 @@ class Hit:
         """
         if self.text is None:
             raise ValueError(f"hit {self.id!r} has no text: the index was built from embeddings")
-        query, model = vars(self).get("_query"), vars(self).get("_model")
-        if query is None or model is None:
+        answer = vars(self).get("_answer")
+        if answer is None or answer.query is None or answer.model is None:
             raise ValueError(
                 f"hit {self.id!r}: the query was given as embeddings, or the hit is a copy or from "
                 "a pickle; explain what a search with the query's text returns"
             )
         from colbert_fast.search.explain import explain
 
-        return explain(model, query, self.text)
+        return explain(answer.model, answer.query, self.text)
+
+
+class Answer:
+    """What the hits of one query share: the query, and the documents once one was looked at."""
+
+    __slots__ = ("__weakref__", "_documents", "_positions", "_store", "model", "query")
+
+    def __init__(
+        self,
+        store: DocumentStore,
+        positions: Sequence[int],
+        query: str | None,
+        model: ColBERT | None,
+    ) -> None:
+        self.query = query
+        self.model = model
+        self._store = store
+        self._positions = positions
+        self._documents: dict[int, Document] | None = None
+        store.before_close(self)
+
+    def read(self) -> dict[int, Document]:
+        """The documents by position, read from the store the first time."""
+        if self._documents is None:
+            self._documents = self._store.fetch(self._positions)
+        return self._documents
+
+    def document(self, position: int) -> Document:
+        """One of the documents."""
+        return self.read()[position]
 
 
 def make_hits(
@@ -80,18 +122,27 @@ def make_hits(
     texts: Sequence[str] | None,
     model: ColBERT | None,
 ) -> list[list[Hit]]:
-    """Hits for each row of positions and scores (queries, k); positions below 0 are left out.
+    """Hits for each row of positions and scores (queries, k); a row ends at its first -1.
 
     `texts` are the queries, where they were texts, and `model` encoded them.
     """
-    documents = store.fetch(pids[pids >= 0].tolist())
+    ids = store.ids
     results = []
-    for row, (row_pids, row_scores) in enumerate(zip(pids.tolist(), scores.tolist(), strict=True)):
-        query = None if texts is None else texts[row]
-        hits = []
-        for pid, score in zip(row_pids, row_scores, strict=True):
-            if pid >= 0:
-                found = documents[pid]
-                hits.append(Hit(found.id, score, found.text, found.metadata or {}, query, model))
-        results.append(hits)
+    for row, (positions, values) in enumerate(zip(pids.tolist(), scores.tolist(), strict=True)):
+        if positions and positions[-1] < 0:
+            positions = positions[: positions.index(-1)]
+        answer = Answer(store, positions, None if texts is None else texts[row], model)
+        results.append(
+            [
+                _hit(ids[position], score, answer, position)
+                for position, score in zip(positions, values, strict=False)
+            ]
+        )
     return results
+
+
+def _hit(document: DocumentId, score: float, answer: Answer, position: int) -> Hit:
+    """A hit whose text and metadata are still in the store: there are many, and few are read."""
+    hit = object.__new__(Hit)
+    vars(hit).update(id=document, score=score, _answer=answer, _position=position)
+    return hit

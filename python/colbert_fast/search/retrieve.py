@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -41,19 +40,18 @@ def retrieve(
     up with -1 and -inf.
     """
     allowed = num_documents if subset is None else int(np.count_nonzero(subset))
-    params = dataclasses.replace(params, k=min(params.k, num_documents))
+    if params.k > num_documents:
+        params = params._replace(k=num_documents)
     if allowed <= params.ndocs and (params.mode == "default" or subset is not None):
-        params = dataclasses.replace(params, exhaustive=True)
+        params = params._replace(exhaustive=True)
     pids, scores = searcher.search(queries, params, subset=subset)
     wanted = min(params.k, allowed)
     while not params.exhaustive:
-        short = np.flatnonzero((pids >= 0).sum(axis=1) < wanted)
+        short = np.flatnonzero(pids[:, wanted - 1] < 0)
         if len(short) == 0:
             break
         nprobe = params.nprobe * _WIDER
-        params = dataclasses.replace(
-            params, nprobe=nprobe, exhaustive=nprobe > num_centroids // _WIDEST_SHARE
-        )
+        params = params._replace(nprobe=nprobe, exhaustive=nprobe > num_centroids // _WIDEST_SHARE)
         again = [queries[row] for row in short.tolist()]
         pids[short], scores[short] = searcher.search(again, params, subset=subset)
     return pids, scores

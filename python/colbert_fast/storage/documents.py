@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import json
 import operator
 import os
@@ -13,7 +14,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from colbert_fast.errors import IndexFormatError, UnknownDocumentError
@@ -165,6 +166,12 @@ class _NamedErrors:
             raise OSError(code, f"SQLite: {error}", str(self._path)) from error
 
 
+class Reader(Protocol):
+    """Somebody who has not read yet what they will want from a store."""
+
+    def read(self) -> object: ...
+
+
 class DocumentStore:
     """Read documents.sqlite; safe to share between threads.
 
@@ -184,6 +191,7 @@ class DocumentStore:
     def __init__(self, path: Path, num_documents: int) -> None:
         self.path = path
         self._lock = threading.Lock()
+        self._readers: weakref.WeakSet[Reader] = weakref.WeakSet()
         if not path.is_file():
             raise IndexFormatError(f"{path}: no such file")
         uri = f"{sqlite_uri(path.resolve())}?mode=ro&immutable=1"
@@ -262,14 +270,28 @@ class DocumentStore:
             raise UnknownDocumentError(f"subset: not in the index: {shown}{more}")
         return [found[value] for value in wanted]
 
-    def ids(self) -> tuple[DocumentId, ...]:
-        """All ids by position."""
-        return tuple(row[0] for row in self._query("SELECT id FROM documents ORDER BY pid"))
+    @functools.cached_property
+    def ids(self) -> Sequence[DocumentId]:
+        """All ids by position, read on first use. The default ones, 0 to n - 1, are a range."""
+        # The index on ids holds all that is asked for: no page of texts is read.
+        by_position = dict(self._query("SELECT pid, id FROM documents ORDER BY id"))
+        ids = [by_position[position] for position in range(len(by_position))]
+        counted = range(len(ids))
+        return counted if ids == list(counted) else ids
+
+    def before_close(self, reader: Reader) -> None:
+        """Have ``reader.read()`` called by `close`, unless the reader is gone by then."""
+        self._readers.add(reader)
 
     def close(self) -> None:
         """Close the file; any later read raises ValueError."""
-        with self._lock:
-            self._connection.close()
+        try:
+            for reader in list(self._readers):
+                reader.read()
+        finally:
+            self._readers.clear()
+            with self._lock:
+                self._connection.close()
 
 
 def sqlite_uri(path: PurePath) -> str:
