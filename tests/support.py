@@ -95,7 +95,7 @@ class Collection(NamedTuple):
     weights: np.ndarray
     codes: np.ndarray
     residuals: np.ndarray
-    inverse_norms: np.ndarray
+    inverse_norms: np.ndarray | None
     scales: np.ndarray | None = None
 
 

@@ -128,6 +128,9 @@ def test_more_bits_are_closer(points: np.ndarray, centroids: np.ndarray) -> None
 def test_residuals_that_are_all_alike(rng: np.random.Generator) -> None:
     points = unit(rng.standard_normal((4, 16)))
     codec = ResidualCodec.fit(points, points, nbits=2)
+    # Half a step of the centroids' bytes, and what making a unit vector of them moves.
+    np.testing.assert_allclose(codec.decode(codec.encode(points)), points, atol=6e-3)
+    codec = ResidualCodec.fit(points, points, nbits=2, name="plaid")
     np.testing.assert_allclose(codec.decode(codec.encode(points)), points, atol=2e-3)
 
 
@@ -155,8 +158,11 @@ def test_saved_files_give_the_same_codec(
     tmp_path: Path, points: np.ndarray, centroids: np.ndarray, nbits: int, codec_name: CodecName
 ) -> None:
     codec = ResidualCodec.fit(centroids, points, nbits=nbits, name=codec_name)
-    cutoffs = ["cutoffs.npy"] if codec_name == "plaid" else []
-    assert codec.save(tmp_path) == ["centroids.npy", *cutoffs, "weights.npy"]
+    names = {
+        "default": ["centroid_exponents.npy", "centroids.npy", "weights.npy"],
+        "plaid": ["centroids.npy", "cutoffs.npy", "weights.npy"],
+    }
+    assert codec.save(tmp_path) == names[codec_name]
     opened = open_codec(tmp_path, codec_name, nbits=nbits, dim=64, num_centroids=32)
     assert isinstance(opened, ResidualCodec)
     assert opened.name == codec_name
@@ -183,8 +189,6 @@ def test_opening_checks_the_files(
         open_codec(tmp_path, "plaid", nbits=2, dim=64, num_centroids=33)
     with pytest.raises(IndexFormatError, match=r"cutoffs\.npy: not an \.npy file of float32"):
         open_codec(tmp_path, "plaid", nbits=4, dim=64, num_centroids=32)
-    with pytest.raises(IndexFormatError, match=r"weights\.npy: not an \.npy file of float32"):
-        open_codec(tmp_path, "default", nbits=2, dim=64, num_centroids=32)  # 4 are not 16
     with pytest.raises(IndexFormatError, match="nbits 5 with dim 64"):
         open_codec(tmp_path, "plaid", nbits=5, dim=64, num_centroids=32)
     (tmp_path / "centroids.npy").unlink()
@@ -206,6 +210,14 @@ def test_opening_checks_the_buckets(
     write_npy(tmp_path / f"{name}.npy", values)
     with pytest.raises(IndexFormatError, match=rf"{name}\.npy: must be finite and ascend"):
         open_codec(tmp_path, "plaid", nbits=2, dim=64, num_centroids=32)
+
+
+def test_opening_checks_how_many_weights_there_are(
+    tmp_path: Path, points: np.ndarray, centroids: np.ndarray
+) -> None:
+    ResidualCodec.fit(centroids, points, nbits=8).save(tmp_path)
+    with pytest.raises(IndexFormatError, match=r"weights\.npy: not an \.npy file of float32"):
+        open_codec(tmp_path, "default", nbits=2, dim=64, num_centroids=32)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

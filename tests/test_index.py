@@ -24,6 +24,7 @@ from synthetic import clustered, sentences
 FILES = {
     "default": [
         "documents.sqlite",
+        "centroid_exponents.npy",
         "centroids.npy",
         "weights.npy",
         "segment-000000/codes.npy",

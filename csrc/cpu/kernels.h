@@ -50,7 +50,7 @@ struct ByteTable {
   const float *step;
 };
 constexpr std::size_t kTableLanes = 32;
-constexpr int kTableZero = 51; // a fifth of the range lies below zero
+constexpr int kTableZero = 127;
 
 // Centroid ids, 2 or 4 bytes each.
 struct Codes {

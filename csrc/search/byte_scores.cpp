@@ -40,10 +40,11 @@ void ByteScores::compute(const ByteCentroids &centroids, const QueryPanels &quer
   stride_ = (lanes + kTableLanes - 1) / kTableLanes * kTableLanes;
   rows_.resize(n * stride_);
   step_.assign(stride_, 0.0f);
-  // No score is larger than the product of the lengths.
-  constexpr float kAboveZero = 255.0f - static_cast<float>(kTableZero);
-  for (std::size_t i = 0; i < query.count(); ++i)
-    step_[i] = query.norms()[i] * centroids.largest_norm() / kAboveZero;
+  // No score is larger than the product of the lengths, so no byte is ever clamped; two steps are
+  // for the rounding of the factors.
+  constexpr float kSteps = static_cast<float>(kTableZero) - 2.0f;
+  const float longest = centroids.largest_norm() > 0.0f ? centroids.largest_norm() : 1.0f;
+  for (std::size_t i = 0; i < query.count(); ++i) step_[i] = query.norms()[i] * longest / kSteps;
   query_.pack(query, 1, static_cast<float>(kScreenZero));
   ratio(query, 1.0f);
   const std::size_t n_blocks = (n + kBlock - 1) / kBlock, winners = lanes * nprobe;

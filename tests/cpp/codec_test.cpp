@@ -68,6 +68,7 @@ public:
     sweep(random_, 3, [this](const Case &c) { compress_trellis(c); });
     sweep(random_, 4, [this](const Case &c) { residual(c); });
     sweep(random_, 6, [this](const Case &c) { residual_i8(c); });
+    sweep(random_, 3, [this](const Case &c) { contenders(c); });
   }
 
 private:
@@ -149,6 +150,28 @@ private:
     want[0] = scalar_.residual_maxsim_i8(query.view(), ratio.data(), table.view(), codec.view(),
                                          tokens.view(), c.n);
     tally_.same(got, want, c.describe(isa_, "residual_maxsim_i8"));
+  }
+
+  void contenders(const Case &c) {
+    if (c.n == 0) return; // not part of the promise
+    const Codec codec(random_, c);
+    const Tokens tokens(random_, c, codec.packed_dim());
+    const QueryI8 query(random_, c.count, c.dim, c.whole);
+    const ByteTableBuffer table(random_, c.centroids, c.count);
+    const Buffer<float> ratio = random_.floats(query.lanes());
+    Buffer<float> slack = random_.floats(query.lanes());
+    for (std::size_t i = 0; i < slack.size(); ++i) slack[i] = c.whole ? 0 : 50 * (slack[i] + 1);
+    const auto run = [&](const Kernels &k, Buffer<std::int32_t> &which) {
+      Buffer<float> cells(c.n * query.lanes());
+      return k.contenders(query.view(), ratio.data(), table.view(), codec.view(), tokens.view(),
+                          c.n, slack.data(), cells.poison(0xff).data(), which.data());
+    };
+    Buffer<std::int32_t> got(c.n), want(c.n);
+    const std::size_t n = run(isa_, got.poison(0xff)), n_want = run(scalar_, want.poison(0xee));
+    std::fill(got.data() + std::min(n, c.n), got.data() + c.n, -1); // not part of the promise
+    std::fill(want.data() + std::min(n_want, c.n), want.data() + c.n, -1);
+    tally_.check(n == n_want && n > 0 && n <= c.n, c.describe(isa_, "contenders: how many"));
+    tally_.same(got, want, c.describe(isa_, "contenders"));
   }
 
   const Kernels &isa_, &scalar_;

@@ -31,7 +31,7 @@ Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 UInt8 = npt.NDArray[np.uint8]
 
-TABLE_ZERO = 51
+TABLE_ZERO = 127
 """Byte that stands for a score of 0 in :func:`byte_scores`."""
 
 SMALLEST_NORM = 1e-12
@@ -259,15 +259,15 @@ def int8_products(query: Float32, values: Array, weights: Float32) -> Array:
 def byte_scores(query: Float32, centroids: Float32) -> tuple[UInt8, Array]:
     """Centroid scores as bytes: uint8 (K, nq), and the step of each query token, float64 (nq,).
 
-    A byte b stands for ``step * (b - 51)``; 255 is the largest score that the lengths of the query
-    token and of the longest centroid allow. The product is that of int8 query rows and of centroids
-    as integers -63..63, each by its largest magnitude.
+    A byte b stands for ``step * (b - 127)``; 125 steps are the largest score that the lengths of the
+    query token and of the longest centroid allow. The product is that of int8 query rows and of
+    centroids as integers -63..63, each by its largest magnitude.
     """
     rows, unit = _int8_rows(query)
     scale = np.abs(centroids).max(axis=1) / np.float32(63)
     levels = np.rint(centroids / np.where(scale > 0, scale, 1)[:, None]).astype(np.int64)
     longest = np.linalg.norm(centroids.astype(np.float64), axis=1).max()
-    step = np.linalg.norm(query.astype(np.float64), axis=1) * longest / (255 - TABLE_ZERO)
+    step = np.linalg.norm(query.astype(np.float64), axis=1) * (longest or 1) / (TABLE_ZERO - 2)
     scores = (levels @ rows.T) * np.outer(scale, unit).astype(np.float64)
     bytes_ = np.rint(scores / np.where(step > 0, step, 1) + TABLE_ZERO)
     return np.clip(bytes_, 0, 255).astype(np.uint8), step

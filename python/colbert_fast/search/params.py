@@ -43,8 +43,10 @@ class SearchParams(NamedTuple):
         Centroids whose documents become candidates, per query token.
     ndocs
         Candidates kept after the approximate (centroids only) scores. In mode "default" they are
-        scored in int8, and the best 2 k + 32 of those exactly (with the codec "float16" all
-        ndocs exactly); in mode "plaid" the best max(ndocs // 4, k) are scored exactly.
+        scored in int8, best first, until the next can hardly be among the k best, and exactly
+        where their int8 score leaves them a chance (with the codec "float16" all ndocs exactly);
+        where there are at most 1.5 ndocs documents, all are. In mode "plaid" the best
+        max(ndocs // 4, k) are scored exactly.
     centroid_score_threshold
         In mode "plaid", document tokens whose centroid scores below it for every query token are
         left out of the first approximate score. None: none is. Mode "default" takes no other.
