@@ -242,8 +242,7 @@ class Index:
         if not queries:
             return []
         texts = queries if isinstance(queries[0], str) else None
-        model = None if texts is None else self.model
-        vectors = check_vectors(self._encoded(queries), self._manifest.dim)
+        vectors = self._vectors(queries)
         try:
             pids, scores = retrieve(
                 searcher, vectors, params, mask, len(self), self._manifest.num_centroids
@@ -254,12 +253,13 @@ class Index:
             raise IndexFormatError(
                 f"{self._segment_path}: {error}; verify() says which file is damaged"
             ) from error
-        hits = make_hits(self._store, pids, scores, texts, model)
+        hits = make_hits(self._store, pids, scores, texts, self._model)
         return hits[0] if single else hits
 
-    def _encoded(self, queries: list[Any]) -> list[Any]:
-        texts = bool(queries) and isinstance(queries[0], str)
-        return self.model.encode_queries(queries) if texts else queries
+    def _vectors(self, queries: list[Any]) -> list[npt.NDArray[np.float32]]:
+        if queries and isinstance(queries[0], str):
+            queries = self.model.encode_queries(queries)
+        return check_vectors(queries, self._manifest.dim)
 
     def tune(
         self,
@@ -298,55 +298,28 @@ class Index:
         OSError
             The index folder cannot be written to.
         """
-        from colbert_fast.search.tune import tune
+        from colbert_fast.search.tune import TuneOptions, tune
 
-        given = None if queries is None else self._encoded(read_queries(queries)[0])
-        tuning = tune(
-            self._searcher,
-            self._arrays(),
-            self._codec,
-            recall=recall,
-            k=k,
-            queries=None if given is None else check_vectors(given, self._manifest.dim),
-            num_queries=num_queries,
-            seed=seed,
-            progress=progress,
-        )
+        given = None if queries is None else self._vectors(read_queries(queries)[0])
+        options = TuneOptions(recall, k, num_queries, seed, progress)
+        tuning = tune(self._searcher, self._arrays(), self._codec, given, options)
         tuning.write(self._path, self._manifest)
         self.__dict__.pop("tuning", None)
         return tuning
 
     @functools.cached_property
     def tuning(self) -> Tuning | None:
-        """What `tune` stored, read on first use; None if it was never called.
-
-        Raises
-        ------
-        IndexFormatError
-            tuning.json is damaged, or of another index.
-        """
+        """What `tune` stored; None if it was never called. IndexFormatError if it is damaged."""
         return Tuning.read(self._path, self._manifest)
 
     @functools.cached_property
     def _searcher(self) -> Searcher:
-        from colbert_fast.kernels.ops import InvertedLists
         from colbert_fast.search.pipeline import Searcher
 
         segment = self._arrays()
         # The kernels look codes up without a check, so one out of range would be a crash.
         segment.check_codes(self._segment_path, self._manifest.num_centroids)
-        columns = segment.columns
-        return Searcher(
-            centroids=self._codec.centroids,
-            weights=getattr(self._codec, "weights", None),
-            codes=columns["codes"],
-            residuals=columns.get("residuals"),
-            scales=columns.get("scales"),
-            embeddings=columns.get("embeddings"),
-            inverse_norms=columns.get("inverse_norms"),
-            doclens=segment.doclens,
-            lists=InvertedLists(segment.list_counts, segment.list_offsets, segment.list_data),
-        )
+        return Searcher.of(segment, self._codec)
 
     def _arrays(self) -> Segment:
         if self._segment is None:

@@ -6,19 +6,17 @@ a cause and a mend, and an exit code other than zero; ``--debug`` shows the trac
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from colbert_fast.cli import measure
 from colbert_fast.cli.shell import (
     BackendOption,
     CodecOption,
@@ -35,16 +33,15 @@ from colbert_fast.cli.shell import (
     NprobeOption,
     PoolOption,
     ProgressOption,
+    RecallOption,
+    dumps,
     load_model,
     show_progress,
 )
 from colbert_fast.cli.terminal import Terminal, printable
 
 if TYPE_CHECKING:
-    from colbert_fast.index import Index
-    from colbert_fast.model import ColBERT
     from colbert_fast.search.results import Hit
-    from colbert_fast.storage.manifest import CodecName
 
 __all__ = ["app"]
 
@@ -55,8 +52,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-_ESCAPES = {code: f"\\u{code:04x}" for code in range(127, 160)}
 
 
 @app.callback()
@@ -157,6 +152,7 @@ def search(
     ndocs: NdocsOption = None,
     mode: ModeOption = "default",
     exhaustive: ExhaustiveOption = False,
+    recall: RecallOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Search an index for a question, or for every line of standard input."""
@@ -170,12 +166,18 @@ def search(
         raise ValueError(f"--backend {backend} needs --model: the index loads its own with torch")
     with Index.open(path, model=load_model(model, device, backend) if model else None) as opened:
         answers = opened.search(
-            queries, k=k, nprobe=nprobe, ndocs=ndocs, mode=mode, exhaustive=exhaustive
+            queries,
+            k=k,
+            nprobe=nprobe,
+            ndocs=ndocs,
+            mode=mode,
+            exhaustive=exhaustive,
+            recall=recall,
         )
     terminal = Terminal()
     for text, hits in zip(queries, answers, strict=True):
         if as_json:
-            terminal.say(_dumps({"query": text, "hits": [_plain(hit) for hit in hits]}))
+            terminal.say(dumps({"query": text, "hits": [_plain(hit) for hit in hits]}))
             continue
         if len(queries) > 1:
             terminal.title(text)
@@ -219,64 +221,9 @@ def encode(
     typer.echo(f"{out}: {len(half)} texts, {sum(map(len, half))} tokens")
 
 
-@app.command(name="eval")
-def evaluate(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Collection in BEIR layout.")],
-    *,
-    path: Annotated[
-        Path | None,
-        typer.Option("--index", help="Its index; by default one is built and thrown away."),
-    ] = None,
-    split: Annotated[str, typer.Option(help="Which qrels to use.")] = "test",
-    measure: Annotated[
-        list[str] | None, typer.Option(help="Such as nDCG@10; may be given several times.")
-    ] = None,
-    run_file: Annotated[
-        Path | None, typer.Option("--run", help="Write the rankings in TREC format.")
-    ] = None,
-    k: Annotated[int, typer.Option("-k", "--k", min=1, help="Documents per query.")] = 100,
-    model: ModelOption = None,
-    device: DeviceOption = "cpu",
-    backend: BackendOption = "torch",
-    nbits: NbitsOption = 2,
-    codec: CodecOption = "default",
-    nprobe: NprobeOption = None,
-    ndocs: NdocsOption = None,
-    mode: ModeOption = "default",
-    exhaustive: ExhaustiveOption = False,
-    as_json: JsonOption = False,
-    progress: ProgressOption = None,
-) -> None:
-    """Measure the quality of a search on a judged collection."""
-    from colbert_fast import evaluation
-
-    measures = tuple(measure or evaluation.DEFAULT_MEASURES)
-    evaluation.check_measures(measures, k=k)
-    beir = evaluation.load_beir(folder, split=split)
-    with _opened_or_built(
-        path, beir, load_model(model, device, backend), nbits, codec, progress
-    ) as opened:
-        evaluation.check_judged_documents(opened, beir.qrels)
-        start = time.perf_counter()
-        run = evaluation.retrieve(
-            opened,
-            beir.queries,
-            k=k,
-            nprobe=nprobe,
-            ndocs=ndocs,
-            mode=mode,
-            exhaustive=exhaustive,
-        )
-        seconds = time.perf_counter() - start
-    if run_file is not None:
-        evaluation.write_run(run_file, run)
-    values = evaluation.measure(run, beir.qrels, measures=measures)
-    if as_json:
-        typer.echo(_dumps({"queries": len(run), "seconds": seconds, **values}))
-        return
-    for name, value in values.items():
-        typer.echo(f"{name:12} {value:.4f}")
-    typer.echo(f"{len(run)} queries, {1000 * seconds / len(run):.1f} ms each with their encoding")
+app.command(name="eval")(measure.evaluate)
+app.command()(measure.tune)
+app.command()(measure.bench)
 
 
 @app.command()
@@ -299,11 +246,11 @@ def info(
         with Index.open(path) as opened:
             facts = opened.info()
     if as_json:
-        typer.echo(_dumps(facts))
+        typer.echo(dumps(facts))
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        plain = value if isinstance(value, (str, int, float)) or value is None else _dumps(value)
+        plain = value if isinstance(value, (str, int, float)) or value is None else dumps(value)
         typer.echo(f"{name:{width}}  {printable(str(plain))}")
 
 
@@ -352,36 +299,6 @@ def demo(
     )
 
 
-@contextmanager
-def _opened_or_built(
-    path: Path | None,
-    beir: Any,
-    model: ColBERT,
-    nbits: int,
-    codec: CodecName,
-    progress: bool | None,
-) -> Iterator[Index]:
-    """Open the index of a collection, or build one in a folder that goes away again."""
-    from colbert_fast.index import Index
-
-    if path is not None:
-        with Index.open(path, model=model) as opened:
-            yield opened
-        return
-    with (
-        tempfile.TemporaryDirectory(prefix="colbert-fast-", ignore_cleanup_errors=True) as folder,
-        Index.build(
-            Path(folder) / "eval.cf",
-            beir.documents(),
-            model=model,
-            nbits=nbits,
-            codec=codec,
-            progress=show_progress(progress),
-        ) as built,
-    ):
-        yield built
-
-
 def _not_empty(documents: Iterator[Any], source: Path) -> Iterator[Any]:
     """Read the first document now: a bad file should be refused before a model is loaded."""
     for first in documents:
@@ -391,8 +308,3 @@ def _not_empty(documents: Iterator[Any], source: Path) -> Iterator[Any]:
 
 def _plain(hit: Hit) -> dict[str, Any]:
     return {"id": hit.id, "score": hit.score, "text": hit.text, "metadata": hit.metadata}
-
-
-def _dumps(value: object) -> str:
-    # JSON escapes the control characters below 32 only; terminals obey these too.
-    return json.dumps(value, ensure_ascii=False, default=str).translate(_ESCAPES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -34,6 +35,8 @@ __all__ = [
     "NprobeOption",
     "PoolOption",
     "ProgressOption",
+    "RecallOption",
+    "dumps",
     "load_model",
     "show_progress",
 ]
@@ -76,6 +79,14 @@ NdocsOption = Annotated[
         "max(ndocs / 4, k) exactly.",
     ),
 ]
+RecallOption = Annotated[
+    float | None,
+    typer.Option(
+        "--recall",
+        help="Instead of --nprobe and --ndocs: the share of the best documents to find, as the "
+        "command tune has measured.",
+    ),
+]
 ModeOption = Annotated[Mode, typer.Option("--mode", help="default, or the stages of PLAID.")]
 ExhaustiveOption = Annotated[
     bool, typer.Option("--exhaustive", help="Score every document: slow, and the truth.")
@@ -92,6 +103,8 @@ ProgressOption = Annotated[
     typer.Option("--progress/--no-progress", help="Progress bars; by default on a terminal."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON.")]
+_ESCAPES = {code: f"\\u{code:04x}" for code in range(127, 160)}
+
 IndexArgument = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index.")]
 
 
@@ -138,6 +151,11 @@ def load_model(
     from colbert_fast.model import ColBERT
 
     return ColBERT.from_pretrained(model, device=device, backend=backend)
+
+
+def dumps(value: object) -> str:
+    """JSON in which nothing commands a terminal: it escapes only the characters below 32 itself."""
+    return json.dumps(value, ensure_ascii=False, default=str).translate(_ESCAPES)
 
 
 def show_progress(asked: bool | None) -> bool:

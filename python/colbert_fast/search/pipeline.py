@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_fast import _core
+from colbert_fast.kernels.ops import InvertedLists
 
 if TYPE_CHECKING:
-    from colbert_fast.kernels.ops import InvertedLists
+    from colbert_fast.compress.codec import Codec
     from colbert_fast.search.params import SearchParams
+    from colbert_fast.storage.segments import Segment
 
 __all__ = ["Searcher"]
 
@@ -61,6 +63,22 @@ class Searcher:
             counts=lists.counts,
             offsets=lists.offsets,
             data=lists.data,
+        )
+
+    @classmethod
+    def of(cls, segment: Segment, codec: Codec) -> Searcher:
+        """The searcher over a segment that `codec` encoded."""
+        columns = segment.columns
+        return cls(
+            centroids=codec.centroids,
+            weights=getattr(codec, "weights", None),
+            codes=columns["codes"],
+            residuals=columns.get("residuals"),
+            scales=columns.get("scales"),
+            embeddings=columns.get("embeddings"),
+            inverse_norms=columns.get("inverse_norms"),
+            doclens=segment.doclens,
+            lists=InvertedLists(segment.list_counts, segment.list_offsets, segment.list_data),
         )
 
     def search(

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from colbert_fast.search.pipeline import Searcher
     from colbert_fast.storage.segments import Segment
 
-__all__ = ["Queries", "calibrate", "pseudo_queries", "tune"]
+__all__ = ["Queries", "TuneOptions", "calibrate", "pseudo_queries", "tune"]
 
 QUERY_ROWS = 32
 _FEWEST, _MOST = 10, 20  # different tokens in a query
@@ -41,7 +41,7 @@ _ROUNDS, _TIMED = 3, 24  # each point is timed so often, on so many queries
 _TIMED_EXHAUSTIVE = 4
 _CONFIDENCE = 1.645  # standard errors below the mean: 95 % on one side
 _WIDEST = 256  # nprobe at most
-_LEAST_GAIN = 1e-4  # of recall, from doubling ndocs; what is less ends the row
+_LEAST_GAIN = 1e-3  # of recall, from doubling ndocs or nprobe; less is not worth it
 
 Vectors = Sequence[npt.NDArray[np.float32]]
 Retrieve = Callable[[Vectors, SearchParams], npt.NDArray[np.int64]]
@@ -58,29 +58,48 @@ class Queries:
     own: npt.NDArray[np.int64]
 
 
+@dataclasses.dataclass(frozen=True)
+class TuneOptions:
+    """The options of `Index.tune`, which tells what they are."""
+
+    recall: float
+    k: int | Iterable[int]
+    num_queries: int
+    seed: int
+    progress: bool
+
+
 def tune(
     searcher: Searcher,
     segment: Segment,
     codec: Codec,
-    *,
-    recall: float,
-    k: int | Iterable[int],
     queries: Vectors | None,
-    num_queries: int,
-    seed: int,
-    progress: bool,
+    options: TuneOptions,
 ) -> Tuning:
-    """Measure the curves of an index; `Index.tune` tells what the options are.
+    """Measure the curves of an index.
 
-    `queries` are float32 (tokens, dim) each; None: make `num_queries` of them.
+    Parameters
+    ----------
+    searcher, segment, codec
+        The index.
+    queries : float32 (tokens, dim) each
+        What to search for; None: make queries from the documents.
+    options
+        The rest.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An option is of the wrong type or out of range, or there are no queries.
     """
-    target = check_recall(recall)
-    ks = sorted({check_positive("k", each) for each in (k if isinstance(k, Iterable) else [k])})
+    target = check_recall(options.recall)
+    given = options.k if isinstance(options.k, Iterable) else [options.k]
+    ks = sorted({check_positive("k", each) for each in given})
     if not ks:
         raise ValueError("k: expected an int or several, got none")
-    count = check_positive("num_queries", num_queries)
+    count = check_positive("num_queries", options.num_queries)
     if queries is None:
-        asked = pseudo_queries(segment, codec, count, seed)
+        asked = pseudo_queries(segment, codec, count, options.seed)
     else:
         asked = Queries(queries, np.empty((len(queries), 0), np.int64))
     if not asked.vectors:
@@ -93,13 +112,13 @@ def tune(
         target=target,
         num_documents=size,
         num_centroids=num_centroids,
-        progress=progress,
+        progress=options.progress,
     )
     return Tuning(
         curves,
         target,
         num_queries=len(asked.vectors),
-        seed=int(seed),
+        seed=int(options.seed),
         pseudo=queries is None,
         threads=_core.get_num_threads(),
         isa=_core.isa(),
@@ -152,7 +171,7 @@ def calibrate(
     ks
         A curve for each, ascending.
     target
-        Recall at which the grid may end.
+        Recall beyond which the grid need not go.
     num_documents, num_centroids
         Of the index.
     progress
@@ -189,23 +208,24 @@ def _walk(
 ) -> Iterator[tuple[tuple[int, int], float]]:
     """Yield points of the grid and their recall: rows of one nprobe, ndocs doubling in each.
 
-    A row ends where more documents gain nothing. The grid ends where a row gains nothing, and one
-    row after the first to reach the target: probing more may get there with fewer documents.
+    A row ends at the target, or where more documents gain nothing. The grid ends with a row that
+    gains nothing on the one before: not where the target is reached first, as a higher nprobe may
+    get there with far fewer documents.
     """
-    nprobe, reached, row_before = 1, False, -1.0
+    before: dict[int, float] = {}
+    nprobe = 1
     while nprobe <= min(_WIDEST, num_centroids):
+        row: dict[int, float] = {}
         best, ndocs = -1.0, _power_of_two(k)
-        last = reached
         while ndocs < num_documents:
-            recall = recall_of(nprobe, ndocs)
+            row[ndocs] = recall = recall_of(nprobe, ndocs)
             yield (nprobe, ndocs), recall
-            reached = reached or recall >= target
-            if recall < best + _LEAST_GAIN:
+            if recall >= target or recall < best + _LEAST_GAIN:
                 break
             best, ndocs = recall, 2 * ndocs
-        if last or best < row_before + _LEAST_GAIN:
+        if all(recall < before.get(at, -1.0) + _LEAST_GAIN for at, recall in row.items()):
             return
-        row_before, nprobe = best, 2 * nprobe
+        before, nprobe = row, 2 * nprobe
 
 
 def _power_of_two(k: int) -> int:
