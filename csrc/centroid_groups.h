@@ -15,7 +15,7 @@ public:
   // From this many centroids on, two levels are faster than looking at all.
   static constexpr std::size_t kLeastCentroids = 1024;
   // A point looks into every group whose head is at most this much below its best head's cosine.
-  static constexpr float kReach = 0.25f;
+  static constexpr float kReach = 0.28f;
   // Estimates this close, of the length of the point, are settled by exact products: some five
   // standard deviations of the difference of two estimates.
   static constexpr float kDoubt = 0.01f;

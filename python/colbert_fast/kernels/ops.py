@@ -499,7 +499,7 @@ def assign(points: Array, centroids: Array, *, exact: bool = True) -> tuple[Arra
     exact
         False looks, among 1,024 centroids or more, only into groups near the point, as `compress`
         and k-means do: the centroids are put into about ``6 * sqrt(K)`` groups by k-means of their
-        own, and a point looks into those whose head (unit mean) has a cosine at most 0.25 below
+        own, and a point looks into those whose head (unit mean) has a cosine at most 0.28 below
         that of its best head. Made for unit vectors: of token vectors 99 % get their nearest
         centroid, and the mean product falls by less than 0.001. The groups of the centroids last
         given are kept for the next call.

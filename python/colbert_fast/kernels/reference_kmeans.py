@@ -17,7 +17,7 @@ Int64 = npt.NDArray[np.int64]
 LEAST_CENTROIDS = 1024
 """Fewer than this are never grouped."""
 
-REACH = 0.25
+REACH = 0.28
 """How far below that of its best head the cosine of a head may be that a point looks behind."""
 
 GROUPING_STEPS, SMALLEST_NORM = 8, 1e-6
