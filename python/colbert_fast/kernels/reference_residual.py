@@ -259,9 +259,9 @@ def int8_products(query: Float32, values: Array, weights: Float32) -> Array:
 def byte_scores(query: Float32, centroids: Float32) -> tuple[UInt8, Array]:
     """Centroid scores as bytes: uint8 (K, nq), and the step of each query token, float64 (nq,).
 
-    A byte b stands for ``step * (b - 127)``; 125 steps are the largest score that the lengths of the
-    query token and of the longest centroid allow. The product is that of int8 query rows and of
-    centroids as integers -63..63, each by its largest magnitude.
+    A byte b stands for ``step * (b - 127)``; 125 steps are the largest score that the lengths of
+    the query token and of the longest centroid allow. The product is that of int8 query rows and
+    of centroids as integers -63..63, each by its largest magnitude.
     """
     rows, unit = _int8_rows(query)
     scale = np.abs(centroids).max(axis=1) / np.float32(63)
