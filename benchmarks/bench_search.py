@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import baselines as base
@@ -113,3 +115,51 @@ def test_batch(benchmark: Any, bench: Bench, threads: int) -> None:
     benchmark.group = f"batch, {threads} threads"
     benchmark(bench.index.search, bench.queries, K)
     describe(benchmark, bench, found, N_QUERIES)
+
+
+class Tiny:
+    """Three documents, so that a search is hardly more than the way into C++ and back."""
+
+    def __init__(self, folder: Any) -> None:
+        rows = np.random.default_rng(5).standard_normal((4, QUERY_TOKENS, DIM), np.float32)
+        rows /= np.linalg.norm(rows, axis=2, keepdims=True)
+        *documents, self.query = rows
+        self.index = Index.build(folder, documents, progress=False)
+        self.ids = np.empty((1, 3), np.int64)
+        self.scores = np.empty((1, 3), np.float32)
+        self.starts = np.array([0, QUERY_TOKENS])
+
+    def search(self) -> list[int]:
+        return [hit.id for hit in self.index.search(self.query, K)]
+
+    def core(self) -> list[int]:
+        self.index._searcher._core.search(
+            self.query, self.starts, nprobe=4, ndocs=1024, plaid=False, threshold=-np.inf,
+            exhaustive=True, subset=None, ids=self.ids, scores=self.scores,
+        )  # fmt: skip
+        return self.ids[0].tolist()
+
+
+@pytest.mark.parametrize("part", ["search", "core"])
+def test_python_around_a_search(benchmark: Any, tmp_path: Any, part: str) -> None:
+    """The difference of the two rows is what Python adds to a query; it should be below 20 us."""
+    tiny = Tiny(tmp_path / "tiny.cf")
+    with base.limited_threads(1):
+        assert tiny.search() == tiny.core()
+        benchmark.group = "one query of three documents, 1 thread"
+        benchmark(getattr(tiny, part))
+
+
+@pytest.mark.parametrize(
+    "code", ["pass", "import numpy", "import colbert_fast", "from colbert_fast import Index"]
+)
+def test_import(benchmark: Any, code: str) -> None:
+    """A new interpreter each; importing with numpy should take less than 100 ms beyond `pass`."""
+    command = [sys.executable, "-c", f"{code}; print('done')"]
+
+    def run() -> str:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert run() == "done\n"
+    benchmark.group = "import, in a new interpreter"
+    benchmark.pedantic(run, rounds=15)

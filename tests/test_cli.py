@@ -28,7 +28,8 @@ TEXTS = {
 @pytest.fixture
 def run(monkeypatch):
     """Run a command in this process with the model that has no weights."""
-    monkeypatch.setattr(cli, "load_model", lambda *_: WordModel())
+    for module in (cli, cli.measure):
+        monkeypatch.setattr(module, "load_model", lambda *_: WordModel())
     runner = testing.CliRunner()
 
     def invoke(*arguments, stdin=None):
@@ -194,6 +195,97 @@ def test_eval_of_an_index(run, beir, built):
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[0].split() == ["P@1", "1.0000"]
     assert result.stdout.splitlines()[1].startswith("2 queries, ")
+
+
+def test_tune_then_search_for_a_recall(run, built):
+    asked = ("search", built, "salt sea", "--recall", "0.9", "--model", "words", "--json")
+    assert "colbert-fast tune INDEX" in refused(run(*asked))
+    result = run("tune", built, "--k", "2", "--num-queries", "5")
+    assert result.exit_code == 0, result.output
+    assert "    2      exhaustive  1.0000" in result.stdout
+    assert "recall=0.99" in result.stdout
+    assert json.loads(run(*asked, "-k", "1").stdout)["hits"][0]["id"] == "sea"
+    assert "the index is tuned for k up to 2" in refused(run(*asked, "-k", "3"))
+    line = refused(run(*asked, "--nprobe", "3", "--exhaustive"))
+    assert "leave out nprobe and exhaustive" in line
+
+
+def test_tune_with_queries_from_a_file(run, built, tmp_path):
+    (tmp_path / "queries.txt").write_text("salt sea\nblue\nfuel\n")
+    options = ("--k", "2", "--num-queries", "2", "--model", "words")
+    result = run("tune", built, "--queries", tmp_path / "queries.txt", *options)
+    assert "by 2 queries given" in result.stdout
+
+
+@pytest.mark.parametrize("kind", ["txt", "npz", "npy", None])
+def test_bench(run, built, tmp_path, kind):
+    options = []
+    if kind is not None:
+        options = ["--queries", tmp_path / f"queries.{kind}"]
+    if kind == "txt":
+        options[1].write_text("salt sea\nblue\nfuel\n")
+    elif kind == "npz":
+        (tmp_path / "queries.txt").write_text("salt sea\nblue\nfuel\n")
+        run("encode", tmp_path / "queries.txt", options[1], "--queries")
+    elif kind == "npy":
+        np.save(options[1], np.stack(WordModel().encode_queries(["salt sea", "blue sky", "a b"])))
+    command = ("bench", built, "--k", "1,2", "--num-queries", "3", "--model", "words", *options)
+    report = json.loads(run(*command, "--json").stdout)
+    assert report["title"].startswith("4 documents, ")
+    assert {row["k"] for row in report["rows"]} == {1, 2}
+    assert {row["way"] for row in report["rows"]} == {"default", "plaid", "exhaustive"}
+    for row in report["rows"]:
+        assert 0 <= row["recall"] <= 1
+        assert 0 < row["p50"] <= row["p95"]
+        assert row["qps"] > 0
+        if row["way"] == "exhaustive":
+            assert row["recall"] == 1
+            assert row["nprobe"] is None
+    lines = run(*command).stdout.splitlines()
+    assert lines[3].split() == [
+        "k", "search", "nprobe", "ndocs", "recall", "p50", "ms", "p95", "ms", "batch", "QPS",
+    ]  # fmt: skip
+    assert len(lines) == 4 + len(report["rows"])
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_bench_draws(run, built, tmp_path, suffix):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra bench)")
+    run("tune", built, "--k", "5", "--num-queries", "3")
+    out = tmp_path / f"curve.{suffix}"
+    result = run("bench", built, "--k", "1,2", "--num-queries", "3", "--plot", out)
+    assert result.exit_code == 0, result.output
+    assert "recall=0.95" in result.stdout
+    contents = out.read_bytes()
+    if suffix == "png":
+        assert contents.startswith(b"\x89PNG")
+    else:
+        assert b"recall@2 against exhaustive search" in contents or b"<path" in contents
+
+
+def test_bench_says_that_matplotlib_is_missing(run, built, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    line = refused(run("bench", built, "--plot", tmp_path / "curve.png"))
+    assert 'plots need the package matplotlib: pip install "colbert-fast[bench]"' in line
+    assert run("bench", built, "--k", "1", "--num-queries", "2").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--plot", "curve.gif"], "--plot must end in one of .png, .svg, .pdf, got curve.gif"),
+        (["--plot", "no/folder/curve.png"], "no such folder"),
+        (["--k", "ten"], "--k: expected integers with commas, as in 10,100, got 'ten'"),
+        (["--k", "0"], "k must be at least 1, got 0"),
+        (["--queries", "flat.npy"], "flat.npy: expected shape (n, tokens, dim), got (3, 32)"),
+        (["--queries", "empty.txt"], "queries: there are none"),
+    ],
+)
+def test_bench_mistakes(run, built, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    np.save("flat.npy", np.ones((3, 32), np.float32))
+    (tmp_path / "empty.txt").write_text("\n")
+    assert message in refused(run("bench", built, *options))
 
 
 def test_info_of_the_machine(run):

@@ -189,6 +189,15 @@ def check_plot(path: Path) -> None:
         ) from error
 
 
+# Colour, marker and where to write beside the points, which crowd at the right.
+_STYLES: dict[str, tuple[str, dict[str, Any]]] = {
+    "default": ("C0o-", {"xytext": (5, -9), "ha": "left"}),
+    "plaid": ("C1s-", {"xytext": (-5, 5), "ha": "right"}),
+    "exhaustive": ("C3*", {"xytext": (0, 0)}),
+    "recall=": ("k+", {"xytext": (0, 0)}),
+}
+
+
 def draw(report: Report, path: Path) -> None:
     """Draw latency over recall, a panel for each k, a line for each mode."""
     from matplotlib.figure import Figure  # without pyplot: no window system, no global state
@@ -197,30 +206,32 @@ def draw(report: Report, path: Path) -> None:
     figure = Figure(figsize=(1.5 + 4.5 * len(ks), 4.8), layout="constrained")
     panels = figure.subplots(1, len(ks), squeeze=False, sharey=True)[0]
     for panel, k in zip(panels, ks, strict=True):
-        rows = [row for row in report.rows if row.k == k]
-        for mode, style in (("default", "C0o-"), ("plaid", "C1s-"), ("exhaustive", "C3*")):
-            shown = [row for row in rows if row.way == mode]
-            panel.plot(
-                [row.recall for row in shown], [row.p50 for row in shown], style, label=mode,
-                markersize=11 if mode == "exhaustive" else 5,
-            )  # fmt: skip
-        tuned = [row for row in rows if row.way.startswith("recall=")]
-        if tuned:
-            panel.plot(
-                [row.recall for row in tuned], [row.p50 for row in tuned], "k+",
-                markersize=10, label="recall= (tuned)",
-            )  # fmt: skip
-        for row in rows:
-            if row.way in get_args(Mode):
-                panel.annotate(
-                    f"{row.nprobe}, {row.ndocs}", (row.recall, row.p50), fontsize=6.5,
-                    xytext=(-4, 5), textcoords="offset points", ha="right", color="0.35",
-                )  # fmt: skip
+        for way in _STYLES:
+            _draw_way(panel, [row for row in report.rows if row.k == k], way)
         panel.set_yscale("log")
+        panel.yaxis.set_major_formatter("{x:g}")
         panel.set_xlabel(f"recall@{k} against exhaustive search")
         panel.grid(visible=True, which="both", alpha=0.25)
-        panel.margins(x=0.12, y=0.1)
+        panel.margins(x=0.14, y=0.1)
     panels[0].set_ylabel("one query, median [ms]")
-    panels[-1].legend(loc="best", title="small: nprobe, ndocs", title_fontsize=8, fontsize=9)
+    panels[-1].legend(loc="best", title="beside the points: nprobe, ndocs", title_fontsize=8)
     figure.suptitle(report.title, fontsize=10)
     figure.savefig(path, dpi=150)
+
+
+def _draw_way(panel: Any, rows: Sequence[Row], way: str) -> None:
+    shown = [row for row in rows if row.way.startswith(way)]
+    if not shown:
+        return
+    style, beside = _STYLES[way]
+    label = "tuned: recall=" + ", ".join(row.way[7:] for row in shown) if way == "recall=" else way
+    size = 5 if way in get_args(Mode) else 11
+    panel.plot(
+        [row.recall for row in shown], [row.p50 for row in shown], style,
+        markersize=size, label=label,
+    )  # fmt: skip
+    for row in shown if way in get_args(Mode) else ():
+        panel.annotate(
+            f"{row.nprobe}, {row.ndocs}", (row.recall, row.p50), **beside,
+            textcoords="offset points", fontsize=6.5, color="0.35",
+        )  # fmt: skip

@@ -90,7 +90,12 @@ class SearchParams(NamedTuple):
         if mode not in _DEFAULTS:
             raise ValueError(f"mode must be one of {tuple(_DEFAULTS)}, got {mode!r}")
         if recall is not None:
-            others = {"nprobe": nprobe, "ndocs": ndocs, "exhaustive": exhaustive or None}
+            others = {
+                "nprobe": nprobe,
+                "ndocs": ndocs,
+                "centroid_score_threshold": centroid_score_threshold,
+                "exhaustive": exhaustive or None,
+            }
             return _tuned(k, recall, tuning, mode, others)
         defaults = _DEFAULTS[mode](k)
         if ndocs is not None and check_positive("ndocs", ndocs) < k:
@@ -131,7 +136,7 @@ def check_recall(recall: float) -> float:
 
 
 def _tuned(
-    k: int, recall: float, tuning: Tuning | None, mode: Mode, others: dict[str, int | None]
+    k: int, recall: float, tuning: Tuning | None, mode: Mode, others: dict[str, float | None]
 ) -> SearchParams:
     recall = check_recall(recall)
     given = [name for name, value in others.items() if value is not None]
