@@ -334,5 +334,8 @@ def test_a_rebuilt_index_does_not_take_an_old_curve(
     rebuilt = make(fresh.path, documents[:199], num_centroids=32, overwrite=True)
     assert rebuilt.tuning is None
     (fresh.path / "tuning.json").write_bytes(old)
-    with pytest.raises(IndexFormatError, match="was measured on another index"):
-        rebuilt.search(np.ones((2, DIM)), recall=0.9)
+    with (
+        Index.open(fresh.path) as opened,
+        pytest.raises(IndexFormatError, match="was measured on another index"),
+    ):
+        opened.search(np.ones((2, DIM)), recall=0.9)
