@@ -57,7 +57,8 @@ View view_numpy(const py::array &array, const char *name) {
   View view;
   const py::dtype dtype = array.dtype();
   view.dtype = dtype_of(dtype, name);
-  if (dtype.byteorder() != '=' && dtype.byteorder() != '|')
+  const char order = dtype.byteorder();
+  if (order != '=' && order != '|' && !dtype.attr("isnative").cast<bool>())
     throw py::type_error(std::string("`") + name + "`: the byte order must be the machine's own");
   view.data = const_cast<void *>(array.data());
   view.shape.assign(array.shape(), array.shape() + array.ndim());

@@ -128,6 +128,7 @@ struct Packed {
                       const py::object &scales) {
     const View c = expect(centroids, "centroids", {DType::f32}, {kAny, kAny});
     check_dim(c, "centroids");
+    if (c.shape[0] == 0) throw py::value_error("`centroids` must not be empty");
     const View ids = expect(codes, "codes", {DType::i32, DType::u16}, {kAny});
     const View r = expect(residuals, "residuals", {DType::u8}, {ids.shape[0], kAny});
     const int nbits = nbits_of_rows(r.shape[1], c.shape[1]);
@@ -185,7 +186,7 @@ void residual_maxsim(const py::object &query, const py::object &codes, const py:
   const std::vector<std::int64_t> offsets = check_doclens(lengths, n_tokens);
   const View out = expect_out(scores, "scores", DType::f32, {lengths.shape[0]});
   packed.tokens.inverse_norms = check_bytes(inverse_norms, "inverse_norms", n_tokens);
-  const bool int8 = packed.tokens.inverse_norms != nullptr;
+  const bool int8 = !inverse_norms.is_none();
   if (int8) check_finite(as_view(centroids, "centroids"), "centroids");
 
   const py::gil_scoped_release release;

@@ -13,6 +13,9 @@
 #if defined(__linux__)
 #include <sched.h>
 #endif
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
 #if !defined(_WIN32)
 #include <pthread.h>
 #endif
@@ -21,6 +24,21 @@ namespace colbert_fast {
 namespace {
 
 using Body = std::function<void(std::size_t, std::size_t)>;
+
+inline void relax() {
+#if defined(__x86_64__) || defined(_M_X64)
+  _mm_pause();
+#elif defined(__aarch64__)
+  __asm__ __volatile__("yield");
+#endif
+}
+
+// Waits for `ready` without sleeping, for some hundred microseconds: a query is a dozen parallel
+// stages of less than that, and waking a sleeping core costs as much as a stage.
+template <class F> void spin_until(F ready) {
+  constexpr int kSpins = 10'000;
+  for (int i = 0; i < kSpins && !ready(); ++i) relax();
+}
 
 struct Job {
   const Body *body;
@@ -50,14 +68,17 @@ struct Pool {
   std::mutex busy;
   std::mutex mutex;
   std::condition_variable wake, done;
-  std::size_t workers = 0, wanted = 0, running = 0;
-  unsigned long long generation = 0;
+  std::size_t workers = 0, wanted = 0;
+  // Written under the mutex; read without it only to spin.
+  std::atomic<std::size_t> running{0};
+  std::atomic<unsigned long long> generation{0};
   Job *job = nullptr;
 
   void loop(std::size_t index) {
     unsigned long long seen = 0;
-    std::unique_lock<std::mutex> lock(mutex);
     for (;;) {
+      spin_until([&] { return generation != seen; });
+      std::unique_lock<std::mutex> lock(mutex);
       wake.wait(lock, [&] { return generation != seen; });
       seen = generation;
       if (index >= wanted || job == nullptr) continue;
@@ -80,8 +101,12 @@ struct Pool {
     }
     wake.notify_all();
     current.work();
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      job = nullptr; // a worker that wakes late finds nothing to do
+    }
+    spin_until([&] { return running == 0; });
     std::unique_lock<std::mutex> lock(mutex);
-    job = nullptr; // a worker that wakes late finds nothing to do
     done.wait(lock, [&] { return running == 0; });
   }
 };

@@ -411,7 +411,7 @@ def test_commands_say_that_the_encoder_is_missing(tmp_path):
 
 def test_help_tells_what_ndocs_does(run):
     said = " ".join(run("search", "--help").stdout.split())
-    assert "scores them in int8 and the best 2k + 32 of them exactly" in said
+    assert "scores them in int8 and exactly where that leaves a chance" in said
     assert "max(ndocs / 4, k) exactly" in said
 
 

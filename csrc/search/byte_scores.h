@@ -19,7 +19,7 @@ public:
   ByteCentroids(const float *centroids, std::size_t n, std::size_t dim);
 
   std::size_t size() const { return scale_.size(); }
-  std::size_t dim() const { return rows_.size() / scale_.size(); }
+  std::size_t dim() const { return dim_; }
   const std::uint8_t *rows() const { return rows_.data(); }
   const float *scale() const { return scale_.data(); }
   float largest_scale() const { return largest_scale_; }
@@ -28,6 +28,7 @@ public:
 private:
   AlignedVector<std::uint8_t> rows_;
   std::vector<float> scale_;
+  std::size_t dim_;
   float largest_scale_ = 0.0f, largest_norm_ = 0.0f;
 };
 

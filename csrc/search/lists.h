@@ -31,8 +31,8 @@ constexpr std::int64_t kMaxPostings = std::int64_t{1} << 26;
 
 // The lists of documents whose tokens have `codes`; document d's begin at starts[d], and starts
 // ends with the number of tokens. The same bytes for any number of threads. Beside the result it
-// takes the plain ids of as many lists as hold max_postings (or of one), and two bytes per token at
-// most.
+// takes the plain ids of as many lists as hold max_postings (or of one), and three bytes per token
+// at most.
 BuiltLists invert(Codes codes, const std::vector<std::int64_t> &starts, std::size_t n_lists,
                   std::int64_t max_postings);
 

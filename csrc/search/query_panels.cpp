@@ -19,7 +19,8 @@ void QueryPanels::pack(const float *query, std::size_t count, std::size_t dim) {
       largest = std::max(largest, std::fabs(value));
       squares += value * value;
     }
-    if (!std::isfinite(squares)) continue;
+    // Quotients of subnormal numbers are anything.
+    if (!std::isfinite(squares) || !(largest > 1e-30f)) continue;
     norms_[i] = std::sqrt(squares);
     units_[i] = largest / 127.0f;
   }

@@ -21,7 +21,7 @@ public:
     return f32_.data() + i / kLanes * dim_ * kLanes + i % kLanes;
   }
   // Length of each row; what its int8 form counts in (its largest magnitude is 127). Zero for the
-  // lanes past the query, and for rows that are not finite.
+  // lanes past the query, and for rows that are not finite or vanish.
   const float *norms() const { return norms_.data(); }
   const float *units() const { return units_.data(); }
 

@@ -230,7 +230,8 @@ void Searcher::score_exact(Arena &arena) const {
   });
 }
 
-// An exact score: only the tokens are decoded that int8 products leave a chance, a third or so.
+// An exact score, but for odds of one in a thousand million: only the tokens are decoded that int8
+// products leave a chance, a third or so.
 float Searcher::score_contenders(const Arena &arena, const Decoder &decoder, const float *ratio,
                                  Tokens tokens) const {
   thread_local AlignedVector<float> cells;
@@ -258,8 +259,8 @@ float Searcher::score_contenders(const Arena &arena, const Decoder &decoder, con
                                    n);
 }
 
-// Exact scores in descending int8 order, until what is left cannot reach the k-th best: its int8
-// score is too far below.
+// Exact scores in descending int8 order, until what is left can hardly reach the k-th best: its
+// int8 score is kInt8Slack standard deviations below.
 void Searcher::score_exact_while(Arena &arena, std::size_t k) const {
   std::vector<Hit> &hits = arena.hits;
   const Decoder decoder = collection_.codec->decoder();

@@ -74,9 +74,9 @@ NdocsOption = Annotated[
     typer.Option(
         "--ndocs",
         min=1,
-        help="Candidates kept by their centroids. Mode default scores them in int8 and the best "
-        "2k + 32 of them exactly (codec float16: all exactly); mode plaid scores the best "
-        "max(ndocs / 4, k) exactly.",
+        help="Candidates kept by their centroids. Mode default scores them in int8 and "
+        "exactly where that leaves a chance (codec float16: all exactly); mode plaid scores the "
+        "best max(ndocs / 4, k) exactly.",
     ),
 ]
 RecallOption = Annotated[

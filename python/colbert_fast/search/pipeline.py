@@ -118,7 +118,7 @@ class Searcher:
         ids: NDArray[np.int64],
         scores: NDArray[np.float32],
     ) -> None:
-        starts = np.array([*accumulate(map(len, queries), initial=0)])
+        starts = np.array([*accumulate(map(len, queries), initial=0)], np.int64)
         threshold = params.centroid_score_threshold
         self._core.search(
             np.concatenate(queries) if len(queries) > 1 else queries[0],

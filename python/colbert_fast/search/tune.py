@@ -187,11 +187,11 @@ def calibrate(
 
             def recall_of(nprobe: int, ndocs: int, k: int = k, right: Rows = right) -> float:
                 bar.update()
-                params = SearchParams.resolve(k + extra, nprobe=nprobe, ndocs=max(ndocs, k + extra))
+                params = SearchParams.resolve(k + extra, nprobe=nprobe, ndocs=ndocs)
                 found = _without(retrieve(queries.vectors, params), queries.own, k)
                 return _least_recall(found, right)
 
-            grid = dict(_walk(recall_of, k, target, num_documents, num_centroids))
+            grid = dict(_walk(recall_of, k + extra, target, num_documents, num_centroids))
             curves.append(_timed(retrieve, queries.vectors, k, grid))
     return tuple(curves)
 
