@@ -29,10 +29,10 @@ def retrieve(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Search, with ``min(k, documents allowed)`` hits for every query.
 
-    Where no more than `ndocs` documents are allowed, all of them are scored exactly: mode "default"
-    would leave none of the probed ones out before its int8 scores, and Stanford's searcher scores
-    every document of a subset. Otherwise a query whose probed cells hold too few documents is
-    searched again with more, and exhaustively rather than with over a quarter of all cells.
+    In mode "plaid" a subset of no more than `ndocs` documents is scored exactly, as Stanford's
+    searcher does; mode "default" scans so few by itself. Otherwise a query whose probed cells hold
+    too few documents is searched again with more, and exhaustively rather than with over a quarter
+    of all cells.
 
     Returns
     -------
@@ -42,7 +42,7 @@ def retrieve(
     allowed = num_documents if subset is None else int(np.count_nonzero(subset))
     if params.k > num_documents:
         params = params._replace(k=num_documents)
-    if allowed <= params.ndocs and (params.mode == "default" or subset is not None):
+    if allowed <= params.ndocs and params.mode == "plaid" and subset is not None:
         params = params._replace(exhaustive=True)
     pids, scores = searcher.search(queries, params, subset=subset)
     wanted = min(params.k, allowed)
