@@ -86,16 +86,16 @@ void candidates_i8(const Kernels &k, Tally &tally) {
               values.data(), ids.data());
   Buffer<std::uint8_t> lane(5);
   for (std::size_t i = 0; i < 5; ++i) lane[i] = out[i * kTableLanes];
-  tally.same(lane, {56, 101, 255, 0, 54}, "scores_i8: 51 + scale * ratio * product");
-  tally.check(out[1] == 51, "scores_i8: a lane of zeros");
-  tally.check(values[0] == 351 && ids[0] == 12 && values[1] == 101 && ids[1] == 11,
+  tally.same(lane, {132, 177, 255, 0, 130}, "scores_i8: 127 + scale * ratio * product");
+  tally.check(out[1] == kTableZero, "scores_i8: a lane of zeros");
+  tally.check(values[0] == 427 && ids[0] == 12 && values[1] == 177 && ids[1] == 11,
               "scores_i8: the best, before clamping");
 
   step[0] = .5f, step[1] = 2;
   Buffer<std::uint8_t> table(2 * kTableLanes);
   table.poison(0);
-  table[0] = 61, table[1] = 41;                         // 10 and -10
-  table[kTableLanes] = 51, table[kTableLanes + 1] = 56; // 0 and 5
+  table[0] = 137, table[1] = 117;                         // 10 and -10
+  table[kTableLanes] = 127, table[kTableLanes + 1] = 132; // 0 and 5
   const ByteTable view{table.data(), kTableLanes, step.data()};
   const Buffer<std::uint16_t> codes{0, 1};
   tally.check(k.approximate_i8(view, {codes.data(), false}, 2) == 15.0f,
