@@ -5,8 +5,21 @@
 
 namespace colbert_fast {
 
+float quantise_row(const float *row, std::size_t dim, float largest, std::uint8_t *bytes) {
+  constexpr float kSteps = 63.0f;     // either side of kScreenZero, so that bytes stay below 128
+  constexpr float kSmallest = 1e-30f; // below it, quotients of subnormal numbers are anything
+  if (!(largest > kSmallest)) {
+    std::fill_n(bytes, dim, static_cast<std::uint8_t>(kScreenZero));
+    return 1.0f;
+  }
+  const float scale = largest / kSteps;
+  for (std::size_t d = 0; d < dim; ++d)
+    bytes[d] =
+        static_cast<std::uint8_t>(kScreenZero + static_cast<int>(std::nearbyintf(row[d] / scale)));
+  return scale;
+}
+
 bool ScreenRows::quantise(const float *centroids, std::size_t n, std::size_t dim) {
-  constexpr float kSteps = 63.0f; // either side of kScreenZero, so that rows stay below 128
   rows_.resize(n * dim);
   scale_.resize(n);
   for (std::size_t c = 0; c < n; ++c) {
@@ -17,10 +30,7 @@ bool ScreenRows::quantise(const float *centroids, std::size_t n, std::size_t dim
       l1 += std::fabs(row[d]);
     }
     if (!std::isfinite(l1)) return false;
-    scale_[c] = largest > 0.0f ? largest / kSteps : 1.0f;
-    for (std::size_t d = 0; d < dim; ++d)
-      rows_[c * dim + d] = static_cast<std::uint8_t>(
-          kScreenZero + static_cast<int>(std::nearbyintf(row[d] / scale_[c])));
+    scale_[c] = quantise_row(row, dim, largest, rows_.data() + c * dim);
     largest_scale_ = std::max(largest_scale_, scale_[c]);
     largest_l1_ = std::max(largest_l1_, l1);
     largest_value_ = std::max(largest_value_, largest);

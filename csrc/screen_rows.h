@@ -8,6 +8,10 @@
 
 namespace colbert_fast {
 
+// A row whose largest magnitude is `largest` as bytes below 128, row ~ scale * (byte -
+// kScreenZero); returns the scale.
+float quantise_row(const float *row, std::size_t dim, float largest, std::uint8_t *bytes);
+
 class ScreenRows {
 public:
   // Quantise (n, dim) centroids; false if one is not finite.

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "cpu/dispatch.h"
+#include "screen_rows.h"
 #include "thread_pool.h"
 
 namespace colbert_fast {
@@ -17,8 +18,6 @@ constexpr std::size_t kBlock = 4096;
 
 ByteCentroids::ByteCentroids(const float *centroids, std::size_t n, std::size_t dim)
     : rows_(n * dim), scale_(n), dim_(dim) {
-  constexpr float kSmallest = 1e-30f; // below it, quotients of subnormal numbers are anything
-  constexpr float kSteps = 63.0f;     // either side of kScreenZero, so that bytes stay below 128
   for (std::size_t c = 0; c < n; ++c) {
     const float *row = centroids + c * dim;
     float largest = 0.0f, squares = 0.0f;
@@ -26,12 +25,7 @@ ByteCentroids::ByteCentroids(const float *centroids, std::size_t n, std::size_t 
       largest = std::max(largest, std::fabs(row[d]));
       squares += row[d] * row[d];
     }
-    if (!(largest > kSmallest)) largest = 0.0f;
-    scale_[c] = largest > 0.0f ? largest / kSteps : 1.0f;
-    for (std::size_t d = 0; d < dim; ++d)
-      rows_[c * dim + d] = static_cast<std::uint8_t>(
-          kScreenZero +
-          (largest > 0.0f ? static_cast<int>(std::nearbyintf(row[d] / scale_[c])) : 0));
+    scale_[c] = quantise_row(row, dim, largest, rows_.data() + c * dim);
     largest_scale_ = std::max(largest_scale_, scale_[c]);
     largest_norm_ = std::max(largest_norm_, std::sqrt(squares));
   }
