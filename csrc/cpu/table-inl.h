@@ -6,6 +6,7 @@
 #include "kmeans-inl.h"
 #include "pooling-inl.h"
 #include "residual-inl.h"
+#include "trellis-inl.h"
 
 namespace colbert_fast {
 
