@@ -21,7 +21,7 @@ from synthetic import clustered, files, make, sentences
 
 
 def decoded(index: Index) -> np.ndarray:
-    return index._codec.decode(index._arrays().columns)
+    return index._snapshot.codec.decode(index._snapshot.segments[0].columns)
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_stored_vectors_follow_the_formulas(
     tmp_path: Path, documents: list[np.ndarray], nbits: int, codec_name: str
 ) -> None:
     index = make(tmp_path / "a", documents, nbits=nbits, codec=codec_name)
-    codec, columns = index._codec, index._arrays().columns
+    codec, columns = index._snapshot.codec, index._snapshot.segments[0].columns
     tokens = np.concatenate(documents).astype(np.float16)
     codes, _ = reference.assign(tokens, codec.centroids)
     np.testing.assert_array_equal(columns["codes"], codes)
@@ -126,10 +126,10 @@ def test_stored_vectors_follow_the_formulas(
         assert (columns["residuals"] != residuals).mean() < 1e-3
     for name, column in codec.encode(tokens).items():
         np.testing.assert_array_equal(columns[name], column)
-    lists = reference.build_lists(codes, index._arrays().doclens, len(codec.centroids))
-    np.testing.assert_array_equal(index._arrays().list_counts, lists.counts)
-    np.testing.assert_array_equal(index._arrays().list_data, lists.data)
-    np.testing.assert_array_equal(index._arrays().doclens, [len(each) for each in documents])
+    lists = reference.build_lists(codes, index._snapshot.segments[0].doclens, len(codec.centroids))
+    np.testing.assert_array_equal(index._snapshot.segments[0].list_counts, lists.counts)
+    np.testing.assert_array_equal(index._snapshot.segments[0].list_data, lists.data)
+    np.testing.assert_array_equal(index._snapshot.segments[0].doclens, [len(each) for each in documents])
 
 
 def test_float16_keeps_the_vectors(tmp_path: Path, documents: list[np.ndarray]) -> None:
@@ -144,7 +144,7 @@ def test_pooling(tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.M
     rows = np.concatenate(documents).astype(np.float16)
     expected, expected_doclens = reference.pool(rows, doclens, 2)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_array_equal(index._arrays().doclens, expected_doclens)
+    np.testing.assert_array_equal(index._snapshot.segments[0].doclens, expected_doclens)
     np.testing.assert_allclose(decoded(index), expected, atol=1e-3)
     monkeypatch.setattr(ingest, "_CHUNK_BYTES", 4000)
     others = make(tmp_path / "b", documents, pool_factor=2, codec="float16")

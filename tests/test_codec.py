@@ -96,8 +96,8 @@ def test_encode_and_decode_follow_the_reference(
         _, residuals = reference.compress(points, codec.centroids, codec.cutoffs)
         # A component that lies on a cutoff to within rounding may go either way.
         assert (columns["residuals"] != residuals).mean() < 1e-3
-    assert columns.keys() == codec.columns.keys()
-    for name, column in codec.columns.items():
+    assert columns.keys() == codec.columns().keys()
+    for name, column in codec.columns().items():
         assert columns[name].dtype == column.dtype
         assert columns[name].shape == (len(points), *column.row)
     decoded = codec.decode(columns)
@@ -147,8 +147,8 @@ def test_float16_keeps_the_vectors(points: np.ndarray, centroids: np.ndarray) ->
 def test_codes_are_as_narrow_as_the_centroids_allow(rng: np.random.Generator) -> None:
     narrow = Float16Codec(np.zeros((1 << 16, 8), np.float32))
     wide = Float16Codec(np.zeros(((1 << 16) + 1, 8), np.float32))
-    assert narrow.columns["codes"].dtype == np.uint16
-    assert wide.columns["codes"].dtype == np.int32
+    assert narrow.columns()["codes"].dtype == np.uint16
+    assert wide.columns()["codes"].dtype == np.int32
     assert narrow.encode(unit(rng.standard_normal((2, 8))))["codes"].dtype == np.uint16
 
 
@@ -169,7 +169,7 @@ def test_saved_files_give_the_same_codec(
     for name in ("centroids", "cutoffs", "weights"):
         np.testing.assert_array_equal(getattr(opened, name), getattr(codec, name))
     before, after = codec.encode(points), opened.encode(points)
-    for name in codec.columns:
+    for name in codec.columns():
         np.testing.assert_array_equal(before[name], after[name])
 
 

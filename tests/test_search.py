@@ -68,8 +68,8 @@ def queries(rng: np.random.Generator) -> np.ndarray:
 
 
 def stored(index: Index) -> list[np.ndarray]:
-    arrays = index._arrays()
-    vectors = index._codec.decode(arrays.columns)
+    arrays = index._snapshot.segments[0]
+    vectors = index._snapshot.codec.decode(arrays.columns)
     return np.split(vectors, np.cumsum(arrays.doclens)[:-1])
 
 

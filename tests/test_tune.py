@@ -52,7 +52,9 @@ CURVES = (
     Curve(10, (point(1, 0.8, 10), point(2, 0.9, 20), point(4, 0.97, 40)), 900),
     Curve(50, (point(2, 0.7, 30), point(8, 0.96, 70)), 950),
 )
-TUNING = Tuning(CURVES, 0.95, num_queries=9, seed=1, pseudo=True, threads=2, isa="avx2")
+TUNING = Tuning(
+    CURVES, 0.95, num_documents=200, num_queries=9, seed=1, pseudo=True, threads=2, isa="avx2"
+)
 
 
 # ---- the curve
@@ -273,8 +275,8 @@ def change(path: Path, **values: Any) -> None:
 DAMAGE: dict[str, Any] = {
     "a list": ([], '"format" is not "colbert_fast tuning"'),
     "foreign": ({"format": "other"}, '"format" is not "colbert_fast tuning"'),
-    "newer": ({"version": 2}, "version 2, this library reads 1"),
-    "no version": ({"version": None}, "version None, this library reads 1"),
+    "newer": ({"version": 3}, "version 3, this library reads 2"),
+    "no version": ({"version": None}, "version None, this library reads 2"),
     "another index": ({"index": "00000000"}, "was measured on another index"),
     "no curves": ({"curves": []}, '"curves" must be there'),
     "curves of another type": ({"curves": 3}, "damaged"),
@@ -299,7 +301,7 @@ DAMAGE: dict[str, Any] = {
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_damaged_file_is_named(fresh: Index, name: str) -> None:
     values, message = DAMAGE[name]
-    TUNING.write(fresh.path, fresh._manifest)
+    TUNING.write(fresh.path, fresh._snapshot.manifest)
     path = fresh.path / "tuning.json"
     if isinstance(values, dict):
         change(path, **values)
@@ -339,3 +341,20 @@ def test_a_rebuilt_index_does_not_take_an_old_curve(
         pytest.raises(IndexFormatError, match="was measured on another index"),
     ):
         opened.search(np.ones((2, DIM)), recall=0.9)
+
+
+def test_an_index_that_has_grown(fresh: Index, documents: list[np.ndarray]) -> None:
+    fresh.tune(0.9, k=10, num_queries=8, progress=False)
+    query = np.ones((2, DIM), np.float32)
+    fresh.add(documents[200:300], progress=False)
+    assert len(fresh.search(query, 3, recall=0.5)) == 3
+    fresh.upsert(documents * 2, ids=[*range(2 * len(documents))], progress=False)
+    with pytest.raises(ValueError, match=r"tuned with 200 documents and has .* now: call tune"):
+        fresh.search(query, 3, recall=0.5)
+    fresh.verify()
+
+
+def test_encoding_anew_drops_the_curve(fresh: Index) -> None:
+    fresh.tune(0.9, k=10, num_queries=8, progress=False)
+    fresh.compact(retrain=True, progress=False)
+    assert fresh.tuning is None

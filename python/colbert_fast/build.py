@@ -8,20 +8,20 @@ token while the inverted lists are made (after 256 MiB of it, that is), and 12 b
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from colbert_fast.assembly import encode_segment, residual_norms
 from colbert_fast.compress.codec import (
     Codec,
     Float16Codec,
@@ -41,20 +41,28 @@ from colbert_fast.storage.manifest import (
     SegmentRecord,
     fingerprint_of,
     library_version,
-    record_files,
+    new_lineage,
 )
-from colbert_fast.storage.segments import SegmentWriter
-from colbert_fast.storage.spill import Spill
-from colbert_fast.storage.transactions import check_target, replace_folder
+from colbert_fast.storage.spill import SPILL, Spill
+from colbert_fast.storage.transactions import Transaction, building, check_target
 
 if TYPE_CHECKING:
     from colbert_fast.model import ColBERT
 
-__all__ = ["BuildOptions", "build_index"]
+__all__ = [
+    "BuildOptions",
+    "Fitted",
+    "build_index",
+    "check_documents",
+    "encode_stream",
+    "fit",
+    "length_of",
+    "progress_bar",
+    "save_codec",
+]
 
 logger = logging.getLogger(__name__)
 
-_SEGMENT = "segment-000000"
 _SPILL_TOKENS = 1 << 24  # 4 GiB of disk at 128 dimensions
 _SAMPLE_TOKENS = 1 << 21  # 512 MiB of memory at 128 dimensions
 _POINTS_PER_CENTROID = 256  # more make k-means slower, not better (faiss's default)
@@ -97,44 +105,78 @@ def build_index(
     ids: Iterable[DocumentId] | None = None,
 ) -> None:
     """Write an index to `path`; see `Index.build` for the arguments and errors."""
-    _check_documents(documents, ids)
+    check_documents(documents, ids)
     check_target(path, overwrite=options.overwrite)
     if model is not None:
         check_dim(model.dim)
-    expected = _length(documents, ids)
+    expected = length_of(documents, ids)
     started = time.perf_counter()
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(replace_folder(path, overwrite=options.overwrite))
-        store = stack.enter_context(DocumentWriter(folder / STORE))
-        stream = TokenStream(
-            read_documents(documents, ids),
-            store,
-            model=model,
-            pool_factor=options.pool_factor,
-            expected=expected,
-            progress=options.progress,
+    with building(path, overwrite=options.overwrite, resume=False) as transaction:
+        folder = transaction.folder / transaction.new_name("segment")
+        folder.mkdir()
+        with DocumentWriter(folder / STORE) as store:
+            stream = TokenStream(
+                read_documents(documents, ids),
+                store,
+                model=model,
+                pool_factor=options.pool_factor,
+                expected=expected,
+                progress=options.progress,
+            )
+            (codec, residual_norm), segment = encode_stream(
+                folder,
+                iter(stream),
+                lambda spill, complete: fit(spill, complete, expected, options),
+                progress=options.progress,
+            )
+            store.close()
+        codec_folder = save_codec(transaction, codec)
+        transaction.commit(
+            Manifest(
+                lineage=new_lineage(),
+                generation=0,
+                next_number=0,
+                next_id=store.next_id,
+                codec=codec.name,
+                nbits=codec.nbits,
+                dim=codec.centroids.shape[1],
+                num_centroids=len(codec.centroids),
+                codec_folder=codec_folder,
+                residual_norm=residual_norm,
+                segments=(segment,),
+                model=None if model is None else str(model.name),
+                files={},
+                created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                library_version=library_version(),
+                model_fingerprint=fingerprint_of(model),
+            )
         )
-        codec, segment = _write_segment(folder, stream, expected, options)
-        store.close()
-        _write_manifest(folder, codec, segment, model)
     logger.info(
         "%s: %d documents, %d tokens, %d centroids in %.1f s",
         path,
         segment.num_documents,
         segment.num_tokens,
-        len(codec.centroids),
+        segment.num_centroids,
         time.perf_counter() - started,
     )
 
 
-def _check_documents(documents: Iterable[Any], ids: Iterable[DocumentId] | None) -> None:
+def save_codec(transaction: Transaction, codec: Codec) -> str:
+    """Write the codec's files into a new folder of the index; returns its name."""
+    name = transaction.new_name("codec")
+    (transaction.folder / name).mkdir()
+    codec.save(transaction.folder / name)
+    return name
+
+
+def check_documents(documents: Iterable[Any], ids: Iterable[DocumentId] | None) -> None:
     for name, value in (("documents", documents), ("ids", ids)):
         if isinstance(value, (str, bytes, dict)):
             raise TypeError(f"{name} must be an iterable of many, got one {type(value).__name__}")
     check_ids(documents, ids)
 
 
-def _length(*sources: Any) -> int | None:
+def length_of(*sources: Any) -> int | None:
     """How many there will be, where any of the sources knows."""
     for source in sources:
         if isinstance(source, Sized):
@@ -142,35 +184,30 @@ def _length(*sources: Any) -> int | None:
     return None
 
 
-def _write_segment(
-    folder: Path, stream: TokenStream, expected: int | None, options: BuildOptions
-) -> tuple[Codec, SegmentWriter]:
-    """Everything between the documents and the finished segment files."""
-    chunks = iter(stream)
-    with Spill(folder / "spill.tmp") as spill:
+def encode_stream(
+    folder: Path,
+    chunks: Iterator[Chunk],
+    choose: Callable[[Spill, bool], Fitted],
+    *,
+    progress: bool,
+) -> tuple[Fitted, SegmentRecord]:
+    """Write the columns and lists of the segment `folder`, which exists.
+
+    `choose` is given the vectors that were spilled, and whether these are all; the codec that it
+    returns encodes the segment.
+    """
+    with Spill(folder.with_name(SPILL)) as spill:
         first_left = _fill(spill, chunks)
         complete = first_left is None
-        if not complete:
-            logger.warning(
-                "centroids are fitted on the first %d documents only (%d tokens); shuffle the "
-                "documents if they are sorted, as by topic or date",
-                spill.num_documents,
-                spill.num_tokens,
-            )
-        codec = _fit(spill, expected if not complete else None, options)
-        spilled = itertools.starmap(Chunk, spill.chunks())
-        left = [] if first_left is None else [first_left]
+        fitted = choose(spill, complete)
+        everything = itertools.chain(
+            itertools.starmap(Chunk, spill.chunks()),
+            [] if first_left is None else [first_left],
+            chunks,
+        )
         total = spill.num_tokens if complete else None
-        with (
-            SegmentWriter(folder / _SEGMENT, codec.columns) as segment,
-            _bar("compressing", "token", total, options) as bar,
-        ):
-            for chunk in itertools.chain(spilled, left, chunks):
-                segment.append(codec.encode(chunk.embeddings), chunk.doclens)
-                bar.update(len(chunk.embeddings))
-            segment.close()
-    _write_lists(segment, len(codec.centroids))
-    return codec, segment
+        with progress_bar("compressing", "token", total, progress) as bar:
+            return fitted, encode_segment(folder, fitted.codec, everything, bar.update)
 
 
 def _fill(spill: Spill, chunks: Iterator[Chunk]) -> Chunk | None:
@@ -183,12 +220,28 @@ def _fill(spill: Spill, chunks: Iterator[Chunk]) -> Chunk | None:
     return None
 
 
-def _fit(spill: Spill, expected: int | None, options: BuildOptions) -> Codec:
+class Fitted(NamedTuple):
+    """A codec, and the mean distance from its centroids of vectors that did not fit them."""
+
+    codec: Codec
+    residual_norm: float
+
+
+def fit(spill: Spill, complete: bool, expected: int | None, options: BuildOptions) -> Fitted:
     """Centroids and codec from a sample of the spilled documents.
 
-    `expected` is the number of documents where it is known and more than were spilled. Sample and
-    number of centroids follow ColBERTv2; a stream longer than the spill is sampled from its start.
+    `expected` is the number of documents where it is known, for when more come than were spilled.
+    Sample and number of centroids follow ColBERTv2; a longer stream is sampled from its start.
     """
+    if complete:
+        expected = None
+    else:
+        logger.warning(
+            "centroids are fitted on the first %d documents only (%d tokens); shuffle the "
+            "documents if they are sorted, as by topic or date",
+            spill.num_documents,
+            spill.num_tokens,
+        )
     num_documents = max(spill.num_documents, expected or 0)
     num_tokens = int(spill.num_tokens * (num_documents / spill.num_documents))
     wanted = options.num_centroids or 1 << int(math.log2(16 * math.sqrt(num_tokens)))
@@ -204,7 +257,7 @@ def _fit(spill: Spill, expected: int | None, options: BuildOptions) -> Codec:
     held = min(max(1, int(_HELDOUT_SHARE * len(sample))), _HELDOUT_TOKENS)
     points = sample[:-held] if held < len(sample) else sample
     logger.info("k-means: %d of %d tokens into %d centroids", len(points), num_tokens, wanted)
-    with _bar("k-means", "step", options.kmeans_iterations, options) as bar:
+    with progress_bar("k-means", "step", options.kmeans_iterations, options.progress) as bar:
         centroids = fit_centroids(
             points,
             wanted,
@@ -212,9 +265,12 @@ def _fit(spill: Spill, expected: int | None, options: BuildOptions) -> Codec:
             seed=options.seed,
             on_iteration=bar.update,
         )
-    if options.codec == "float16":
-        return Float16Codec.fit(centroids)
-    return ResidualCodec.fit(centroids, sample[-held:], nbits=options.nbits, name=options.codec)
+    heldout = sample[-held:]
+    codec: Codec = Float16Codec.fit(centroids)
+    if options.codec != "float16":
+        codec = ResidualCodec.fit(centroids, heldout, nbits=options.nbits, name=options.codec)
+    codes, _ = ops.assign(heldout, codec.centroids)
+    return Fitted(codec, float(residual_norms(heldout, codes, codec).mean(dtype=np.float64)))
 
 
 def _supported(wanted: int, sampled: int, num_tokens: int) -> int:
@@ -233,36 +289,7 @@ def _supported(wanted: int, sampled: int, num_tokens: int) -> int:
     return most
 
 
-def _write_lists(segment: SegmentWriter, num_centroids: int) -> None:
-    codes = np.load(segment.folder / "codes.npy", mmap_mode="r")
-    doclens = np.load(segment.folder / "doclens.npy")
-    lists = ops.build_lists(codes, doclens, num_centroids)
-    segment.write_lists(lists.counts, lists.offsets, lists.data)
-
-
-def _write_manifest(
-    folder: Path, codec: Codec, segment: SegmentWriter, model: ColBERT | None
-) -> None:
-    own = codec.save(folder)
-    arrays = sorted(f"{_SEGMENT}/{entry.name}" for entry in segment.folder.iterdir())
-    Manifest(
-        codec=codec.name,
-        nbits=codec.nbits,
-        dim=codec.centroids.shape[1],
-        num_centroids=len(codec.centroids),
-        num_documents=segment.num_documents,
-        num_tokens=segment.num_tokens,
-        segments=(SegmentRecord(_SEGMENT, segment.num_documents, segment.num_tokens),),
-        model=None if model is None else str(model.name),
-        files=record_files(folder, [STORE, *own, *arrays]),
-        created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        library_version=library_version(),
-        model_fingerprint=fingerprint_of(model),
-    ).write(folder)
-
-
-def _bar(stage: str, unit: str, total: int | None, options: BuildOptions) -> tqdm[Any]:
+def progress_bar(stage: str, unit: str, total: int | None, progress: bool) -> tqdm[Any]:
     """A progress bar; silent unless `progress`."""
-    return tqdm(
-        desc=stage, unit=unit, unit_scale=unit == "token", total=total, disable=not options.progress
-    )
+    scaled = unit == "token"
+    return tqdm(desc=stage, unit=unit, unit_scale=scaled, total=total, disable=not progress)

@@ -6,6 +6,7 @@ __all__ = [
     "BackendUnavailable",
     "CheckpointError",
     "ColbertFastError",
+    "IndexBusyError",
     "IndexExistsError",
     "IndexFormatError",
     "MissingDependencyError",
@@ -23,6 +24,10 @@ class IndexFormatError(ColbertFastError, ValueError):
 
 class IndexExistsError(ColbertFastError, FileExistsError):
     """`Index.build` was pointed at something that already exists, without `overwrite=True`."""
+
+
+class IndexBusyError(ColbertFastError, TimeoutError):
+    """Another process or thread is changing the index, and did not finish in time."""
 
 
 class CheckpointError(ColbertFastError, ValueError):

@@ -30,7 +30,7 @@ _UNIT_TOLERANCE = 1e-3  # float16 rounding moves a norm by less than 5e-4
 
 
 def read_documents(
-    documents: Iterable[Any], ids: Iterable[DocumentId] | None = None
+    documents: Iterable[Any], ids: Iterable[DocumentId] | None = None, *, first_id: int = 0
 ) -> Iterator[Document]:
     """Bring every accepted form of a document to a `Document`, lazily and in order.
 
@@ -41,7 +41,9 @@ def read_documents(
         "embeddings", optionally "id", and any further keys as metadata; or the embeddings
         themselves, shape (tokens, dim).
     ids
-        One id per document, for items that carry none. Without it they are numbered from 0.
+        One id per document, for items that carry none. Without it they are numbered.
+    first_id
+        From where.
 
     Raises
     ------
@@ -51,7 +53,7 @@ def read_documents(
     given = None if ids is None else iter(ids)
     position = -1
     for position, item in enumerate(documents):
-        fallback: DocumentId = position
+        fallback: DocumentId = first_id + position
         if given is not None:
             try:
                 fallback = next(given)
@@ -152,6 +154,8 @@ class TokenStream:
         How many documents there will be, if that is known.
     progress
         Show a progress bar (the encoder's own for texts, which it takes in large windows).
+    dim
+        What the documents must have; 0: what the first one has.
     """
 
     def __init__(
@@ -163,10 +167,11 @@ class TokenStream:
         pool_factor: int,
         expected: int | None,
         progress: bool,
+        dim: int = 0,
     ) -> None:
         self.num_documents = 0
         self.num_tokens = 0
-        self.dim = 0
+        self.dim = dim
         self._empty_texts = 0
         self._rescaled = 0
         self._documents = documents
@@ -267,7 +272,7 @@ class TokenStream:
         self.dim = self.dim or rows.shape[1]
         if rows.shape[1] != self.dim or not self.dim:
             raise ValueError(
-                f"{self._name(position)}: dim is {rows.shape[1]}, earlier documents have {self.dim}"
+                f"{self._name(position)}: dim is {rows.shape[1]}, other documents have {self.dim}"
             )
         if self._model is not None and self.dim != self._model.dim:
             raise ValueError(

@@ -67,7 +67,7 @@ class Report:
 def bench_queries(index: Index, given: Sequence[Any] | None, num_queries: int, seed: int) -> Asked:
     """The queries given, texts encoded; or else some made from the index's documents."""
     if given is None:
-        made = pseudo_queries(index._arrays(), index._codec, num_queries, seed)
+        made = pseudo_queries(index._snapshot, num_queries, seed)
         own = [{index.ids[position] for position in row} for row in made.own.tolist()]
         return Asked(made.vectors, own, "pseudo-queries")
     if not given:

@@ -39,9 +39,8 @@ class Codec(Protocol):
     def nbits(self) -> int: ...
     @property
     def centroids(self) -> npt.NDArray[np.float32]: ...
-    @property
-    def columns(self) -> dict[str, Column]:
-        """The arrays with a row per token that `encode` returns."""
+    def columns(self, num_centroids: int | None = None) -> dict[str, Column]:
+        """What `encode` returns, or returned when there were fewer centroids: a row per token."""
         ...
 
     def encode(self, embeddings: npt.NDArray[Any]) -> Columns:
@@ -52,14 +51,24 @@ class Codec(Protocol):
         """The columns back to float32 (n, dim), rows of unit length."""
         ...
 
-    def save(self, folder: Path) -> list[str]:
-        """Write the codec's own files; returns their names."""
+    def extended(self, centroids: npt.NDArray[np.float32]) -> Codec:
+        """This codec with further centroids, float32 (n, dim); what it encoded stays as it is."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the codec's own files."""
         ...
 
 
 def round_centroids(centroids: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Centroids as they will be read back: rounded to float16, held as float32."""
     return centroids.astype(np.float16).astype(np.float32)
+
+
+def _rounded(centroids: npt.NDArray[np.float32], name: CodecName) -> npt.NDArray[np.float32]:
+    if name == "default":
+        return _from_centroid_bytes(*_centroid_bytes(centroids))
+    return round_centroids(centroids)
 
 
 def _centroid_bytes(
@@ -131,11 +140,9 @@ class ResidualCodec:
             "default" or "plaid".
         """
         check_nbits(nbits)
+        rounded = _rounded(centroids, name)
         if name == "default":
-            rounded = _from_centroid_bytes(*_centroid_bytes(centroids))
             heldout = heldout[:_TRELLIS_TOKENS]
-        else:
-            rounded = round_centroids(centroids)
         codes, _ = ops.assign(heldout, rounded)
         residuals = heldout.astype(np.float32)
         residuals -= rounded[codes]
@@ -151,15 +158,14 @@ class ResidualCodec:
         """ "default" or "plaid"."""
         return "default" if self.cutoffs is None else "plaid"
 
-    @property
-    def columns(self) -> dict[str, Column]:
+    def columns(self, num_centroids: int | None = None) -> dict[str, Column]:
         """``codes``, ``residuals`` uint8 (dim * nbits / 8), ``inverse_norms`` and ``scales`` uint8.
 
         "plaid" has no scales, "default" from 4 bits on no inverse norms: they are within 1 or 2 %
         of 1, and only choose what is scored exactly.
         """
-        num_centroids, dim = self.centroids.shape
-        return residual_columns(self.name, num_centroids, dim, self.nbits)
+        known, dim = self.centroids.shape
+        return residual_columns(self.name, num_centroids or known, dim, self.nbits)
 
     def encode(self, embeddings: npt.NDArray[Any]) -> Columns:
         """See `Codec.encode`."""
@@ -170,7 +176,7 @@ class ResidualCodec:
             codes, residuals, columns["scales"] = ops.compress_trellis(
                 embeddings, self.centroids, self.weights, self.nbits
             )
-        if "inverse_norms" in self.columns:
+        if "inverse_norms" in self.columns():
             columns["inverse_norms"] = ops.inverse_norms(
                 codes, residuals, self.centroids, self.weights, scales=columns.get("scales")
             )
@@ -189,17 +195,21 @@ class ResidualCodec:
         )
         return rows
 
-    def save(self, folder: Path) -> list[str]:
+    def extended(self, centroids: npt.NDArray[np.float32]) -> ResidualCodec:
+        """See `Codec.extended`."""
+        added = _rounded(centroids, self.name)
+        return dataclasses.replace(self, centroids=np.concatenate([self.centroids, added]))
+
+    def save(self, folder: Path) -> None:
         """See `Codec.save`."""
         write_npy(folder / "weights.npy", self.weights)
         if self.cutoffs is None:
             rows, exponents = _centroid_bytes(self.centroids)
             write_npy(folder / "centroids.npy", rows)
             write_npy(folder / "centroid_exponents.npy", exponents)
-            return ["centroid_exponents.npy", "centroids.npy", "weights.npy"]
+            return
         write_npy(folder / "centroids.npy", self.centroids.astype(np.float16))
         write_npy(folder / "cutoffs.npy", self.cutoffs)
-        return ["centroids.npy", "cutoffs.npy", "weights.npy"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,11 +226,10 @@ class Float16Codec:
         """Round the centroids to what is stored."""
         return cls(round_centroids(centroids))
 
-    @property
-    def columns(self) -> dict[str, Column]:
+    def columns(self, num_centroids: int | None = None) -> dict[str, Column]:
         """``codes`` and ``embeddings`` float16 (dim,)."""
-        num_centroids, dim = self.centroids.shape
-        return float16_columns(num_centroids, dim)
+        known, dim = self.centroids.shape
+        return float16_columns(num_centroids or known, dim)
 
     def encode(self, embeddings: npt.NDArray[Any]) -> Columns:
         """See `Codec.encode`."""
@@ -234,10 +243,13 @@ class Float16Codec:
         """See `Codec.decode`; the vectors are returned as they were stored."""
         return columns["embeddings"].astype(np.float32)
 
-    def save(self, folder: Path) -> list[str]:
+    def extended(self, centroids: npt.NDArray[np.float32]) -> Float16Codec:
+        """See `Codec.extended`."""
+        return Float16Codec(np.concatenate([self.centroids, round_centroids(centroids)]))
+
+    def save(self, folder: Path) -> None:
         """See `Codec.save`."""
         write_npy(folder / "centroids.npy", self.centroids.astype(np.float16))
-        return ["centroids.npy"]
 
 
 def residual_columns(

@@ -21,7 +21,7 @@ import transformers
 from colbert_fast.caches import cache_folder
 from colbert_fast.errors import MissingDependencyError
 from colbert_fast.model.device import resolve_dtype
-from colbert_fast.storage.manifest import record_files
+from colbert_fast.storage.files import record_files
 
 if TYPE_CHECKING:
     from colbert_fast.model.colbert import ColBERT

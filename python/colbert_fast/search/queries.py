@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from colbert_fast.arrays import as_array
 from colbert_fast.errors import CheckpointError
-from colbert_fast.storage.documents import DocumentStore
 from colbert_fast.storage.manifest import Manifest
 
 if TYPE_CHECKING:
     from colbert_fast.model import ColBERT
+    from colbert_fast.search.snapshot import Snapshot
 
 __all__ = ["check_vectors", "load_model", "read_queries", "read_subset"]
 
@@ -122,8 +122,8 @@ def _rounded(query: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         return query.astype(np.float32)
 
 
-def read_subset(subset: Any, store: DocumentStore, num_documents: int) -> npt.NDArray[np.bool_]:
-    """A boolean mask (n_docs,) from a mask or from an iterable of ids.
+def read_subset(subset: Any, snapshot: Snapshot) -> npt.NDArray[np.bool_]:
+    """A mask by position, bool (n_rows,), from ids or from a mask by place in `Index.ids`.
 
     Raises
     ------
@@ -134,13 +134,15 @@ def read_subset(subset: Any, store: DocumentStore, num_documents: int) -> npt.ND
     """
     if isinstance(subset, str) or not isinstance(subset, Iterable):
         raise TypeError(f"subset: expected ids or a boolean mask, got one {type(subset).__name__}")
+    mask = np.zeros(snapshot.manifest.num_rows, np.bool_)
     values = as_array(subset) if hasattr(subset, "dtype") else None
     if values is not None and values.dtype == np.bool_:
-        if values.shape != (num_documents,):
+        if values.shape != (snapshot.num_documents,):
             raise ValueError(
-                f"subset: a mask must have shape ({num_documents},), got {values.shape}"
+                f"subset: a mask must have shape ({snapshot.num_documents},), got {values.shape}"
             )
-        return np.ascontiguousarray(values)
-    mask = np.zeros(num_documents, np.bool_)
-    mask[store.positions(subset if values is None else values.tolist())] = True
+        mask[snapshot.positions[values]] = True
+        return mask
+    ids = subset if values is None else values.tolist()
+    mask[snapshot.library.positions(ids, name="subset")] = True
     return mask

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from colbert_fast.storage.documents import Document, DocumentId, DocumentStore
+from colbert_fast.storage.documents import Document, DocumentId
+from colbert_fast.storage.library import Library
 
 if TYPE_CHECKING:
     from colbert_fast.model import ColBERT
@@ -88,26 +89,26 @@ class Hit:
 class Answer:
     """What the hits of one query share: the query, and the documents once one was looked at."""
 
-    __slots__ = ("__weakref__", "_documents", "_positions", "_store", "model", "query")
+    __slots__ = ("__weakref__", "_documents", "_library", "_positions", "model", "query")
 
     def __init__(
         self,
-        store: DocumentStore,
+        library: Library,
         positions: Sequence[int],
         query: str | None,
         model: ColBERT | None,
     ) -> None:
         self.query = query
         self.model = model
-        self._store = store
+        self._library = library
         self._positions = positions
         self._documents: dict[int, Document] | None = None
-        store.before_close(self)
+        library.before_close(self)
 
     def read(self) -> dict[int, Document]:
-        """The documents by position, read from the store the first time."""
+        """The documents by position, read from the library the first time."""
         if self._documents is None:
-            self._documents = self._store.fetch(self._positions)
+            self._documents = self._library.fetch(self._positions)
         return self._documents
 
     def document(self, position: int) -> Document:
@@ -116,7 +117,7 @@ class Answer:
 
 
 def make_hits(
-    store: DocumentStore,
+    library: Library,
     pids: npt.NDArray[np.int64],
     scores: npt.NDArray[np.float32],
     texts: Sequence[str] | None,
@@ -126,12 +127,12 @@ def make_hits(
 
     `texts` are the queries, where they were texts, and `model` encoded them.
     """
-    ids = store.ids
+    ids = library.ids
     results = []
     for row, (positions, values) in enumerate(zip(pids.tolist(), scores.tolist(), strict=True)):
         if positions and positions[-1] < 0:
             positions = positions[: positions.index(-1)]
-        answer = Answer(store, positions, None if texts is None else texts[row], model)
+        answer = Answer(library, positions, None if texts is None else texts[row], model)
         results.append(
             [
                 _hit(ids[position], score, answer, position)
@@ -142,7 +143,7 @@ def make_hits(
 
 
 def _hit(document: DocumentId, score: float, answer: Answer, position: int) -> Hit:
-    """A hit whose text and metadata are still in the store: there are many, and few are read."""
+    """A hit whose text and metadata are still in the library: there are many, and few are read."""
     hit = object.__new__(Hit)
     vars(hit).update(id=document, score=score, _answer=answer, _position=position)
     return hit

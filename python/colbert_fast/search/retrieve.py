@@ -11,7 +11,7 @@ import numpy.typing as npt
 from colbert_fast.search.params import SearchParams
 
 if TYPE_CHECKING:
-    from colbert_fast.search.pipeline import Searcher
+    from colbert_fast.search.snapshot import Snapshot
 
 __all__ = ["retrieve"]
 
@@ -20,14 +20,14 @@ _WIDEST_SHARE = 4  # 1 / share of the cells from which probing gains nothing ove
 
 
 def retrieve(
-    searcher: Searcher,
+    snapshot: Snapshot,
     queries: Sequence[npt.NDArray[np.float32]],
     params: SearchParams,
-    subset: npt.NDArray[np.bool_] | None,
-    num_documents: int,
-    num_centroids: int,
+    subset: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Search, with ``min(k, documents allowed)`` hits for every query.
+
+    `subset`, bool (n_rows,), is by position; deleted documents are never found.
 
     In mode "plaid" a subset of no more than `ndocs` documents is scored exactly, as Stanford's
     searcher does; mode "default" scans so few by itself. Otherwise a query whose probed cells hold
@@ -36,16 +36,21 @@ def retrieve(
 
     Returns
     -------
-    int64 positions and float32 scores, both (queries, min(k, num_documents)), best first, filled
-    up with -1 and -inf.
+    int64 positions and float32 scores, both (queries, min(k, documents in the index)), best first,
+    filled up with -1 and -inf.
     """
-    allowed = num_documents if subset is None else int(np.count_nonzero(subset))
-    if params.k > num_documents:
-        params = params._replace(k=num_documents)
-    if allowed <= params.ndocs and params.mode == "plaid" and subset is not None:
+    params = params._replace(k=min(params.k, snapshot.num_documents))
+    if snapshot.live is not None:
+        subset = snapshot.live if subset is None else subset & snapshot.live
+    allowed = snapshot.num_documents if subset is None else int(np.count_nonzero(subset))
+    wanted = min(params.k, allowed)
+    if wanted == 0:
+        shape = (len(queries), params.k)
+        return np.full(shape, -1, np.int64), np.full(shape, -np.inf, np.float32)
+    searcher, num_centroids = snapshot.searcher, snapshot.manifest.num_centroids
+    if allowed <= params.ndocs and params.mode == "plaid" and allowed < snapshot.manifest.num_rows:
         params = params._replace(exhaustive=True)
     pids, scores = searcher.search(queries, params, subset=subset)
-    wanted = min(params.k, allowed)
     while not params.exhaustive:
         short = np.flatnonzero(pids[:, wanted - 1] < 0)
         if len(short) == 0:

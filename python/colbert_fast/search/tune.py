@@ -29,9 +29,7 @@ from colbert_fast.search.retrieve import retrieve
 from colbert_fast.search.tuning import Curve, OperatingPoint, Tuning
 
 if TYPE_CHECKING:
-    from colbert_fast.compress.codec import Codec
-    from colbert_fast.search.pipeline import Searcher
-    from colbert_fast.storage.segments import Segment
+    from colbert_fast.search.snapshot import Snapshot
 
 __all__ = ["Queries", "TuneOptions", "calibrate", "pseudo_queries", "tune"]
 
@@ -69,18 +67,12 @@ class TuneOptions:
     progress: bool
 
 
-def tune(
-    searcher: Searcher,
-    segment: Segment,
-    codec: Codec,
-    queries: Vectors | None,
-    options: TuneOptions,
-) -> Tuning:
+def tune(snapshot: Snapshot, queries: Vectors | None, options: TuneOptions) -> Tuning:
     """Measure the curves of an index.
 
     Parameters
     ----------
-    searcher, segment, codec
+    snapshot
         The index.
     queries : float32 (tokens, dim) each
         What to search for; None: make queries from the documents.
@@ -99,24 +91,24 @@ def tune(
         raise ValueError("k: expected an int or several, got none")
     count = check_positive("num_queries", options.num_queries)
     if queries is None:
-        asked = pseudo_queries(segment, codec, count, options.seed)
+        asked = pseudo_queries(snapshot, count, options.seed)
     else:
         asked = Queries(queries, np.empty((len(queries), 0), np.int64))
     if not asked.vectors:
         raise ValueError("queries: there are none")
-    size, num_centroids = len(segment.doclens), len(codec.centroids)
     curves = calibrate(
-        lambda rows, params: retrieve(searcher, rows, params, None, size, num_centroids)[0],
+        lambda rows, params: retrieve(snapshot, rows, params)[0],
         asked,
         ks=ks,
         target=target,
-        num_documents=size,
-        num_centroids=num_centroids,
+        num_documents=snapshot.num_documents,
+        num_centroids=snapshot.manifest.num_centroids,
         progress=options.progress,
     )
     return Tuning(
         curves,
         target,
+        num_documents=snapshot.num_documents,
         num_queries=len(asked.vectors),
         seed=int(options.seed),
         pseudo=queries is None,
@@ -125,20 +117,16 @@ def tune(
     )
 
 
-def pseudo_queries(segment: Segment, codec: Codec, count: int, seed: int) -> Queries:
+def pseudo_queries(snapshot: Snapshot, count: int, seed: int) -> Queries:
     """Make `count` queries of the documents of an index; see the head of this module."""
     rng = np.random.default_rng(seed)
-    ends = np.cumsum(segment.doclens, dtype=np.int64)
-
-    def decode(position: int) -> npt.NDArray[np.float32]:
-        rows = slice(ends[position] - segment.doclens[position], ends[position])
-        return codec.decode({name: column[rows] for name, column in segment.columns.items()})
 
     def tokens_of(position: int, n: int) -> npt.NDArray[np.float32]:
-        vectors = decode(position)
+        vectors = snapshot.decode(position)
         return vectors[rng.integers(len(vectors), size=n)]
 
-    own = rng.choice(np.flatnonzero(segment.doclens), (count, 3))
+    positions = snapshot.positions
+    own = rng.choice(positions[snapshot.doclens[positions] > 0], (count, 3))
     queries = []
     for first, second, common in own.tolist():
         distinct = int(rng.integers(_FEWEST, _MOST + 1))

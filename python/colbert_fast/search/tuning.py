@@ -6,19 +6,19 @@ import dataclasses
 import json
 import os
 import secrets
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from colbert_fast.errors import IndexFormatError
-from colbert_fast.storage.manifest import Manifest
+from colbert_fast.storage.manifest import TUNING, Manifest
 
-__all__ = ["NAME", "Curve", "OperatingPoint", "Tuning", "identity_of"]
+__all__ = ["Curve", "OperatingPoint", "Tuning"]
 
-NAME = "tuning.json"
 FORMAT = "colbert_fast tuning"
-VERSION = 1
+VERSION = 2
+_OUTGROWN = 2  # times as many documents as were measured
+_MEND = "call tune() again (colbert-fast tune INDEX)"
 
 
 class OperatingPoint(NamedTuple):
@@ -72,6 +72,8 @@ class Tuning:
         One for each k, in ascending order.
     recall
         Up to which the curves were followed.
+    num_documents
+        How many there were.
     num_queries, seed
         The queries that measured them.
     pseudo
@@ -82,6 +84,7 @@ class Tuning:
 
     curves: tuple[Curve, ...]
     recall: float
+    num_documents: int
     num_queries: int
     seed: int
     pseudo: bool
@@ -108,6 +111,14 @@ class Tuning:
             f"k={k}: the index is tuned for k up to {self.curves[-1].k}; tune it for this k too"
         )
 
+    def check_growth(self, num_documents: int) -> None:
+        """Raise ValueError if the index has outgrown what was measured."""
+        if num_documents > _OUTGROWN * self.num_documents:
+            raise ValueError(
+                f"the index was tuned with {self.num_documents} documents and has {num_documents} "
+                f"now: {_MEND}"
+            )
+
     def __str__(self) -> str:
         lines = [f"{'k':>5} {'nprobe':>7} {'ndocs':>7} {'recall':>7} {'us/query':>9}"]
         for curve in self.curves:
@@ -132,10 +143,10 @@ class Tuning:
 
     def write(self, folder: Path, manifest: Manifest) -> None:
         """Write tuning.json into the index `folder`, complete or not at all."""
-        contents = {"format": FORMAT, "version": VERSION, "index": identity_of(manifest)}
+        contents = {"format": FORMAT, "version": VERSION, "index": manifest.lineage}
         text = json.dumps(contents | dataclasses.asdict(self), indent=2)
-        path = folder / NAME
-        fresh = path.with_name(f"{NAME}.{secrets.token_hex(4)}")
+        path = folder / TUNING
+        fresh = path.with_name(f"{TUNING}.{secrets.token_hex(4)}")
         try:
             with fresh.open("w", encoding="utf-8") as file:
                 file.write(text + "\n")
@@ -155,7 +166,7 @@ class Tuning:
         IndexFormatError
             The file is damaged, of a newer version, or of another index; the message names it.
         """
-        path = folder / NAME
+        path = folder / TUNING
         try:
             contents = json.loads(path.read_bytes())
         except FileNotFoundError:
@@ -169,7 +180,7 @@ class Tuning:
             raise IndexFormatError(
                 f"{path}: version {version!r}, this library reads {VERSION}; {_MEND}"
             )
-        if contents.pop("index", None) != identity_of(manifest):
+        if contents.pop("index", None) != manifest.lineage:
             raise IndexFormatError(f"{path}: was measured on another index; {_MEND}")
         try:
             return cls._from_json(contents)
@@ -185,19 +196,10 @@ class Tuning:
             curves.append(Curve(_count(entry, "k"), points, exhaustive))
         if not curves or curves != sorted(curves, key=lambda each: each.k):
             raise ValueError('"curves" must be there and ascend in "k"')
-        for name in ("num_queries", "threads"):
+        for name in ("num_documents", "num_queries", "threads"):
             _count(contents, name)
         _number(contents, "recall")
         return cls(tuple(curves), **contents)
-
-
-_MEND = "call tune() again (colbert-fast tune INDEX)"
-
-
-def identity_of(manifest: Manifest) -> str:
-    """What tells an index from any other, rebuilt ones included: the CRC-32 of its manifest."""
-    text = json.dumps(dataclasses.asdict(manifest), sort_keys=True)
-    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def _point(values: Any) -> OperatingPoint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import functools
+import itertools
 import json
 import operator
 import os
@@ -14,10 +14,10 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote
 
-from colbert_fast.errors import IndexFormatError, UnknownDocumentError
+from colbert_fast.errors import IndexFormatError
 
 __all__ = ["Document", "DocumentId", "DocumentStore", "DocumentWriter", "check_id"]
 
@@ -26,7 +26,6 @@ DocumentId = str | int
 _APPLICATION_ID = 0x434F4C42  # "COLB": tells our file from any other SQLite database
 _SCHEMA_VERSION = 1
 _BATCH = 500  # below SQLite's smallest limit on bound variables (999)
-_MAX_NAMED = 5
 _MAX_DOCUMENTS = 2**31 - 1  # positions are int32 in the inverted lists
 
 
@@ -60,12 +59,14 @@ def check_id(value: Any, position: int, *, name: str = "ids") -> DocumentId:
 class DocumentWriter:
     """Write documents.sqlite in one pass and one transaction.
 
-    There is no journal: the file lies in a folder that is thrown away if anything fails.
+    There is no journal: the file lies in a folder that is thrown away if anything fails. `next_id`
+    is one above the largest number among the ids, and at least 0.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.count = 0
+        self.next_id = 0
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         weakref.finalize(self, self._connection.close)
         with _NamedErrors(path):
@@ -110,6 +111,16 @@ class DocumentWriter:
         except UnicodeEncodeError as error:
             raise ValueError(f"document {document.id!r}: not valid Unicode ({error})") from error
         self.count += 1
+        if isinstance(document.id, int):
+            self.next_id = max(self.next_id, document.id + 1)
+
+    def add_rows(self, rows: Iterable[Sequence[Any]]) -> None:
+        """Append rows of other stores, (pid, id, text, metadata) each, under the next positions."""
+        with _NamedErrors(self.path):
+            for _, *row in rows:
+                values = (self.count, *row)
+                self._connection.execute("INSERT INTO documents VALUES (?, ?, ?, ?)", values)
+                self.count += 1
 
     def id_of(self, position: int) -> DocumentId:
         """The id written at `position`, for error messages."""
@@ -166,12 +177,6 @@ class _NamedErrors:
             raise OSError(code, f"SQLite: {error}", str(self._path)) from error
 
 
-class Reader(Protocol):
-    """Somebody who has not read yet what they will want from a store."""
-
-    def read(self) -> object: ...
-
-
 class DocumentStore:
     """Read documents.sqlite; safe to share between threads.
 
@@ -191,7 +196,6 @@ class DocumentStore:
     def __init__(self, path: Path, num_documents: int) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._readers: weakref.WeakSet[Reader] = weakref.WeakSet()
         if not path.is_file():
             raise IndexFormatError(f"{path}: no such file")
         uri = f"{sqlite_uri(path.resolve())}?mode=ro&immutable=1"
@@ -248,50 +252,35 @@ class DocumentStore:
             ) from error
         return metadata
 
-    def positions(self, subset: Iterable[DocumentId]) -> list[int]:
-        """The position of each id in `subset`, in order.
-
-        Raises
-        ------
-        TypeError, ValueError
-            An id is neither str nor int, or an int of more than 64 bits.
-        UnknownDocumentError
-            Ids that are not in the index; the message names up to five.
-        """
-        wanted = [check_id(value, place, name="subset") for place, value in enumerate(subset)]
+    def find(self, ids: Iterable[DocumentId]) -> dict[DocumentId, int]:
+        """The positions of those of `ids` that are here."""
         found: dict[DocumentId, int] = {}
-        for batch in _batches(filter(_is_storable, wanted)):
+        for batch in _batches(filter(_is_storable, ids)):
             marks = ",".join("?" * len(batch))
             found.update(self._query(f"SELECT id, pid FROM documents WHERE id IN ({marks})", batch))
-        unknown = [value for value in wanted if value not in found]
-        if unknown:
-            shown = ", ".join(repr(value) for value in unknown[:_MAX_NAMED])
-            more = f" and {len(unknown) - _MAX_NAMED} more" if len(unknown) > _MAX_NAMED else ""
-            raise UnknownDocumentError(f"subset: not in the index: {shown}{more}")
-        return [found[value] for value in wanted]
+        return found
 
-    @functools.cached_property
-    def ids(self) -> Sequence[DocumentId]:
-        """All ids by position, read on first use. The default ones, 0 to n - 1, are a range."""
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """(pid, id, text, metadata) of all documents, by position."""
+        for start in itertools.count(0, _BATCH):
+            rows = self._query(
+                "SELECT * FROM documents WHERE pid BETWEEN ? AND ? ORDER BY pid",
+                (start, start + _BATCH - 1),
+            )
+            if not rows:
+                return
+            yield from rows
+
+    def read_ids(self) -> list[DocumentId]:
+        """All ids by position."""
         # The index on ids holds all that is asked for: no page of texts is read.
         by_position = dict(self._query("SELECT pid, id FROM documents ORDER BY id"))
-        ids = [by_position[position] for position in range(len(by_position))]
-        counted = range(len(ids))
-        return counted if ids == list(counted) else ids
-
-    def before_close(self, reader: Reader) -> None:
-        """Have ``reader.read()`` called by `close`, unless the reader is gone by then."""
-        self._readers.add(reader)
+        return [by_position[position] for position in range(len(by_position))]
 
     def close(self) -> None:
         """Close the file; any later read raises ValueError."""
-        try:
-            for reader in list(self._readers):
-                reader.read()
-        finally:
-            self._readers.clear()
-            with self._lock:
-                self._connection.close()
+        with self._lock:
+            self._connection.close()
 
 
 def sqlite_uri(path: PurePath) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 import json
+import os
+import re
+import secrets
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from colbert_fast._version import __version__
 from colbert_fast.errors import IndexFormatError
+from colbert_fast.storage.files import CHECKED, FileRecord, sync_folder
 
 if TYPE_CHECKING:
     from colbert_fast.model import ColBERT
@@ -20,62 +23,97 @@ __all__ = [
     "CODECS",
     "FORMAT",
     "NAME",
-    "OLD",
     "STORE",
+    "TUNING",
     "VERSION",
     "CodecName",
-    "FileRecord",
     "Manifest",
     "SegmentRecord",
     "fingerprint_of",
     "library_version",
-    "record_files",
+    "new_lineage",
 ]
 
 CodecName = Literal["default", "plaid", "float16"]
 CODECS: tuple[CodecName, ...] = ("default", "plaid", "float16")
 
 FORMAT = "colbert_fast"
-VERSION = 2
+VERSION = 3
 NAME = "manifest.json"
-STORE = "documents.sqlite"
-OLD = ".old-"  # marks the folder of an index that is being replaced
-_BLOCK = 1 << 20
-
-
-@dataclasses.dataclass(frozen=True)
-class FileRecord:
-    """Size in bytes and CRC-32 (zlib) of one file."""
-
-    size: int
-    crc32: int
+STORE = "documents.sqlite"  # one in each segment
+TUNING = "tuning.json"  # not listed: it may come and go
 
 
 @dataclasses.dataclass(frozen=True)
 class SegmentRecord:
-    """One immutable segment folder."""
+    """One immutable segment folder, and which of its documents are deleted.
+
+    Attributes
+    ----------
+    name
+        The folder.
+    num_documents, num_tokens
+        In its files, deleted documents included.
+    num_centroids
+        When it was written: its codes are below it. Later centroids have higher numbers.
+    residual_norm
+        Mean distance of its vectors from their centroids.
+    num_deleted, deleted
+        How many documents are deleted, and the file that marks them; None if there are none.
+    """
 
     name: str
     num_documents: int
     num_tokens: int
+    num_centroids: int
+    residual_norm: float
+    num_deleted: int = 0
+    deleted: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The contents of manifest.json; `nbits` is 16 for the float16 codec.
+    """The contents of manifest.json: one generation of an index.
 
-    `model` is the name or path that finds the encoder again, or None if the index was built from
-    embeddings. `files` maps each path inside the index (with ``/``) to its record.
-    `model_fingerprint` tells weights of one name apart; None where it is not known, and older
-    manifests lack it.
+    Attributes
+    ----------
+    lineage
+        A random name that all generations share until the vectors are encoded anew.
+    generation
+        Counts the commits.
+    next_number
+        For the name of the next folder or file: none is ever used again, so that nobody who has
+        read an older manifest can open something newer under a name in it.
+    next_id
+        One above the largest number that was ever a document's id, and the next default id.
+    codec, nbits, dim, num_centroids
+        How vectors are stored; `nbits` is 16 for the float16 codec.
+    codec_folder
+        The folder of the codec's files.
+    residual_norm
+        Mean distance from the centroids of vectors held out when these were fitted.
+    segments
+        In the order of the documents' positions.
+    model
+        The name or path that finds the encoder again, or None if there was none.
+    files
+        The record of every other file by its path inside the index (with ``/``).
+    created_at, library_version
+        Of the first generation, and of the library that wrote this one.
+    model_fingerprint
+        Tells weights of one name apart; None where it is not known.
     """
 
+    lineage: str
+    generation: int
+    next_number: int
+    next_id: int
     codec: CodecName
     nbits: int
     dim: int
     num_centroids: int
-    num_documents: int
-    num_tokens: int
+    codec_folder: str
+    residual_norm: float
     segments: tuple[SegmentRecord, ...]
     model: str | None
     files: Mapping[str, FileRecord]
@@ -83,11 +121,35 @@ class Manifest:
     library_version: str
     model_fingerprint: str | None = None
 
+    @property
+    def num_rows(self) -> int:
+        """Documents in all segments, deleted ones included."""
+        return sum(each.num_documents for each in self.segments)
+
+    @property
+    def num_documents(self) -> int:
+        """Documents that a search can find."""
+        return sum(each.num_documents - each.num_deleted for each in self.segments)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in all segments, those of deleted documents included."""
+        return sum(each.num_tokens for each in self.segments)
+
     def write(self, folder: Path) -> None:
-        """Write manifest.json into `folder`."""
-        contents = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
-        text = json.dumps(contents, indent=2, ensure_ascii=False)
-        (folder / NAME).write_text(text + "\n", encoding="utf-8")
+        """Write manifest.json into `folder`, in one step and for good."""
+        body = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)[2:] + "\n"
+        head = _HEAD.format(format=FORMAT, version=VERSION, crc32=zlib.crc32(body.encode()))
+        fresh = folder / f"{NAME}.new"
+        try:
+            with fresh.open("wb") as file:
+                file.write((head + body).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), str(fresh)) from error
+        fresh.replace(folder / NAME)
+        sync_folder(folder)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -99,12 +161,12 @@ class Manifest:
             The file is missing, not ours, of a newer version, or damaged; the message names it.
         """
         path = folder / NAME
-        contents = _read_json(path)
-        if contents.pop("format", None) != FORMAT:
-            raise IndexFormatError(f'{path}: not a {FORMAT} index ("format" is not "{FORMAT}")')
-        version = contents.pop("version", None)
-        if not _is_count(version) or version < 1:
-            raise IndexFormatError(f'{path}: "version" must be a positive integer, got {version!r}')
+        data = _read(path)
+        head, _, body = data.partition(b"\n")
+        found = _HEAD_PATTERN.fullmatch(head)
+        if found is None:
+            raise IndexFormatError(f"{path}: not the manifest of a {FORMAT} index")
+        version = int(found["version"])
         if version > VERSION:
             raise IndexFormatError(
                 f"{path}: index format version {version}, this library reads up to {VERSION}; "
@@ -115,16 +177,23 @@ class Manifest:
                 f"{path}: index format version {version} was never released and is not read any "
                 "more; build the index again"
             )
-        return cls._from_json(contents, path)
+        if zlib.crc32(body) != int(found["crc32"], 16):
+            raise IndexFormatError(f"{path}: does not match its checksum: corrupt")
+        try:
+            return cls._from_json(json.loads(b"{" + body), path)
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, IndexFormatError):
+                raise
+            raise IndexFormatError(f"{path}: cannot be read as JSON ({error})") from error
 
     @classmethod
     def _from_json(cls, contents: dict[str, Any], path: Path) -> Manifest:
-        values = dict(_checked({"model_fingerprint": None, **contents}, _FIELDS, path))
+        values = dict(_checked(contents, _FIELDS, path))
         values["segments"] = tuple(
             SegmentRecord(**_checked(entry, _SEGMENT_FIELDS, path)) for entry in values["segments"]
         )
         values["files"] = {
-            _checked_name(name, path): FileRecord(**_checked(entry, _FILE_FIELDS, path))
+            _checked_name(name, path): _file_record(entry, path)
             for name, entry in values["files"].items()
         }
         manifest = cls(**values)
@@ -136,40 +205,60 @@ class Manifest:
             raise IndexFormatError(
                 f"{path}: unknown codec {self.codec!r}, expected one of {CODECS}"
             )
-        for name in ("nbits", "dim", "num_centroids", "num_documents", "num_tokens"):
+        for name in ("generation", "nbits", "dim", "num_centroids"):
             if getattr(self, name) < 1:
                 raise IndexFormatError(f'{path}: "{name}" must be at least 1')
-        if STORE not in self.files:
-            raise IndexFormatError(f'{path}: "files" does not list {STORE}')
-        if len(self.segments) != 1:
-            raise IndexFormatError(
-                f"{path}: version {VERSION} has one segment, got {len(self.segments)}"
-            )
-        segment = self.segments[0]
-        _checked_name(segment.name, path)
-        if (segment.num_documents, segment.num_tokens) != (self.num_documents, self.num_tokens):
-            raise IndexFormatError(f"{path}: the segments do not add up to the index's totals")
+        _checked_name(self.codec_folder, path)
+        for segment in self.segments:
+            _checked_name(segment.name, path)
+            if f"{segment.name}/{STORE}" not in self.files:
+                raise IndexFormatError(f'{path}: "files" does not list {segment.name}/{STORE}')
+            if not 1 <= segment.num_documents <= segment.num_tokens:
+                raise IndexFormatError(
+                    f"{path}: {segment.name} has {segment.num_documents} documents of "
+                    f"{segment.num_tokens} tokens"
+                )
+            if not 1 <= segment.num_centroids <= self.num_centroids:
+                raise IndexFormatError(
+                    f"{path}: {segment.name} has codes of {segment.num_centroids} centroids, there "
+                    f"are {self.num_centroids}"
+                )
+            marked = segment.deleted is not None
+            if not marked <= segment.num_deleted <= marked * segment.num_documents:
+                raise IndexFormatError(
+                    f"{path}: {segment.name} cannot have {segment.num_deleted} deleted documents"
+                )
+            if segment.deleted is not None and segment.deleted not in self.files:
+                raise IndexFormatError(f'{path}: "files" does not list {segment.deleted}')
 
     def summary(self, folder: Path) -> dict[str, Any]:
         """Sizes and settings of the index in `folder`.
 
-        ``bytes_per_token`` counts all files, ``vector_bytes_per_token`` all but the document store
+        ``bytes_per_token`` counts all files, ``vector_bytes_per_token`` all but the document stores
         (ids, texts, metadata); the compression ratios compare the latter with uncompressed vectors.
+        ``drift`` is how far the newest segment's vectors lie from their centroids, as a multiple of
+        those that the codec was fitted to.
         """
         total = (folder / NAME).stat().st_size + sum(each.size for each in self.files.values())
-        vectors = total - self.files[STORE].size
+        stores = (self.files[f"{each.name}/{STORE}"].size for each in self.segments)
+        vectors, tokens = total - sum(stores), self.num_tokens
+        newest = self.segments[-1].residual_norm if self.segments else 0.0
         return {
             "documents": self.num_documents,
-            "tokens": self.num_tokens,
+            "deleted": self.num_rows - self.num_documents,
+            "tokens": tokens,
             "dim": self.dim,
             "codec": self.codec,
             "nbits": self.nbits,
             "centroids": self.num_centroids,
+            "segments": len(self.segments),
+            "generation": self.generation,
+            "drift": newest / self.residual_norm if self.residual_norm else 0.0,
             "bytes": total,
-            "bytes_per_token": total / self.num_tokens,
-            "vector_bytes_per_token": vectors / self.num_tokens,
-            "compression_vs_float32": 4 * self.dim * self.num_tokens / vectors,
-            "compression_vs_float16": 2 * self.dim * self.num_tokens / vectors,
+            "bytes_per_token": total / tokens if tokens else 0.0,
+            "vector_bytes_per_token": vectors / tokens if tokens else 0.0,
+            "compression_vs_float32": 4 * self.dim * tokens / vectors,
+            "compression_vs_float16": 2 * self.dim * tokens / vectors,
             "model": self.model,
             "created_at": self.created_at,
             "library_version": self.library_version,
@@ -190,37 +279,6 @@ class Manifest:
                 f"built with ({self.model}), or build the index again with this one"
             )
 
-    def check_sizes(self, folder: Path) -> None:
-        """Compare the size of every file with its record (cheap: nothing is read)."""
-        for name, record in self.files.items():
-            path = folder / name
-            try:
-                size = path.stat().st_size
-            except OSError as error:
-                raise IndexFormatError(f"{path}: {error.strerror or error}") from error
-            if size != record.size:
-                raise IndexFormatError(
-                    f"{path}: {size} bytes, the manifest says {record.size}: truncated or replaced"
-                )
-
-    def check_checksums(self, folder: Path) -> None:
-        """Read every file and compare its checksum with its record."""
-        self.check_sizes(folder)
-        for name, record in self.files.items():
-            path = folder / name
-            found = _crc32(path)
-            if found != record.crc32:
-                raise IndexFormatError(
-                    f"{path}: checksum {found:08x}, the manifest says {record.crc32:08x}: corrupt"
-                )
-
-
-def record_files(folder: Path, names: Iterable[str]) -> dict[str, FileRecord]:
-    """Size and checksum of each named file of `folder`, in the order given."""
-    return {
-        name: FileRecord((folder / name).stat().st_size, _crc32(folder / name)) for name in names
-    }
-
 
 def fingerprint_of(model: object) -> str | None:
     """What tells the model's weights from others of the same name, if it can tell."""
@@ -228,53 +286,48 @@ def fingerprint_of(model: object) -> str | None:
     return None if fingerprint is None else str(fingerprint())
 
 
+def new_lineage() -> str:
+    """See `Manifest.lineage`."""
+    return secrets.token_hex(8)
+
+
 def library_version() -> str:
     """The version of colbert_fast that runs."""
     return __version__
 
 
-def _crc32(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            value = zlib.crc32(block, value)
-    return value
+# The first line, which the checksum of all others is in.
+_HEAD = '{{"format": "{format}", "version": {version}, "crc32": "{crc32:08x}",\n'
+_HEAD_PATTERN = re.compile(
+    rb'\{"format": "colbert_fast", "version": (?P<version>\d{1,9}), '
+    rb'"crc32": "(?P<crc32>[0-9a-f]{8})",'
+)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> bytes:
     try:
-        contents = json.loads(path.read_bytes())
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise IndexFormatError(
-            f"{path}: no such file; {str(path.parent)!r} is not an index{_replaced(path.parent)}"
+            f"{path}: no such file; {str(path.parent)!r} is not an index"
         ) from error
     except NotADirectoryError as error:
         raise IndexFormatError(f"{path.parent}: a file, not the folder of an index") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise IndexFormatError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(contents, dict):
-        raise IndexFormatError(f"{path}: expected a JSON object, got {type(contents).__name__}")
-    return contents
-
-
-def _replaced(folder: Path) -> str:
-    """Where the index is that an interrupted replacement took from `folder`, if one did."""
-    for old in sorted(folder.parent.glob(f"{glob.escape(folder.name)}{OLD}*")):
-        return f"; {str(old)!r} is the one that was being replaced there: rename it back"
-    return ""
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    except OSError as error:
+        raise IndexFormatError(f"{path}: {error.strerror or error}") from error
 
 
 _FIELDS: dict[str, tuple[type, ...]] = {
+    "lineage": (str,),
+    "generation": (int,),
+    "next_number": (int,),
+    "next_id": (int,),
     "codec": (str,),
     "nbits": (int,),
     "dim": (int,),
     "num_centroids": (int,),
-    "num_documents": (int,),
-    "num_tokens": (int,),
+    "codec_folder": (str,),
+    "residual_norm": (float,),
     "segments": (list,),
     "model": (str, type(None)),
     "files": (dict,),
@@ -286,8 +339,20 @@ _SEGMENT_FIELDS: dict[str, tuple[type, ...]] = {
     "name": (str,),
     "num_documents": (int,),
     "num_tokens": (int,),
+    "num_centroids": (int,),
+    "residual_norm": (float,),
+    "num_deleted": (int,),
+    "deleted": (str, type(None)),
 }
-_FILE_FIELDS: dict[str, tuple[type, ...]] = {"size": (int,), "crc32": (int,)}
+_FILE_FIELDS: dict[str, tuple[type, ...]] = {"size": (int,), "crc32": (list,)}
+
+
+def _file_record(entry: object, path: Path) -> FileRecord:
+    values = _checked(entry, _FILE_FIELDS, path)
+    record = FileRecord(values["size"], tuple(values["crc32"]))
+    if len(record.crc32) != -(-record.size // CHECKED):
+        raise IndexFormatError(f"{path}: {len(record.crc32)} checksums for {record.size} bytes")
+    return record
 
 
 def _checked(entry: object, fields: dict[str, tuple[type, ...]], path: Path) -> dict[str, Any]:

@@ -149,7 +149,7 @@ class SegmentWriter:
     """
 
     def __init__(self, folder: Path, columns: Mapping[str, Column]) -> None:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.num_tokens = 0
         self.num_documents = 0

@@ -10,7 +10,9 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Spill"]
+__all__ = ["SPILL", "Spill"]
+
+SPILL = "spill.tmp"
 
 Float16 = npt.NDArray[np.float16]
 Int32 = npt.NDArray[np.int32]
@@ -28,7 +30,7 @@ class Spill:
         self.dim = 0
         self._chunks: list[Int32] = []
         self._path = path
-        self._file: IO[bytes] = path.open("xb+")
+        self._file: IO[bytes] = path.open("wb+")
 
     def append(self, embeddings: Float16, doclens: Int32) -> None:
         """Add one chunk of whole documents."""

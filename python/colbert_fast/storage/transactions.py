@@ -1,29 +1,145 @@
-"""Atomic commit of an index folder: written beside its place, then renamed into it."""
+"""Atomic commits: new files first, then the manifest that names them, renamed over the old one.
+
+A folder or file that a manifest names is never changed, and its name never used again. So a reader
+keeps the generation it opened: its maps and connections hold files that have been removed since.
+(Where the system refuses to remove an open file, a later commit does.)
+"""
 
 from __future__ import annotations
 
-import glob
+import contextlib
+import dataclasses
 import logging
 import os
-import secrets
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from colbert_fast.errors import IndexExistsError
-from colbert_fast.storage.manifest import NAME, OLD, STORE
+from colbert_fast.errors import IndexExistsError, IndexFormatError
+from colbert_fast.storage.files import FileRecord, record_files, sync_files, sync_folder
+from colbert_fast.storage.lock import LOCK, writer_lock
+from colbert_fast.storage.manifest import NAME, TUNING, Manifest
+from colbert_fast.storage.spill import SPILL
 
-__all__ = ["check_target", "is_building", "replace_folder"]
+__all__ = ["Transaction", "building", "check_target", "is_building", "update"]
 
 logger = logging.getLogger(__name__)
 
-_BUILDING = ".building-"
+_BUILDING = ".building"
+_PATIENCE = 60.0  # seconds that a finished build waits for a writer of the index it replaces
+_TEMPORARY = (f"{NAME}.new", SPILL)
+# What a commit may leave behind; nothing else in the folder is ever removed.
+_OURS = re.compile(r"(codec|segment|deleted)-(?P<number>\d{6,})(\.npy)?")
+
+
+class Transaction:
+    """New files in the folder of an index, and the manifest that will name them.
+
+    Attributes
+    ----------
+    folder
+        The index.
+    base
+        The generation to go on from; None in a fresh folder.
+    """
+
+    def __init__(self, folder: Path, base: Manifest | None) -> None:
+        self.folder = folder
+        self.base = base
+        self._known = {} if base is None else dict(base.files)
+        self._number = _first_number(folder, base)
+
+    def new_name(self, kind: str) -> str:
+        """A name for a folder or file of this kind (codec, segment or deleted)."""
+        self._number += 1
+        return f"{kind}-{self._number - 1:06d}"
+
+    def adopt(self, files: Mapping[str, FileRecord]) -> None:
+        """Take files as synced and recorded already."""
+        self._known.update(files)
+
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Sync and record the files of `manifest`, and make it the index's.
+
+        Its generation, next_number and files are filled in here.
+        """
+        known = self._known
+        names = [*self._files_of(manifest.codec_folder)]
+        for segment in manifest.segments:
+            names += self._files_of(segment.name)
+            names += [] if segment.deleted is None else [segment.deleted]
+        fresh = [name for name in names if name not in known]
+        sync_files(self.folder, fresh)
+        sync_folder(self.folder)
+        recorded = record_files(self.folder, fresh)
+        committed = dataclasses.replace(
+            manifest,
+            generation=1 if self.base is None else self.base.generation + 1,
+            next_number=self._number,
+            files={name: known.get(name) or recorded[name] for name in names},
+        )
+        if self.base is None or self.base.lineage != manifest.lineage:
+            (self.folder / TUNING).unlink(missing_ok=True)
+        committed.write(self.folder)
+        return committed
+
+    def _files_of(self, folder: str) -> list[str]:
+        named = [name for name in self._known if name.startswith(f"{folder}/")]
+        return named or sorted(f"{folder}/{each.name}" for each in (self.folder / folder).iterdir())
+
+
+def _first_number(folder: Path, base: Manifest | None) -> int:
+    """The first that neither a manifest nor the leftovers of a commit that failed have used."""
+    found = (_OURS.fullmatch(each.name) for each in folder.iterdir())
+    used = (int(match["number"]) + 1 for match in found if match)
+    return max(0 if base is None else base.next_number, *used, 0)
+
+
+@contextlib.contextmanager
+def update(folder: Path, *, timeout: float = 0.0) -> Iterator[Transaction]:
+    """Change an index under its writer's lock; without a commit nothing of it remains.
+
+    Raises
+    ------
+    IndexFormatError
+        There is no index.
+    IndexBusyError
+        Another writer has it, after `timeout` seconds still.
+    """
+    Manifest.read(folder)  # before a lock file is put somewhere else
+    with writer_lock(folder, timeout):
+        try:
+            yield Transaction(folder, Manifest.read(folder))
+        finally:
+            collect(folder)
+
+
+def collect(folder: Path) -> None:
+    """Remove what earlier generations and failed commits have left in the folder of an index."""
+    try:
+        manifest = Manifest.read(folder)
+        kept = {manifest.codec_folder}
+        for segment in manifest.segments:
+            kept |= {segment.name, segment.deleted or segment.name}
+        for entry in folder.iterdir():
+            ours = entry.name in _TEMPORARY or _OURS.fullmatch(entry.name)
+            if ours and entry.name not in kept:
+                _remove(entry)
+    except (OSError, IndexFormatError) as error:  # of no consequence, and the next commit tries
+        logger.warning("%s: files of earlier generations were not removed: %s", folder, error)
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir():
+        shutil.rmtree(entry, ignore_errors=os.name == "nt")
+    else:
+        entry.unlink()
 
 
 def is_building(path: Path) -> bool:
     """Whether `path` is named like the folder of an unfinished build."""
-    return _BUILDING in path.name
+    return path.name.endswith(_BUILDING)
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:
@@ -39,7 +155,7 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     """
     if is_building(path):
         raise ValueError(
-            f"path {str(path)!r}: names with {_BUILDING!r} are kept for unfinished builds"
+            f"path {str(path)!r}: names that end in {_BUILDING!r} are kept for unfinished builds"
         )
     if not path.parent.is_dir():
         raise FileNotFoundError(
@@ -62,69 +178,82 @@ def _looks_like_index(path: Path) -> bool:
     if path.is_symlink() or not path.is_dir():
         return False
     names = {entry.name for entry in path.iterdir()}
-    return not names or {NAME, STORE} <= names
+    return not names or NAME in names
 
 
-@contextmanager
-def replace_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield a fresh folder beside `path`; rename it to `path` unless the body raises.
+@contextlib.contextmanager
+def building(path: Path, *, overwrite: bool, resume: bool) -> Iterator[Transaction]:
+    """Yield a transaction in a folder beside `path`; what it committed then takes its place.
 
-    The files are synced to disk before the rename. On any exception, Ctrl-C included, the fresh
-    folder is removed and what was at `path` stays as it was, unless the fresh one had taken its
-    place already. A process that is killed outright leaves its ``<path>.building-*`` folder behind:
-    it never opens as an index and can be deleted. Killed between the two renames of a replacement,
-    or interrupted after them, it leaves the index that was replaced as ``<path>.old-*``.
+    The folder is `path` with ".building" added. On any exception, Ctrl-C included, it is removed,
+    and what was at `path` stays as it was. With `resume` it stays for a later attempt, as it does
+    when the process is killed, and what an earlier attempt has left is there.
+
+    Raises
+    ------
+    IndexBusyError
+        Another build for this path is running.
     """
     check_target(path, overwrite=overwrite)
-    _mention_leftovers(path)
-    folder = path.with_name(f"{path.name}{_BUILDING}{secrets.token_hex(4)}")
-    folder.mkdir()
-    try:
-        yield folder
-        _sync_tree(folder)
-        _move_into_place(folder, path, overwrite=overwrite)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    folder = path.with_name(path.name + _BUILDING)
+    folder.mkdir(exist_ok=True)
+    with writer_lock(folder):
+        if not resume:
+            _clear(folder)
+        try:
+            yield Transaction(folder, None)
+            _move_into_place(folder, path, overwrite=overwrite)
+        except BaseException:
+            if not resume:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
-def _mention_leftovers(path: Path) -> None:
-    name = glob.escape(path.name)
-    for stale in path.parent.glob(f"{name}{_BUILDING}*"):
-        logger.warning("%s is left from an unfinished build (or one is running)", stale)
-    for stale in path.parent.glob(f"{name}{OLD}*"):
-        logger.warning("%s is left from an index that was replaced; it can be deleted", stale)
+def _clear(folder: Path) -> None:
+    """Remove what a build that was killed has left."""
+    for entry in folder.iterdir():
+        if entry.name != LOCK:
+            _remove(entry)
 
 
 def _move_into_place(folder: Path, path: Path, *, overwrite: bool) -> None:
     check_target(path, overwrite=overwrite)  # someone may have built there in the meantime
-    old = path.with_name(f"{path.name}{OLD}{secrets.token_hex(4)}")
-    try:
-        if path.exists():
-            path.rename(old)
-        folder.rename(path)
-    except BaseException:
-        # An interrupt may come with a rename done, so what to undo is asked of the disk.
-        if old.exists() and not path.exists():
-            old.rename(path)
-        raise
-    _sync_folder(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync_tree(folder: Path) -> None:
-    for root, _, names in os.walk(folder):
-        for name in names:
-            with Path(root, name).open("rb+") as file:
-                os.fsync(file.fileno())
-        _sync_folder(Path(root))
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open a folder for syncing
+    if path.exists() and any(path.iterdir()):
+        _replace(folder, path)
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if path.exists():
+        path.rmdir()  # systems differ in whether a rename replaces an empty folder
+    folder.rename(path)
+    sync_folder(path.parent)
+
+
+def _replace(folder: Path, path: Path) -> None:
+    """Move the folders of a finished build into the index at `path`, as its next generation."""
+    with writer_lock(path, timeout=_PATIENCE):
+        try:
+            base = Manifest.read(path)
+        except IndexFormatError:  # damaged, or of an older format: it is to be replaced
+            base = None
+        built = Manifest.read(folder)
+        transaction = Transaction(path, base)
+        renamed = {}
+        try:
+            for name in (built.codec_folder, *(each.name for each in built.segments)):
+                renamed[name] = transaction.new_name(name.partition("-")[0])
+                (folder / name).rename(path / renamed[name])
+            moved = {}
+            for name, record in built.files.items():
+                home, _, rest = name.partition("/")
+                moved[f"{renamed[home]}/{rest}"] = record
+            transaction.adopt(moved)
+            segments = (
+                dataclasses.replace(each, name=renamed[each.name]) for each in built.segments
+            )
+            transaction.commit(
+                dataclasses.replace(
+                    built, codec_folder=renamed[built.codec_folder], segments=tuple(segments)
+                )
+            )
+        finally:
+            collect(path)
+    shutil.rmtree(folder, ignore_errors=True)

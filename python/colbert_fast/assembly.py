@@ -1,0 +1,109 @@
+"""Segments written: encoded from chunks of vectors, or copied from other segments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from colbert_fast.compress.codec import Codec
+from colbert_fast.ingest import Chunk
+from colbert_fast.kernels import ops
+from colbert_fast.storage.documents import DocumentStore, DocumentWriter
+from colbert_fast.storage.manifest import STORE, SegmentRecord
+from colbert_fast.storage.segments import Segment, SegmentWriter
+
+__all__ = ["Source", "copy_segments", "encode_segment", "residual_norms"]
+
+_MEASURED = 8  # every so-manieth token is enough for the mean of all
+_COPIED = 1 << 17  # tokens copied at once
+
+
+def encode_segment(
+    folder: Path, codec: Codec, chunks: Iterable[Chunk], advance: Callable[[int], object]
+) -> SegmentRecord:
+    """Compress `chunks` into the segment `folder`, which exists, and make its inverted lists.
+
+    `advance` is told of each chunk's number of tokens when it is done.
+    """
+    total, measured = 0.0, 0
+    with SegmentWriter(folder, codec.columns()) as segment:
+        for chunk in chunks:
+            columns = codec.encode(chunk.embeddings)
+            segment.append(columns, chunk.doclens)
+            norms = residual_norms(
+                chunk.embeddings[::_MEASURED], columns["codes"][::_MEASURED], codec
+            )
+            total, measured = total + float(norms.sum(dtype=np.float64)), measured + len(norms)
+            advance(len(chunk.embeddings))
+        segment.close()
+    return _finish(segment, codec, total / measured)
+
+
+def residual_norms(
+    embeddings: npt.NDArray[Any], codes: npt.NDArray[Any], codec: Codec
+) -> npt.NDArray[np.float32]:
+    """How far vectors lie from their centroids, float32 (n,)."""
+    residuals = embeddings.astype(np.float32)
+    residuals -= codec.centroids[codes]
+    norms: npt.NDArray[np.float32] = np.sqrt(np.einsum("ij,ij->i", residuals, residuals))
+    return norms
+
+
+class Source(NamedTuple):
+    """A segment to copy from, with its record and the documents that are wanted, bool (n_docs,)."""
+
+    record: SegmentRecord
+    segment: Segment
+    store: DocumentStore
+    wanted: npt.NDArray[np.bool_]
+
+    def chunks(self) -> Iterator[tuple[Mapping[str, npt.NDArray[Any]], npt.NDArray[np.int32]]]:
+        """Columns and doclens of the wanted documents, some hundred thousand tokens at a time."""
+        ends = np.cumsum(self.segment.doclens, dtype=np.int64)
+        first = 0
+        while first < len(ends):
+            start = int(ends[first - 1]) if first else 0
+            last = max(first + 1, int(np.searchsorted(ends, start + _COPIED, side="right")))
+            rows, wanted = slice(start, int(ends[last - 1])), self.wanted[first:last]
+            doclens = self.segment.doclens[first:last]
+            tokens = np.repeat(wanted, doclens)
+            columns = {name: each[rows][tokens] for name, each in self.segment.columns.items()}
+            yield columns, doclens[wanted]
+            first = last
+
+
+def copy_segments(folder: Path, codec: Codec, sources: Iterable[Source]) -> SegmentRecord:
+    """Write the wanted documents of all sources, in order, as one segment in `folder`.
+
+    The sources have been encoded with `codec`, or with fewer of its centroids.
+    """
+    columns, norms, tokens = codec.columns(), 0.0, 0
+    with DocumentWriter(folder / STORE) as store, SegmentWriter(folder, columns) as segment:
+        for source in sources:
+            for rows, doclens in source.chunks():
+                wide = {name: each.astype(columns[name].dtype) for name, each in rows.items()}
+                segment.append(wide, doclens)
+            store.add_rows(row for row in source.store.rows() if source.wanted[row[0]])
+            norms += source.record.residual_norm * source.record.num_tokens
+            tokens += source.record.num_tokens
+        segment.close()
+        store.close()
+    return _finish(segment, codec, norms / tokens)
+
+
+def _finish(segment: SegmentWriter, codec: Codec, residual_norm: float) -> SegmentRecord:
+    codes = np.load(segment.folder / "codes.npy", mmap_mode="r")
+    doclens = np.load(segment.folder / "doclens.npy")
+    lists = ops.build_lists(codes, doclens, len(codec.centroids))
+    segment.write_lists(lists.counts, lists.offsets, lists.data)
+    return SegmentRecord(
+        segment.folder.name,
+        num_documents=segment.num_documents,
+        num_tokens=segment.num_tokens,
+        num_centroids=len(codec.centroids),
+        residual_norm=residual_norm,
+    )

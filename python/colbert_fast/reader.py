@@ -1,0 +1,288 @@
+"""The half of the public index that reads: open it, search it, tune it, look at it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from colbert_fast.errors import IndexFormatError
+from colbert_fast.search.params import Mode, SearchOptions, SearchParams
+from colbert_fast.search.queries import check_vectors, load_model, read_queries, read_subset
+from colbert_fast.search.results import Hit, make_hits
+from colbert_fast.search.retrieve import retrieve
+from colbert_fast.search.snapshot import Snapshot
+from colbert_fast.search.tuning import Tuning
+from colbert_fast.storage.documents import DocumentId
+from colbert_fast.storage.files import check_checksums
+from colbert_fast.storage.manifest import Manifest
+from colbert_fast.storage.transactions import is_building
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from colbert_fast.model import ColBERT
+
+__all__ = ["IndexReader"]
+
+
+class IndexReader:
+    """What `Index` can do without writing to its folder (but for the file of `tune`)."""
+
+    def __init__(self, snapshot: Snapshot, *, model: ColBERT | None = None) -> None:
+        if model is not None:
+            snapshot.manifest.check_model(model)
+        self._snapshot = snapshot
+        self._model = model
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, model: ColBERT | None = None) -> Self:
+        """Open the newest generation of an index by mapping its files.
+
+        Only centroids and document lengths are read. What can be told from sizes, headers and
+        lengths is checked here, and the range of the codes (2 or 4 bytes per token) by the first
+        search. Other flipped bits are not: call `verify` once on an index that comes from elsewhere
+        or from a disk you doubt.
+
+        Parameters
+        ----------
+        path
+            The index folder.
+        model
+            Encodes text queries. By default the model that the index was built with is loaded
+            when the first text query comes.
+
+        Raises
+        ------
+        IndexFormatError
+            There is no index, or a file is missing, truncated, foreign or of a newer version; the
+            message names the file.
+        ValueError
+            The model's dim is not the index's, or its weights are not those that the index was
+            built with.
+        """
+        folder = Path(path).absolute()
+        if is_building(folder):
+            raise IndexFormatError(f"{folder}: an unfinished build; build the index again")
+        return cls(Snapshot.open(folder), model=model)
+
+    @overload
+    def search(self, query: str, k: int = ..., **options: Unpack[SearchOptions]) -> list[Hit]: ...
+    @overload
+    def search(self, query: Any, k: int = ..., **options: Unpack[SearchOptions]) -> list[Any]: ...
+    def search(
+        self,
+        query: Any,
+        k: int = 10,
+        *,
+        nprobe: int | None = None,
+        ndocs: int | None = None,
+        centroid_score_threshold: float | None = None,
+        subset: Iterable[DocumentId] | npt.NDArray[np.bool_] | None = None,
+        mode: Mode = "default",
+        exhaustive: bool = False,
+        recall: float | None = None,
+    ) -> list[Any]:
+        """Find the `k` best documents, best first.
+
+        Parameters
+        ----------
+        query
+            One query (a text, or embeddings (tokens, dim)) gives a list of `Hit`s; a list of them,
+            or an array (n, tokens, dim), gives a list of such lists. Embeddings are used as they
+            are: unit vectors give the scores that text queries give.
+        k
+            Hits wanted; all documents if there are fewer.
+        nprobe, ndocs, centroid_score_threshold, mode, exhaustive
+            See `SearchParams`; the defaults depend on `mode` and `k`.
+        subset
+            Search only these: ids, or a boolean mask (n_docs,) by place in `ids`.
+        recall
+            Instead of nprobe and ndocs: the share of the true `k` best to find, at the least cost
+            that `tune` measured for it. Of a `subset` it may find less.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A parameter is out of range, or a query has no tokens, another dim, or NaNs.
+        UnknownDocumentError
+            An id in `subset` is not in the index.
+        CheckpointError
+            The query is a text and the index's model cannot be loaded.
+        IndexFormatError
+            A file turns out to be damaged.
+        """
+        params = SearchParams.resolve(
+            k,
+            nprobe=nprobe,
+            ndocs=ndocs,
+            centroid_score_threshold=centroid_score_threshold,
+            mode=mode,
+            exhaustive=exhaustive,
+            recall=recall,
+            tuning=None if recall is None else self._tuning(),
+        )
+        snapshot = self._snapshot
+        snapshot.check_open()
+        queries, single = read_queries(query)
+        mask = None if subset is None else read_subset(subset, snapshot)
+        if not queries:
+            return []
+        texts = queries if isinstance(queries[0], str) else None
+        vectors = self._vectors(queries)
+        try:
+            pids, scores = retrieve(snapshot, vectors, params, mask)
+        except RuntimeError as error:
+            if "`lists`" not in str(error):
+                raise
+            raise IndexFormatError(
+                f"{snapshot.path}: {error}; verify() says which file is damaged"
+            ) from error
+        hits = make_hits(snapshot.library, pids, scores, texts, self._model)
+        return hits[0] if single else hits
+
+    def _vectors(self, queries: list[Any]) -> list[npt.NDArray[np.float32]]:
+        if queries and isinstance(queries[0], str):
+            queries = self.model.encode_queries(queries)
+        return check_vectors(queries, self._snapshot.manifest.dim)
+
+    def tune(
+        self,
+        recall: float = 0.99,
+        *,
+        k: int | Iterable[int] = (10, 100),
+        queries: Any = None,
+        num_queries: int = 256,
+        seed: int = 42,
+        progress: bool = True,
+    ) -> Tuning:
+        """Measure what recall costs on this index and machine, for `search` with ``recall=``.
+
+        Recall is measured against exhaustive search. The curve is stored as tuning.json in the
+        index folder and goes with the index: one that is built anew has to be tuned again.
+
+        Parameters
+        ----------
+        recall
+            The highest recall that searches will ask for; more of it takes longer to tune.
+        k
+            The numbers of hits to tune for. Searches for others take the next larger one.
+        queries
+            Typical queries, as for `search`. By default `num_queries` are made of the documents,
+            somewhat harder than real ones.
+        num_queries, seed
+            Of the queries made. What the curve promises is what this many can prove (95 %), so
+            fewer promise less.
+        progress
+            Show a progress bar on stderr.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An argument is out of range, or a query is as `search` refuses it.
+        OSError
+            The index folder cannot be written to.
+        """
+        from colbert_fast.search.tune import TuneOptions, tune
+
+        given = None if queries is None else self._vectors(read_queries(queries)[0])
+        options = TuneOptions(recall, k, num_queries, seed, progress)
+        snapshot = self._snapshot
+        snapshot.check_open()
+        tuning = tune(snapshot, given, options)
+        tuning.write(snapshot.path, snapshot.manifest)
+        return tuning
+
+    @property
+    def tuning(self) -> Tuning | None:
+        """What `tune` stored; None if it was never called. IndexFormatError if it is damaged."""
+        return Tuning.read(self._snapshot.path, self._snapshot.manifest)
+
+    def _tuning(self) -> Tuning | None:
+        """The same for a search: it is read once."""
+        snapshot = self._snapshot
+        if snapshot.tuning is None:
+            snapshot.tuning = self.tuning
+        if snapshot.tuning is not None:
+            snapshot.tuning.check_growth(len(self))
+        return snapshot.tuning
+
+    def refresh(self) -> bool:
+        """Go over to the newest generation; returns whether there was a newer one.
+
+        Searches that are running end on the one that they began with.
+        """
+        old = self._snapshot
+        old.check_open()
+        if Manifest.read(old.path) == old.manifest:
+            return False
+        self._snapshot = Snapshot.open(old.path)
+        return True
+
+    @property
+    def model(self) -> ColBERT:
+        """The model that encodes queries; loaded on first use.
+
+        Raises
+        ------
+        ValueError
+            The index was built from embeddings and none was passed, or the model found under its
+            name has another dim or other weights.
+        CheckpointError
+            The model named in the index cannot be loaded.
+        """
+        if self._model is None:
+            self._model = load_model(self._snapshot.manifest)
+        return self._model
+
+    @property
+    def path(self) -> Path:
+        """The index folder."""
+        return self._snapshot.path
+
+    @property
+    def ids(self) -> tuple[DocumentId, ...]:
+        """The ids of all documents, in the order of their segments; read on first use."""
+        return self._snapshot.ids
+
+    def info(self) -> dict[str, Any]:
+        """Sizes and settings; see `Manifest.summary`."""
+        return {"path": str(self.path), **self._snapshot.manifest.summary(self.path)}
+
+    def verify(self) -> None:
+        """Read every file and compare it with its checksums; check that all codes are in range.
+
+        Raises
+        ------
+        IndexFormatError
+            A file is damaged; the message names it, and the bytes among which the damage is.
+        """
+        snapshot = self._snapshot
+        snapshot.check_open()
+        check_checksums(snapshot.path, snapshot.manifest.files)
+        snapshot.check_codes()
+        Tuning.read(snapshot.path, snapshot.manifest)
+
+    def close(self) -> None:
+        """Let go of the files; any later search raises ValueError."""
+        self._snapshot.close()
+
+    def __len__(self) -> int:
+        return self._snapshot.num_documents
+
+    def __repr__(self) -> str:
+        manifest = self._snapshot.manifest
+        return (
+            f"Index({str(self.path)!r}, documents={manifest.num_documents}, "
+            f"tokens={manifest.num_tokens}, codec={manifest.codec!r}, nbits={manifest.nbits})"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,198 @@
+"""One generation of an index, opened: what a search reads, whatever is committed meanwhile."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from colbert_fast.compress.codec import Codec, open_codec
+from colbert_fast.errors import IndexFormatError
+from colbert_fast.storage.documents import DocumentId, DocumentStore
+from colbert_fast.storage.files import check_sizes
+from colbert_fast.storage.library import Library
+from colbert_fast.storage.manifest import STORE, Manifest, SegmentRecord
+from colbert_fast.storage.segments import Column, Segment, open_npy
+
+if TYPE_CHECKING:
+    from colbert_fast.search.pipeline import Searcher
+    from colbert_fast.search.tuning import Tuning
+
+__all__ = ["Snapshot"]
+
+_ATTEMPTS = 100  # each lost to a commit in the milliseconds of an opening
+
+
+class Snapshot:
+    """The files of one generation, mapped and connected.
+
+    Attributes
+    ----------
+    path
+        The index folder.
+    manifest
+        What it said when this was opened.
+    codec
+        With the centroids.
+    segments
+        The arrays of each segment.
+    library
+        Ids, texts and metadata.
+    live : bool (n_rows,)
+        False where a document is deleted; None if none is.
+    tuning
+        Where whoever searches keeps what `Tuning.read` gave.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.closed = False
+        self.tuning: Tuning | None = None
+        check_sizes(path, manifest.files)
+        self.codec: Codec = open_codec(
+            path / manifest.codec_folder,
+            manifest.codec,
+            nbits=manifest.nbits,
+            dim=manifest.dim,
+            num_centroids=manifest.num_centroids,
+        )
+        self.segments: Sequence[Segment] = [
+            Segment.open(
+                path / each.name,
+                self.codec.columns(each.num_centroids),
+                num_documents=each.num_documents,
+                num_tokens=each.num_tokens,
+                num_centroids=each.num_centroids,
+            )
+            for each in manifest.segments
+        ]
+        self.live = _read_live(path, manifest.segments)
+        self.library = Library(
+            [
+                DocumentStore(path / each.name / STORE, each.num_documents)
+                for each in manifest.segments
+            ],
+            [each.num_documents for each in manifest.segments],
+            self.live,
+        )
+
+    @classmethod
+    def of(cls, path: Path, manifest: Manifest | None) -> Snapshot:
+        """What a transaction goes on from."""
+        return cls.open(path) if manifest is None else cls(path, manifest)
+
+    @classmethod
+    def open(cls, path: Path) -> Snapshot:
+        """The newest generation of the index at `path`.
+
+        Raises
+        ------
+        IndexFormatError
+            There is no index, or a file is missing, truncated, foreign or of a newer version; the
+            message names the file.
+        """
+        for attempt in itertools.count(1):
+            manifest = Manifest.read(path)
+            try:
+                return cls(path, manifest)
+            except IndexFormatError:
+                # A commit may have removed the files of a manifest that was read before it.
+                if attempt == _ATTEMPTS or Manifest.read(path) == manifest:
+                    raise
+        raise AssertionError("not reached")
+
+    @functools.cached_property
+    def searcher(self) -> Searcher:
+        """The pipeline over all segments."""
+        from colbert_fast.search.pipeline import Searcher
+
+        # The kernels look codes up without a check, so one out of range would be a crash.
+        self.check_codes()
+        return Searcher.of(self.segments, self.codec)
+
+    def check_codes(self) -> None:
+        """Read all codes and check that each names a centroid."""
+        for record, segment in zip(self.manifest.segments, self.segments, strict=True):
+            segment.check_codes(self.path / record.name, record.num_centroids)
+
+    def bases(self) -> list[int]:
+        """The position of each segment's first document, and the number of all positions."""
+        return [0, *itertools.accumulate(each.num_documents for each in self.manifest.segments)]
+
+    def live_of(self, number: int) -> npt.NDArray[np.bool_]:
+        """Which documents of a segment are not deleted, bool (n_docs,)."""
+        start, end = self.bases()[number : number + 2]
+        return np.ones(end - start, np.bool_) if self.live is None else self.live[start:end]
+
+    @functools.cached_property
+    def ids(self) -> tuple[DocumentId, ...]:
+        """The ids of the documents that are not deleted, by position; read on first use."""
+        ids = self.library.ids
+        return tuple(ids) if self.live is None else tuple(ids[at] for at in self.positions.tolist())
+
+    @property
+    def num_documents(self) -> int:
+        """Documents that a search can find."""
+        return self.manifest.num_documents
+
+    @functools.cached_property
+    def positions(self) -> npt.NDArray[np.int64]:
+        """The positions of the documents that are not deleted, int64 (n_docs,), ascending."""
+        if self.live is None:
+            return np.arange(self.manifest.num_rows)
+        return np.flatnonzero(self.live)
+
+    @functools.cached_property
+    def doclens(self) -> npt.NDArray[np.int32]:
+        """Tokens of each document, int32 (n_rows,)."""
+        return np.concatenate([np.empty(0, np.int32), *(each.doclens for each in self.segments)])
+
+    def decode(self, position: int) -> npt.NDArray[np.float32]:
+        """The vectors of the document at `position` as they are stored, float32 (tokens, dim)."""
+        number = bisect.bisect_right(self.bases(), position) - 1
+        segment, base = self.segments[number], self.bases()[number]
+        start = int(self._starts[position] - self._starts[base])
+        rows = slice(start, start + int(self.doclens[position]))
+        return self.codec.decode({name: each[rows] for name, each in segment.columns.items()})
+
+    @functools.cached_property
+    def _starts(self) -> npt.NDArray[np.int64]:
+        """The first token of each document, counted through the segments."""
+        return np.cumsum(self.doclens, dtype=np.int64) - self.doclens
+
+    def check_open(self) -> None:
+        """Raise ValueError after `close`."""
+        if self.closed:
+            raise ValueError(f"the index {str(self.path)!r} is closed")
+
+    def close(self) -> None:
+        """Let go of the files; any later search raises ValueError."""
+        self.closed = True
+        self.segments = ()
+        self.__dict__.pop("searcher", None)
+        self.library.close()
+
+
+def _read_live(path: Path, segments: Sequence[SegmentRecord]) -> npt.NDArray[np.bool_] | None:
+    if not any(each.num_deleted for each in segments):
+        return None
+    parts = []
+    for each in segments:
+        live = np.ones(each.num_documents, np.bool_)
+        if each.deleted is not None:
+            rows = -(-each.num_documents // 8)
+            bits = open_npy(path / each.deleted, Column(np.dtype(np.uint8)), rows)
+            live = np.unpackbits(bits, count=each.num_documents) == 0
+        if each.num_documents - np.count_nonzero(live) != each.num_deleted:
+            raise IndexFormatError(
+                f"{path / (each.deleted or each.name)}: does not mark {each.num_deleted} documents"
+            )
+        parts.append(live)
+    return np.concatenate(parts)

@@ -1,0 +1,297 @@
+"""Changes of an index: documents added, replaced and deleted; segments merged, vectors re-encoded.
+
+Each is one transaction: a new generation, or nothing. New documents become a segment of their own;
+small ones are merged with the next, so that their number grows as the logarithm of the index's
+size, and a document is copied as many times at most.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from colbert_fast.assembly import Source, copy_segments, residual_norms
+from colbert_fast.build import (
+    BuildOptions,
+    Fitted,
+    check_documents,
+    encode_stream,
+    fit,
+    length_of,
+    save_codec,
+)
+from colbert_fast.compress.codec import Codec
+from colbert_fast.compress.kmeans import fit_centroids
+from colbert_fast.ingest import Chunk, TokenStream, read_documents
+from colbert_fast.kernels import ops
+from colbert_fast.search.snapshot import Snapshot
+from colbert_fast.storage.documents import Document, DocumentId, DocumentStore, DocumentWriter
+from colbert_fast.storage.library import Library
+from colbert_fast.storage.manifest import STORE, Manifest, SegmentRecord, new_lineage
+from colbert_fast.storage.segments import Segment, write_npy
+from colbert_fast.storage.spill import Spill
+from colbert_fast.storage.transactions import Transaction, update
+
+if TYPE_CHECKING:
+    from colbert_fast.model import ColBERT
+
+__all__ = ["AddOptions", "add_documents", "compact", "delete_documents"]
+
+logger = logging.getLogger(__name__)
+
+_MERGED = 2  # a segment joins those after it while it has at most so many times their tokens
+# New vectors whose mean distance from their centroids is so many times what it was when the codec
+# was fitted get centroids of their own; those of them that lie yet farther out do.
+_DRIFT = 1.1
+_TOKENS_PER_CENTROID = 64
+_SAMPLE_TOKENS = 1 << 18
+_KMEANS_ITERATIONS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class AddOptions:
+    """The options of `Index.add` and `Index.upsert`, which tell what they are."""
+
+    upsert: bool
+    pool_factor: int
+    timeout: float
+    progress: bool
+
+
+def add_documents(
+    path: Path,
+    documents: Iterable[Any],
+    options: AddOptions,
+    *,
+    model: Callable[[], ColBERT],
+    ids: Iterable[DocumentId] | None = None,
+) -> int:
+    """Add documents, or replace those whose ids are there; returns how many were given.
+
+    `model` is called if there are texts to encode.
+    """
+    check_documents(documents, ids)
+    with update(path, timeout=options.timeout) as transaction:
+        snapshot = Snapshot.of(path, transaction.base)
+        replaced: list[int] = []
+        items = read_documents(documents, ids, first_id=snapshot.manifest.next_id)
+        items = _new_or_replacing(items, snapshot.library, replaced if options.upsert else None)
+        first = next(items, None)
+        if first is None:
+            return 0
+        folder = _new_folder(transaction)
+        with DocumentWriter(folder / STORE) as store:
+            stream = TokenStream(
+                itertools.chain([first], items),
+                store,
+                model=model() if first.embeddings is None else None,
+                pool_factor=options.pool_factor,
+                expected=length_of(documents, ids),
+                progress=options.progress,
+                dim=snapshot.manifest.dim,
+            )
+            (codec, _), segment = encode_stream(
+                folder,
+                iter(stream),
+                lambda spill, _: _extended(snapshot, spill),
+                progress=options.progress,
+            )
+            store.close()
+        manifest = _with_codec(transaction, snapshot.manifest, codec)
+        transaction.commit(
+            dataclasses.replace(
+                manifest,
+                next_id=max(manifest.next_id, store.next_id),
+                segments=_appended(transaction, codec, _sources(snapshot, replaced), segment),
+            )
+        )
+        return store.count
+
+
+def _new_or_replacing(
+    documents: Iterator[Document], library: Library, replaced: list[int] | None
+) -> Iterator[Document]:
+    """The documents; positions of the same id go into `replaced`, or are an error without it."""
+    for document in documents:
+        for position in library.find([document.id]).values():
+            if replaced is None:
+                raise ValueError(
+                    f"ids must be unique: {document.id!r} is in the index already; upsert() "
+                    "replaces documents"
+                )
+            replaced.append(position)
+        yield document
+
+
+def _extended(snapshot: Snapshot, spill: Spill) -> Fitted:
+    """The index's codec, with more centroids where the new vectors lie far from those it has."""
+    codec, usual = snapshot.codec, snapshot.manifest.residual_norm
+    rng = np.random.default_rng(snapshot.manifest.generation)
+    sample = spill.sample(rng, spill.num_documents, _SAMPLE_TOKENS)
+    codes, _ = ops.assign(sample, codec.centroids)
+    norms = residual_norms(sample, codes, codec)
+    drift = float(norms.mean(dtype=np.float64)) / usual if usual else 1.0
+    fitted = Fitted(codec, usual)
+    if drift < _DRIFT:
+        return fitted
+    far = sample[norms > _DRIFT * usual]
+    share = spill.num_tokens / max(snapshot.manifest.num_tokens, spill.num_tokens)
+    wanted = min(int(len(codec.centroids) * share), len(far) // _TOKENS_PER_CENTROID)
+    if wanted == 0:
+        return fitted
+    logger.warning(
+        "new documents lie %.2f times as far from the centroids as those that the index was built "
+        "of: %d centroids are added to %d; compact(retrain=True) fits all of them anew",
+        drift,
+        wanted,
+        len(codec.centroids),
+    )
+    added = fit_centroids(far, wanted, iterations=_KMEANS_ITERATIONS, seed=0)
+    return fitted._replace(codec=codec.extended(added))
+
+
+def _with_codec(transaction: Transaction, manifest: Manifest, codec: Codec) -> Manifest:
+    if len(codec.centroids) == manifest.num_centroids:
+        return manifest
+    return dataclasses.replace(
+        manifest,
+        codec_folder=save_codec(transaction, codec),
+        num_centroids=len(codec.centroids),
+    )
+
+
+def _sources(snapshot: Snapshot, deleted: Iterable[int] = ()) -> list[Source]:
+    """The segments with the documents that are live, less those at the positions `deleted`."""
+    gone = np.zeros(snapshot.manifest.num_rows, np.bool_)
+    gone[list(deleted)] = True
+    bases = snapshot.bases()
+    return [
+        Source(
+            record,
+            snapshot.segments[number],
+            snapshot.library.stores[number],
+            snapshot.live_of(number) & ~gone[bases[number] : bases[number + 1]],
+        )
+        for number, record in enumerate(snapshot.manifest.segments)
+    ]
+
+
+def _records(transaction: Transaction, sources: Iterable[Source]) -> list[SegmentRecord]:
+    """The segments' records, with what is newly deleted marked; empty ones are left out."""
+    records = []
+    for source in sources:
+        record, left = source.record, int(np.count_nonzero(source.wanted))
+        if left == 0:
+            continue
+        if record.num_documents - left > record.num_deleted:
+            name = transaction.new_name("deleted") + ".npy"
+            write_npy(transaction.folder / name, np.packbits(~source.wanted))
+            record = dataclasses.replace(
+                record, num_deleted=record.num_documents - left, deleted=name
+            )
+        records.append(record)
+    return records
+
+
+def _appended(
+    transaction: Transaction, codec: Codec, sources: list[Source], fresh: SegmentRecord
+) -> tuple[SegmentRecord, ...]:
+    """The records with the new segment, merged with those before it that are not much larger."""
+    tail = [_source_of(transaction.folder, codec, fresh)]
+    tokens = fresh.num_tokens
+    while sources and sources[-1].record.num_tokens <= _MERGED * tokens:
+        tail.insert(0, sources[-1])
+        tokens += sources[-1].record.num_tokens
+        sources = sources[:-1]
+    if len(tail) > 1:
+        fresh = copy_segments(_new_folder(transaction), codec, tail)
+    return (*_records(transaction, sources), fresh)
+
+
+def _source_of(folder: Path, codec: Codec, record: SegmentRecord) -> Source:
+    return Source(
+        record,
+        Segment.open(
+            folder / record.name,
+            codec.columns(),
+            num_documents=record.num_documents,
+            num_tokens=record.num_tokens,
+            num_centroids=record.num_centroids,
+        ),
+        DocumentStore(folder / record.name / STORE, record.num_documents),
+        np.ones(record.num_documents, np.bool_),
+    )
+
+
+def _new_folder(transaction: Transaction) -> Path:
+    folder = transaction.folder / transaction.new_name("segment")
+    folder.mkdir()
+    return folder
+
+
+def delete_documents(path: Path, ids: Iterable[DocumentId], *, timeout: float) -> int:
+    """Mark documents as deleted; returns how many."""
+    with update(path, timeout=timeout) as transaction:
+        snapshot = Snapshot.of(path, transaction.base)
+        positions = set(snapshot.library.positions(ids, name="ids"))
+        if positions:
+            records = _records(transaction, _sources(snapshot, positions))
+            transaction.commit(dataclasses.replace(snapshot.manifest, segments=tuple(records)))
+        return len(positions)
+
+
+def compact(path: Path, *, retrain: bool, seed: int, timeout: float, progress: bool) -> None:
+    """Write all live documents as one segment; with `retrain` under a codec fitted to them."""
+    with update(path, timeout=timeout) as transaction:
+        snapshot = Snapshot.of(path, transaction.base)
+        manifest = snapshot.manifest
+        sources = [each for each in _sources(snapshot) if each.wanted.any()]
+        tidy = len(sources) == len(manifest.segments) == 1 and manifest.segments[0].num_deleted == 0
+        if not sources or (tidy and not retrain):
+            return
+        folder = _new_folder(transaction)
+        if not retrain:
+            segment = copy_segments(folder, snapshot.codec, sources)
+        else:
+            (codec, residual_norm), segment = _encoded_again(
+                folder, snapshot, sources, seed, progress
+            )
+            manifest = dataclasses.replace(
+                manifest,
+                codec_folder=save_codec(transaction, fitted.codec),
+                num_centroids=len(fitted.codec.centroids),
+                residual_norm=fitted.residual_norm,
+                lineage=new_lineage(),
+            )
+        transaction.commit(dataclasses.replace(manifest, segments=(segment,)))
+
+
+def _encoded_again(
+    folder: Path, snapshot: Snapshot, sources: list[Source], seed: int, progress: bool
+) -> tuple[Fitted, SegmentRecord]:
+    old = snapshot.codec
+    chunks = (
+        Chunk(old.decode(columns).astype(np.float16), doclens)
+        for source in sources
+        for columns, doclens in source.chunks()
+        if len(doclens)
+    )
+    expected = sum(int(np.count_nonzero(each.wanted)) for each in sources)
+    with DocumentWriter(folder / STORE) as store:
+        for source in sources:
+            store.add_rows(row for row in source.store.rows() if source.wanted[row[0]])
+        store.close()
+    nbits = 2 if old.name == "float16" else old.nbits  # where it is not looked at
+    options = BuildOptions(nbits=nbits, codec=old.name, seed=seed, progress=progress)
+    return encode_stream(
+        folder,
+        chunks,
+        lambda spill, complete: fit(spill, complete, expected, options),
+        progress=progress,
+    )
