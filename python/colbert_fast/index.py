@@ -248,7 +248,7 @@ class Index:
                 searcher, vectors, params, mask, len(self), self._manifest.num_centroids
             )
         except RuntimeError as error:
-            if "`lists`" not in str(error):
+            if "lists`" not in str(error):
                 raise
             raise IndexFormatError(
                 f"{self._segment_path}: {error}; verify() says which file is damaged"
@@ -319,7 +319,7 @@ class Index:
         segment = self._arrays()
         # The kernels look codes up without a check, so one out of range would be a crash.
         segment.check_codes(self._segment_path, self._manifest.num_centroids)
-        return Searcher.of(segment, self._codec)
+        return Searcher.of([segment], self._codec)
 
     def _arrays(self) -> Segment:
         if self._segment is None:

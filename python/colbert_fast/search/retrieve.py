@@ -42,6 +42,9 @@ def retrieve(
     allowed = num_documents if subset is None else int(np.count_nonzero(subset))
     if params.k > num_documents:
         params = params._replace(k=num_documents)
+    if allowed == 0:
+        shape = len(queries), params.k
+        return np.full(shape, -1, np.int64), np.full(shape, -np.inf, np.float32)
     if allowed <= params.ndocs and params.mode == "plaid" and subset is not None:
         params = params._replace(exhaustive=True)
     pids, scores = searcher.search(queries, params, subset=subset)
