@@ -113,7 +113,9 @@ py::array_t<std::int32_t> read_lists(const py::object &counts, const py::object 
       read_list(lists, static_cast<std::size_t>(*cell), static_cast<std::size_t>(n_docs), ids);
     std::sort(ids.begin(), ids.end());
     ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
-  } catch (const std::runtime_error &error) { throw py::value_error(error.what()); }
+  } catch (const std::runtime_error &error) {
+    throw py::value_error(std::string("`lists`: ") + error.what());
+  }
   return py::array_t<std::int32_t>(static_cast<py::ssize_t>(ids.size()), ids.data());
 }
 

@@ -18,14 +18,20 @@ namespace {
 // So that no sum of products overflows: scores stay finite and ordered.
 constexpr float kLargestValue = 1e15f;
 
+// Whether `offsets` and `data` of inverted lists agree.
+void check_offsets(const std::int64_t *offsets, std::size_t n_lists, std::int64_t n_bytes,
+                   const std::string &part) {
+  if (offsets[0] != 0 || !std::is_sorted(offsets, offsets + n_lists + 1) ||
+      offsets[n_lists] != n_bytes)
+    throw py::value_error("`" + part + "offsets` must rise from 0 to the length of `" + part +
+                          "data`");
+}
+
 // A Searcher with the Python arrays that it reads.
 class BoundSearcher {
 public:
   BoundSearcher(const py::object &centroids, const std::optional<py::object> &weights,
-                const py::object &codes, const std::optional<py::object> &residuals,
-                const py::object &scales, const std::optional<py::object> &embeddings,
-                const py::object &inverse_norms, const py::object &doclens,
-                const py::object &counts, const py::object &offsets, const py::object &data) {
+                const std::vector<py::dict> &parts) {
     Collection c{};
     const View centers =
         hold(expect(centroids, "centroids", {DType::f32}, {kAny, kAny}), centroids);
@@ -33,40 +39,15 @@ public:
     if (centers.shape[0] == 0) throw py::value_error("`centroids` must not be empty");
     check_finite(centers, "centroids");
     c.centroids = centers.as<const float>(), c.n_centroids = centers.dim(0), c.dim = centers.dim(1);
-    const View ids = hold(expect(codes, "codes", {DType::i32, DType::u16}, {kAny}), codes);
-    c.tokens.codes = codes_of(ids);
-    c.offsets = check_doclens(expect(doclens, "doclens", {DType::i32}, {kAny}), ids.shape[0]);
-    if (residuals.has_value() == embeddings.has_value() ||
-        residuals.has_value() != weights.has_value())
-      throw py::value_error("pass `weights` and `residuals`, or `embeddings`");
-    if (embeddings) {
-      c.embeddings =
-          hold(expect(*embeddings, "embeddings", {DType::f16}, {ids.shape[0], centers.shape[1]}),
-               *embeddings)
-              .as<const std::uint16_t>();
-    } else {
-      const View packed =
-          hold(expect(*residuals, "residuals", {DType::u8}, {ids.shape[0], kAny}), *residuals);
-      const int nbits = nbits_of_rows(packed.shape[1], centers.shape[1]);
-      const View w = expect(*weights, "weights", {DType::f32}, {kAny});
-      check_weights(w, nbits);
-      codec_ =
-          std::make_unique<CodecTables>(c.centroids, w.as<const float>(), w.dim(0), nbits, c.dim);
-      c.codec = codec_.get();
-      c.tokens.packed = packed.as<const std::uint8_t>();
-      c.tokens.scales = check_bytes(scales, "scales", ids.shape[0]);
-      c.tokens.inverse_norms = check_bytes(inverse_norms, "inverse_norms", ids.shape[0]);
-      owners_.push_back(scales);
-      owners_.push_back(inverse_norms);
+    std::size_t base = 0;
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      c.parts.push_back(part(parts[i], "parts[" + std::to_string(i) + "].", centers, weights));
+      c.parts.back().base = base;
+      base += c.parts.back().n_docs();
+      if (base > static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max()))
+        throw py::value_error("`parts` must be of at most 2147483647 documents together");
     }
-    const View n = hold(expect(counts, "counts", {DType::i32}, {centers.shape[0]}), counts);
-    const View at = hold(expect(offsets, "offsets", {DType::i64}, {centers.shape[0] + 1}), offsets);
-    const View bytes = hold(expect(data, "data", {DType::u8}, {kAny}), data);
-    const auto *ends = at.as<const std::int64_t>();
-    if (ends[0] != 0 || !std::is_sorted(ends, ends + at.dim(0)) ||
-        ends[at.dim(0) - 1] != bytes.shape[0])
-      throw py::value_error("`offsets` must rise from 0 to the length of `data`");
-    c.lists = {n.as<const std::int32_t>(), ends, bytes.as<const std::uint8_t>(), centers.dim(0)};
+    c.codec = codec_.get();
     searcher_ = std::make_unique<Searcher>(std::move(c));
   }
 
@@ -134,6 +115,67 @@ private:
     return view;
   }
 
+  // The part that `arrays` holds; messages put `name` before an array's.
+  Part part(const py::dict &arrays, const std::string &name, const View &centers,
+            const std::optional<py::object> &weights) {
+    const auto array = [&](const char *key, std::initializer_list<DType> dtypes,
+                           std::initializer_list<std::int64_t> shape) {
+      const py::object value = arrays[key];
+      return hold(expect(value, (name + key).c_str(), dtypes, shape), value);
+    };
+    Part p{};
+    const View codes = array("codes", {DType::i32, DType::u16}, {kAny});
+    const std::int64_t n = codes.shape[0];
+    p.tokens.codes = codes_of(codes);
+    p.offsets = check_doclens(array("doclens", {DType::i32}, {kAny}), n, name + "doclens");
+    const bool has_residuals = !arrays["residuals"].is_none();
+    if (has_residuals == !arrays["embeddings"].is_none() || has_residuals != weights.has_value())
+      throw py::value_error("pass `weights` and `" + name + "residuals`, or `" + name +
+                            "embeddings`");
+    if (has_residuals) {
+      const View packed = array("residuals", {DType::u8}, {n, kAny});
+      use_codec(*weights, nbits_of_rows(packed.shape[1], centers.shape[1], name + "residuals"),
+                name, centers);
+      p.tokens.packed = packed.as<const std::uint8_t>();
+      p.tokens.scales = bytes(arrays["scales"], name + "scales", n);
+      p.tokens.inverse_norms = bytes(arrays["inverse_norms"], name + "inverse_norms", n);
+    } else {
+      p.embeddings =
+          array("embeddings", {DType::f16}, {n, centers.shape[1]}).as<const std::uint16_t>();
+    }
+    const View counts = array("counts", {DType::i32}, {kAny});
+    if (counts.shape[0] > centers.shape[0])
+      throw py::value_error("`" + name + "counts` must be of at most the " +
+                            std::to_string(centers.shape[0]) + " centroids, got " +
+                            std::to_string(counts.shape[0]));
+    const View offsets = array("offsets", {DType::i64}, {counts.shape[0] + 1});
+    const View data = array("data", {DType::u8}, {kAny});
+    check_offsets(offsets.as<const std::int64_t>(), counts.dim(0), data.shape[0], name);
+    p.lists = {counts.as<const std::int32_t>(), offsets.as<const std::int64_t>(),
+               data.as<const std::uint8_t>(), counts.dim(0)};
+    return p;
+  }
+
+  // All parts are decoded by one codec, made when the first of them tells its bits.
+  void use_codec(const py::object &weights, int nbits, const std::string &part,
+                 const View &centers) {
+    if (codec_ == nullptr) {
+      const View w = expect(weights, "weights", {DType::f32}, {kAny});
+      check_weights(w, nbits);
+      codec_ = std::make_unique<CodecTables>(centers.as<const float>(), w.as<const float>(),
+                                             w.dim(0), nbits, centers.dim(1));
+    } else if (codec_->decoder().nbits != nbits) {
+      throw py::value_error(
+          "`" + part + "residuals` must have " + std::to_string(codec_->decoder().nbits) +
+          " bits per dimension, as the parts before, got " + std::to_string(nbits));
+    }
+  }
+
+  const std::uint8_t *bytes(const py::object &column, const std::string &name, std::int64_t n) {
+    owners_.push_back(column);
+    return check_bytes(column, name, n);
+  }
+
   std::vector<py::object> owners_;
   std::unique_ptr<CodecTables> codec_;
   std::unique_ptr<Searcher> searcher_;
@@ -144,13 +186,9 @@ private:
 void bind_search(py::module_ &m) {
   using py::arg;
   py::class_<BoundSearcher>(m, "Searcher")
-      .def(py::init<const py::object &, const std::optional<py::object> &, const py::object &,
-                    const std::optional<py::object> &, const py::object &,
-                    const std::optional<py::object> &, const py::object &, const py::object &,
-                    const py::object &, const py::object &, const py::object &>(),
-           py::kw_only(), arg("centroids"), arg("weights"), arg("codes"), arg("residuals"),
-           arg("scales").none(true), arg("embeddings"), arg("inverse_norms").none(true),
-           arg("doclens"), arg("counts"), arg("offsets"), arg("data"))
+      .def(py::init<const py::object &, const std::optional<py::object> &,
+                    const std::vector<py::dict> &>(),
+           py::kw_only(), arg("centroids"), arg("weights"), arg("parts"))
       .def("search", &BoundSearcher::search, arg("queries"), arg("starts"), py::kw_only(),
            arg("nprobe"), arg("ndocs"), arg("plaid"), arg("threshold"), arg("exhaustive"),
            arg("subset"), arg("ids"), arg("scores"));

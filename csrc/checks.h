@@ -27,11 +27,13 @@ inline void check_nbits(std::int64_t nbits) {
 }
 
 // The bits per dimension of rows of `packed_dim` bytes.
-inline int nbits_of_rows(std::int64_t packed_dim, std::int64_t dim) {
+inline int nbits_of_rows(std::int64_t packed_dim, std::int64_t dim,
+                         const std::string &name = "residuals") {
   for (const int nbits : {1, 2, 3, 4, 8})
     if (packed_dim * 8 == dim * nbits) return nbits;
-  throw py::value_error("`residuals` must have dim / 8 bytes per row and bit, for 1, 2, 3, 4 or 8 "
-                        "bits; got " +
+  throw py::value_error("`" + name +
+                        "` must have dim / 8 bytes per row and bit, for 1, 2, 3, 4 or 8 bits; "
+                        "got " +
                         std::to_string(packed_dim) + " bytes for dim " + std::to_string(dim));
 }
 
@@ -48,9 +50,10 @@ inline void check_weights(const View &weights, int nbits) {
 }
 
 // Byte columns with a value per token; null for None.
-inline const std::uint8_t *check_bytes(const py::object &column, const char *name, std::int64_t n) {
+inline const std::uint8_t *check_bytes(const py::object &column, const std::string &name,
+                                       std::int64_t n) {
   if (column.is_none()) return nullptr;
-  return expect(column, name, {DType::u8}, {n}).as<const std::uint8_t>();
+  return expect(column, name.c_str(), {DType::u8}, {n}).as<const std::uint8_t>();
 }
 
 inline void check_finite(const View &floats, const char *name) {
@@ -61,20 +64,21 @@ inline void check_finite(const View &floats, const char *name) {
 }
 
 // Offsets of the documents' first tokens; the lengths must be there, and sum to n_tokens.
-inline std::vector<std::int64_t> check_doclens(const View &doclens, std::int64_t n_tokens) {
+inline std::vector<std::int64_t> check_doclens(const View &doclens, std::int64_t n_tokens,
+                                               const std::string &name = "doclens") {
   if (doclens.shape[0] > std::numeric_limits<std::int32_t>::max())
-    throw py::value_error("`doclens` must be of at most 2147483647 documents, got " +
+    throw py::value_error("`" + name + "` must be of at most 2147483647 documents, got " +
                           std::to_string(doclens.shape[0]));
   std::vector<std::int64_t> offsets(doclens.dim(0) + 1, 0);
   for (std::size_t i = 0; i < doclens.dim(0); ++i) {
     const std::int32_t length = doclens.as<const std::int32_t>()[i];
     if (length < 0)
-      throw py::value_error("`doclens` must not be negative, got " + std::to_string(length) +
+      throw py::value_error("`" + name + "` must not be negative, got " + std::to_string(length) +
                             " at " + std::to_string(i));
     offsets[i + 1] = offsets[i] + length;
   }
   if (offsets.back() != n_tokens)
-    throw py::value_error("`doclens` must sum to the number of tokens, " +
+    throw py::value_error("`" + name + "` must sum to the number of tokens, " +
                           std::to_string(n_tokens) + ", got " + std::to_string(offsets.back()));
   return offsets;
 }

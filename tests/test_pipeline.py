@@ -11,7 +11,7 @@ from colbert_fast import _core
 from colbert_fast.compress.codec import ResidualCodec
 from colbert_fast.kernels import ops, reference
 from colbert_fast.search.params import SearchParams
-from colbert_fast.search.pipeline import Searcher
+from colbert_fast.search.pipeline import Part, Searcher
 from support import (
     NBITS,
     Collection,
@@ -35,7 +35,7 @@ QUERIES = [DATA.query, -DATA.query[:1], DATA.embeddings[40:57].copy()]
 
 
 def arrays_of(data: Collection, codec: str) -> Arguments:
-    """The arguments that ``Searcher`` and ``reference.search`` share."""
+    """The arguments of ``reference.search``, which ``Searcher`` and ``Part`` share."""
     common = {"centroids": data.centroids, "codes": data.codes, "doclens": data.doclens}
     if codec == "float16":
         return common | {"embeddings": data.embeddings.astype(np.float16)}
@@ -44,12 +44,17 @@ def arrays_of(data: Collection, codec: str) -> Arguments:
 
 
 def make_searcher(data: Collection, codec: str) -> Searcher:
-    nothing = dict.fromkeys(("residuals", "weights", "scales", "embeddings"))
-    return Searcher(
-        **nothing | arrays_of(data, codec),
-        inverse_norms=None if codec == "float16" else data.inverse_norms,
-        lists=ops.build_lists(data.codes, data.doclens, len(data.centroids)),
-    )
+    arrays = arrays_of(data, codec)
+    if codec != "float16":
+        arrays["inverse_norms"] = data.inverse_norms
+    return searcher_of(arrays, ops.build_lists(data.codes, data.doclens, len(data.centroids)))
+
+
+def searcher_of(arrays: Arguments, lists: ops.InvertedLists) -> Searcher:
+    """Over one part."""
+    shared = {"centroids": arrays["centroids"], "weights": arrays.get("weights")}
+    part = Part(**{name: arrays[name] for name in arrays.keys() - shared.keys()}, lists=lists)
+    return Searcher(**shared, parts=[part])
 
 
 COLLECTIONS = {"default": TRELLIS, "plaid": DATA, "float16": DATA}
@@ -258,11 +263,8 @@ def test_documents_that_all_score_below_zero(name: Any) -> None:
     codec = ResidualCodec.fit(centroids, embeddings, nbits=2, name=name)
     columns = codec.encode(embeddings)
     lists = ops.build_lists(columns["codes"], DOCLENS, 40)
-    nothing: Arguments = {"embeddings": None, "scales": None}
-    searcher = Searcher(
-        **nothing | dict(columns), centroids=codec.centroids, weights=codec.weights,
-        doclens=DOCLENS, lists=lists,
-    )  # fmt: skip
+    shared: Arguments = {"centroids": codec.centroids, "weights": codec.weights}
+    searcher = Searcher(**shared, parts=[Part(**columns, doclens=DOCLENS, lists=lists)])
     queries = [-axis, -embeddings[:32]]
     exact_ids, exact = searcher.search(queries, SearchParams.resolve(280, exhaustive=True))
     assert (exact[:, :200] < 0).all()
@@ -298,11 +300,12 @@ def test_same_bits_alone_in_a_batch_and_on_any_threads(codec: str, options: Argu
 @pytest.mark.parametrize(
     ("change", "error", "name"),
     [
-        ({"scales": TRELLIS.scales[1:]}, ValueError, "scales"),
-        ({"scales": TRELLIS.scales.astype(np.float32)}, TypeError, "scales"),
+        ({"scales": TRELLIS.scales[1:]}, ValueError, r"parts\[0\]\.scales"),
+        ({"scales": TRELLIS.scales.astype(np.float32)}, TypeError, r"parts\[0\]\.scales"),
         ({"weights": TRELLIS.weights[:5].copy()}, ValueError, "weights"),
-        ({"residuals": TRELLIS.residuals[:, :5].copy()}, ValueError, "residuals"),
-        ({"inverse_norms": TRELLIS.inverse_norms[1:]}, ValueError, "inverse_norms"),
+        ({"residuals": TRELLIS.residuals[:, :5].copy()}, ValueError, r"parts\[0\]\.residuals"),
+        ({"inverse_norms": TRELLIS.inverse_norms[1:]}, ValueError, r"parts\[0\]\.inverse_norms"),
+        ({"doclens": DOCLENS[1:]}, ValueError, r"parts\[0\]\.doclens"),
         ({"weights": None}, ValueError, "weights"),
         ({"centroids": np.full((40, 32), np.nan, np.float32)}, ValueError, "centroids.*finite"),
     ],
@@ -310,9 +313,9 @@ def test_same_bits_alone_in_a_batch_and_on_any_threads(codec: str, options: Argu
 def test_mistakes_are_named(change: Arguments, error: type[Exception], name: str) -> None:
     arguments = arrays_of(TRELLIS, "default") | {"inverse_norms": TRELLIS.inverse_norms}
     lists = ops.build_lists(TRELLIS.codes, DOCLENS, 40)
-    Searcher(**arguments, embeddings=None, lists=lists)
+    searcher_of(arguments, lists)
     with pytest.raises(error, match=name):
-        Searcher(**arguments | change, embeddings=None, lists=lists)
+        searcher_of(arguments | change, lists)
 
 
 def test_a_subset_of_nothing_and_no_queries() -> None:

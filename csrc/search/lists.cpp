@@ -159,7 +159,7 @@ BuiltLists invert(Codes codes, const std::vector<std::int64_t> &starts, std::siz
 void read_list(const Lists &lists, std::size_t c, std::size_t n_docs,
                std::vector<std::int32_t> &out) {
   const auto corrupt = [&] {
-    return std::runtime_error("`lists`: list " + std::to_string(c) +
+    return std::runtime_error("list " + std::to_string(c) +
                               " is corrupt, or holds a document not below " +
                               std::to_string(n_docs));
   };

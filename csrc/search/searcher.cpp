@@ -4,6 +4,8 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <stdexcept>
+#include <string>
 
 #include "cpu/dispatch.h"
 #include "search/probe.h"
@@ -74,17 +76,20 @@ struct Searcher::Arena {
   }
 };
 
-struct Searcher::Tokens {
-  std::size_t first, count;
-};
-
 Searcher::Searcher(Collection collection)
     : collection_(std::move(collection)),
-      bytes_(collection_.centroids, collection_.n_centroids, collection_.dim) {}
+      bytes_(collection_.centroids, collection_.n_centroids, collection_.dim),
+      has_inverse_norms_(
+          std::all_of(collection_.parts.begin(), collection_.parts.end(),
+                      [](const Part &part) { return part.tokens.inverse_norms != nullptr; })) {}
 
-Searcher::Tokens Searcher::tokens_of(std::int32_t document) const {
-  const auto at = collection_.offsets.begin() + document;
-  return {static_cast<std::size_t>(at[0]), static_cast<std::size_t>(at[1] - at[0])};
+const Part &Searcher::part_of(std::size_t document) const {
+  // The last part that begins at or before the document: of several that begin there, all but the
+  // last are empty.
+  const auto after =
+      std::upper_bound(collection_.parts.begin(), collection_.parts.end(), document,
+                       [](std::size_t id, const Part &part) { return id < part.base; });
+  return *(after - 1);
 }
 
 // Float scores of all centroids, and the best of each query token.
@@ -100,17 +105,31 @@ void Searcher::score_centroids(Arena &arena, std::size_t nprobe) const {
   probe(arena.scores.data(), c.n_centroids, lanes, arena.query.count(), nprobe, arena.cells);
 }
 
+// Mark the documents that one part's lists have for `cells`, which ascend.
+void Searcher::mark(Arena &arena, std::size_t index) const {
+  const Part &part = collection_.parts[index];
+  for (const std::int32_t cell : arena.cells) {
+    const auto c = static_cast<std::size_t>(cell);
+    if (c >= part.lists.n_lists) break;
+    arena.ids.clear();
+    try {
+      read_list(part.lists, c, part.n_docs(), arena.ids);
+    } catch (const std::runtime_error &error) {
+      throw std::runtime_error("`parts[" + std::to_string(index) + "].lists`: " + error.what());
+    }
+    for (const std::int32_t id : arena.ids) {
+      const std::size_t document = part.base + static_cast<std::size_t>(id);
+      arena.seen[document / 64] |= std::uint64_t{1} << (document % 64);
+    }
+  }
+}
+
 void Searcher::gather(Arena &arena, const std::uint8_t *allowed) const {
   std::vector<std::int32_t> &cells = arena.cells;
   std::sort(cells.begin(), cells.end());
   cells.erase(std::unique(cells.begin(), cells.end()), cells.end());
   arena.seen.assign((n_docs() + 63) / 64, 0);
-  for (const std::int32_t cell : cells) {
-    arena.ids.clear();
-    read_list(collection_.lists, static_cast<std::size_t>(cell), n_docs(), arena.ids);
-    for (const std::int32_t id : arena.ids)
-      arena.seen[static_cast<std::size_t>(id) / 64] |= std::uint64_t{1} << (id % 64);
-  }
+  for (std::size_t i = 0; i < collection_.parts.size(); ++i) mark(arena, i);
   arena.hits.clear();
   for (std::size_t word = 0; word < arena.seen.size(); ++word)
     for (std::uint64_t bits = arena.seen[word]; bits != 0; bits &= bits - 1) {
@@ -122,10 +141,12 @@ void Searcher::gather(Arena &arena, const std::uint8_t *allowed) const {
 
 void Searcher::all_documents(Arena &arena, const std::uint8_t *allowed) const {
   arena.hits.clear();
-  for (std::size_t id = 0; id < n_docs(); ++id)
-    if (collection_.offsets[id + 1] > collection_.offsets[id] &&
-        (allowed == nullptr || allowed[id] != 0))
-      arena.hits.push_back({0.0f, static_cast<std::int32_t>(id)});
+  for (const Part &part : collection_.parts)
+    for (std::size_t i = 0; i < part.n_docs(); ++i) {
+      const std::size_t id = part.base + i;
+      if (part.offsets[i + 1] > part.offsets[i] && (allowed == nullptr || allowed[id] != 0))
+        arena.hits.push_back({0.0f, static_cast<std::int32_t>(id)});
+    }
 }
 
 // hits[begin, end) get score(tokens) each.
@@ -133,9 +154,14 @@ template <class Score>
 void Searcher::score_each(Arena &arena, std::size_t begin, std::size_t end, std::size_t grain,
                           Score score) const {
   parallel_for(end - begin, grain, [&](std::size_t first, std::size_t last) {
+    const Part *part = collection_.parts.data(); // where hits are many they ascend
     for (std::size_t i = begin + first; i < begin + last; ++i) {
       Hit &hit = arena.hits[i];
-      const float value = score(tokens_of(hit.document));
+      const auto document = static_cast<std::size_t>(hit.document);
+      if (!part->holds(document)) part = &part_of(document);
+      const std::int64_t *at = part->offsets.data() + (document - part->base);
+      const float value = score(
+          Tokens{*part, static_cast<std::size_t>(at[0]), static_cast<std::size_t>(at[1] - at[0])});
       // NaN, from a damaged file, would break the order that selection needs.
       hit.score = value == value ? value : -std::numeric_limits<float>::infinity();
     }
@@ -147,9 +173,9 @@ void Searcher::approximate(Arena &arena, const std::uint8_t *keep) const {
   const std::size_t lanes = arena.query.lanes();
   arena.init.assign(lanes, 0.0f);
   std::fill_n(arena.init.begin(), arena.query.count(), kNothingMatched);
-  score_each(arena, 0, arena.hits.size(), 256, [&](Tokens tokens) {
+  score_each(arena, 0, arena.hits.size(), 256, [&](const Tokens &tokens) {
     return cpu.approximate(arena.scores.data(), lanes,
-                           codes_from(collection_.tokens.codes, tokens.first), tokens.count, keep,
+                           codes_from(tokens.part.tokens.codes, tokens.first), tokens.count, keep,
                            arena.init.data());
   });
 }
@@ -157,8 +183,8 @@ void Searcher::approximate(Arena &arena, const std::uint8_t *keep) const {
 void Searcher::approximate_i8(Arena &arena) const {
   const Kernels &cpu = kernels();
   const ByteTable table = arena.bytes.table();
-  score_each(arena, 0, arena.hits.size(), 256, [&](Tokens tokens) {
-    return cpu.approximate_i8(table, codes_from(collection_.tokens.codes, tokens.first),
+  score_each(arena, 0, arena.hits.size(), 256, [&](const Tokens &tokens) {
+    return cpu.approximate_i8(table, codes_from(tokens.part.tokens.codes, tokens.first),
                               tokens.count);
   });
 }
@@ -174,9 +200,9 @@ void Searcher::score_int8(Arena &arena, std::size_t k, bool all) const {
   const ByteTable table = arena.bytes.table();
   arena.levels.pack(arena.query, codec);
   const float *ratio = arena.bytes.ratio(arena.query, codec.step());
-  const auto score = [&](Tokens tokens) {
+  const auto score = [&](const Tokens &tokens) {
     return cpu.residual_maxsim_i8(arena.levels.view(), ratio, table, decoder,
-                                  residuals_from(collection_.tokens, decoder, tokens.first),
+                                  residuals_from(tokens.part.tokens, decoder, tokens.first),
                                   tokens.count);
   };
   if (all) return score_each(arena, 0, arena.hits.size(), 32, score);
@@ -205,7 +231,7 @@ void Searcher::score_int8(Arena &arena, std::size_t k, bool all) const {
 float Searcher::int8_error(const Arena &arena, std::size_t lane) const {
   // Inverse norms, relative: the step of their byte. Codecs that go without have them near 1: with
   // 4 bits at a standard deviation of .0054, here as the width of a uniform error.
-  const float norm_step = collection_.tokens.inverse_norms == nullptr ? 0.0187f : 0.0055f;
+  const float norm_step = has_inverse_norms_ ? 0.0055f : 0.0187f;
   const float norm = arena.query.norms()[lane], table = arena.bytes.table().step[lane];
   const float centroid = norm * bytes_.largest_scale(), inverse = norm * norm_step;
   const float unit = arena.query.units()[lane], level = norm * 2 * collection_.codec->level_error();
@@ -217,27 +243,27 @@ void Searcher::score_exact(Arena &arena) const {
   const Kernels &cpu = kernels();
   const Panels query = arena.query.f32();
   if (collection_.codec == nullptr) {
-    score_each(arena, 0, arena.hits.size(), 16, [&](Tokens tokens) {
-      return cpu.maxsim(query, collection_.embeddings + tokens.first * collection_.dim, DType::f16,
+    score_each(arena, 0, arena.hits.size(), 16, [&](const Tokens &tokens) {
+      return cpu.maxsim(query, tokens.part.embeddings + tokens.first * collection_.dim, DType::f16,
                         tokens.count, nullptr);
     });
     return;
   }
   const Decoder decoder = collection_.codec->decoder();
-  score_each(arena, 0, arena.hits.size(), 8, [&](Tokens tokens) {
+  score_each(arena, 0, arena.hits.size(), 8, [&](const Tokens &tokens) {
     return cpu.residual_maxsim(
-        query, decoder, residuals_from(collection_.tokens, decoder, tokens.first), tokens.count);
+        query, decoder, residuals_from(tokens.part.tokens, decoder, tokens.first), tokens.count);
   });
 }
 
 // An exact score, but for odds of one in a thousand million: only the tokens are decoded that int8
 // products leave a chance, a third or so.
 float Searcher::score_contenders(const Arena &arena, const Decoder &decoder, const float *ratio,
-                                 Tokens tokens) const {
+                                 const Tokens &tokens) const {
   thread_local AlignedVector<float> cells;
   thread_local std::vector<std::int32_t> which, codes;
   thread_local std::vector<std::uint8_t> packed, scales;
-  const Residuals all = residuals_from(collection_.tokens, decoder, tokens.first);
+  const Residuals all = residuals_from(tokens.part.tokens, decoder, tokens.first);
   cells.resize(tokens.count * arena.query.lanes());
   which.resize(tokens.count);
   const std::size_t n =
@@ -277,8 +303,9 @@ void Searcher::score_exact_while(Arena &arena, std::size_t k) const {
   std::sort(hits.begin(), hits.end(), better);
   std::size_t begin = 0, end = std::min(k, hits.size());
   while (begin < end) {
-    score_each(arena, begin, end, 8,
-               [&](Tokens tokens) { return score_contenders(arena, decoder, ratio, tokens); });
+    score_each(arena, begin, end, 8, [&](const Tokens &tokens) {
+      return score_contenders(arena, decoder, ratio, tokens);
+    });
     const float kth = arena.kth(end, k);
     begin = end;
     while (end < hits.size() && end < begin + kStep && hits[end].score + slack >= kth) ++end;
@@ -327,6 +354,8 @@ void Searcher::search_default(Arena &arena, const SearchParams &params, const st
 void Searcher::search(const float *query, std::size_t count, const SearchParams &params,
                       const std::uint8_t *allowed, std::size_t n_allowed,
                       std::vector<Hit> &hits) const {
+  hits.clear();
+  if (n_allowed == 0) return;
   thread_local Arena arena;
   arena.query.pack(query, count, collection_.dim);
   if (params.exhaustive) {

@@ -1,5 +1,6 @@
-// The query pipeline over one index: probe, gather, approximate, score, select. All arrays belong
-// to the caller and are only read; a Searcher can serve any number of threads.
+// The query pipeline over one index: probe, gather, approximate, score, select. An index is some
+// centroids and parts, each a run of documents with lists of its own. All arrays belong to the
+// caller and are only read; a Searcher can serve any number of threads.
 #pragma once
 
 #include <cstdint>
@@ -26,17 +27,29 @@ struct Hit {
   std::int32_t document;
 };
 
-struct Collection {
-  const float *centroids;
-  std::size_t n_centroids, dim;
+struct Part {
+  std::size_t base;                  // documents in the parts before
   std::vector<std::int64_t> offsets; // of each document's first token, and one past the last
+  // Ids count from 0 in each part. Centroids are appended, so that a part may have fewer lists than
+  // there are centroids now.
   Lists lists;
-  // Residuals with their codec, or codes alone and whole vectors.
+  // Residuals, or codes alone and whole vectors.
   Residuals tokens;
-  const CodecTables *codec;
   const std::uint16_t *embeddings; // float16
 
   std::size_t n_docs() const { return offsets.size() - 1; }
+  bool holds(std::size_t document) const { return document - base < n_docs(); }
+};
+
+struct Collection {
+  const float *centroids;
+  std::size_t n_centroids, dim;
+  const CodecTables *codec; // null: the parts hold embeddings
+  std::vector<Part> parts;
+
+  std::size_t n_docs() const {
+    return parts.empty() ? 0 : parts.back().base + parts.back().n_docs();
+  }
 };
 
 class Searcher {
@@ -54,11 +67,16 @@ public:
 
 private:
   struct Arena;
-  struct Tokens;
+  // A document's tokens, counted from 0 in its part.
+  struct Tokens {
+    const Part &part;
+    std::size_t first, count;
+  };
   void search_plaid(Arena &arena, const SearchParams &params, const std::uint8_t *allowed) const;
   void search_default(Arena &arena, const SearchParams &params, const std::uint8_t *allowed,
                       std::size_t n_allowed) const;
   void score_centroids(Arena &arena, std::size_t nprobe) const;
+  void mark(Arena &arena, std::size_t index) const;
   void gather(Arena &arena, const std::uint8_t *allowed) const;
   void all_documents(Arena &arena, const std::uint8_t *allowed) const;
   void approximate(Arena &arena, const std::uint8_t *keep) const;
@@ -68,14 +86,15 @@ private:
   void score_exact_while(Arena &arena, std::size_t k) const;
   float int8_error(const Arena &arena, std::size_t lane) const;
   float score_contenders(const Arena &arena, const Decoder &decoder, const float *ratio,
-                         Tokens tokens) const;
-  Tokens tokens_of(std::int32_t document) const;
+                         const Tokens &tokens) const;
+  const Part &part_of(std::size_t document) const;
   template <class Score>
   void score_each(Arena &arena, std::size_t begin, std::size_t end, std::size_t grain,
                   Score score) const;
 
   Collection collection_;
   ByteCentroids bytes_;
+  bool has_inverse_norms_;
 };
 
 } // namespace colbert_fast

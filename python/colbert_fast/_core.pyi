@@ -65,15 +65,7 @@ class Searcher:
         *,
         centroids: Any,
         weights: Any,
-        codes: Any,
-        residuals: Any,
-        scales: Any,
-        embeddings: Any,
-        inverse_norms: Any,
-        doclens: Any,
-        counts: Any,
-        offsets: Any,
-        data: Any,
+        parts: list[dict[str, Any]],
     ) -> None: ...
     def search(
         self,

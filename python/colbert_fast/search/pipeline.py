@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,18 +18,17 @@ if TYPE_CHECKING:
     from colbert_fast.search.params import SearchParams
     from colbert_fast.storage.segments import Segment
 
-__all__ = ["Searcher"]
+__all__ = ["Part", "Searcher"]
 
 _BLOCK = 256  # queries in one call into C++: Ctrl-C is heard between calls
 
 
-class Searcher:
-    """Search over the arrays of one index, which are read in place and may be memory maps.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """The arrays of a run of documents, which are read in place and may be memory maps.
 
     Parameters
     ----------
-    centroids : float32 (K, dim)
-    weights : float32 (2 ** nbits,) or (16,), as in `ops.decompress`; None with `embeddings`
     codes : uint16 or int32 (n_tokens,)
     residuals : uint8 (n_tokens, dim * nbits // 8), or None with `embeddings`
     scales : uint8 (n_tokens,), or None where all are 1
@@ -36,6 +36,48 @@ class Searcher:
     inverse_norms : uint8 (n_tokens,), or None with `embeddings`
     doclens : int32 (n_docs,)
     lists : InvertedLists
+        Of these documents, numbered from 0, for the first centroids: centroids may have been
+        appended since.
+    """
+
+    codes: NDArray[np.uint16] | NDArray[np.int32]
+    residuals: NDArray[np.uint8] | None = None
+    scales: NDArray[np.uint8] | None = None
+    embeddings: NDArray[np.float16] | None = None
+    inverse_norms: NDArray[np.uint8] | None = None
+    doclens: NDArray[np.int32]
+    lists: InvertedLists
+
+    @classmethod
+    def of(cls, segment: Segment) -> Part:
+        """The arrays of a segment."""
+        return cls(
+            **segment.columns,
+            doclens=segment.doclens,
+            lists=InvertedLists(segment.list_counts, segment.list_offsets, segment.list_data),
+        )
+
+    def arrays(self) -> dict[str, Any]:
+        """What `_core.Searcher` calls them."""
+        columns = {name: array for name, array in vars(self).items() if name != "lists"}
+        return columns | self.lists._asdict()
+
+
+class Searcher:
+    """Search over the parts of one index, whose documents are numbered part after part.
+
+    Parameters
+    ----------
+    centroids : float32 (K, dim)
+    weights : float32 (2 ** nbits,) or (16,), as in `ops.decompress`; None with `embeddings`
+    parts
+        All compressed with the same weights, or all of embeddings.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An array is of the wrong type or shape, or disagrees with the others; named, as
+        ``parts[1].codes``.
     """
 
     def __init__(
@@ -43,42 +85,19 @@ class Searcher:
         *,
         centroids: NDArray[np.float32],
         weights: NDArray[np.float32] | None,
-        codes: NDArray[np.uint16] | NDArray[np.int32],
-        residuals: NDArray[np.uint8] | None,
-        scales: NDArray[np.uint8] | None,
-        embeddings: NDArray[np.float16] | None,
-        inverse_norms: NDArray[np.uint8] | None,
-        doclens: NDArray[np.int32],
-        lists: InvertedLists,
+        parts: Sequence[Part],
     ) -> None:
         self._core = _core.Searcher(
-            centroids=centroids,
-            weights=weights,
-            codes=codes,
-            residuals=residuals,
-            scales=scales,
-            embeddings=embeddings,
-            inverse_norms=inverse_norms,
-            doclens=doclens,
-            counts=lists.counts,
-            offsets=lists.offsets,
-            data=lists.data,
+            centroids=centroids, weights=weights, parts=[part.arrays() for part in parts]
         )
 
     @classmethod
-    def of(cls, segment: Segment, codec: Codec) -> Searcher:
-        """The searcher over a segment that `codec` encoded."""
-        columns = segment.columns
+    def of(cls, segments: Sequence[Segment], codec: Codec) -> Searcher:
+        """The searcher over segments that `codec` encoded."""
         return cls(
             centroids=codec.centroids,
             weights=getattr(codec, "weights", None),
-            codes=columns["codes"],
-            residuals=columns.get("residuals"),
-            scales=columns.get("scales"),
-            embeddings=columns.get("embeddings"),
-            inverse_norms=columns.get("inverse_norms"),
-            doclens=segment.doclens,
-            lists=InvertedLists(segment.list_counts, segment.list_offsets, segment.list_data),
+            parts=[Part.of(segment) for segment in segments],
         )
 
     def search(
@@ -96,7 +115,7 @@ class Searcher:
         params
             Resolved parameters; what they mean is told there.
         subset : bool (n_docs,)
-            Search only the documents that are True.
+            Search only the documents that are True; where none is, there are no hits.
 
         Returns
         -------

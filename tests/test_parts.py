@@ -1,0 +1,179 @@
+"""An index in parts answers as one part does, bit by bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from colbert_fast.kernels import ops, reference
+from colbert_fast.search.params import SearchParams
+from colbert_fast.search.pipeline import Part, Searcher
+from support import (
+    any_threads,
+    every_isa,
+    make_collection,
+    make_trellis_collection,
+    same_bits,
+)
+
+Columns = dict[str, np.ndarray]
+N_DOCS, K = 300, 40
+OLD_DOCS, OLD_K = 120, 24
+"""The first documents were compressed when there were fewer centroids."""
+
+DOCLENS = np.random.default_rng(3).integers(0, 20, N_DOCS).astype(np.int32)
+DOCLENS[[1, OLD_DOCS, OLD_DOCS + 1]] = 0
+ENDS = np.concatenate([[0], np.cumsum(DOCLENS)])
+
+BOUNDS = {
+    "one": (0, N_DOCS),
+    "two": (0, OLD_DOCS, N_DOCS),
+    "five": (0, 1, 100, OLD_DOCS, 200, N_DOCS),
+    "some empty": (0, 0, 1, 2, OLD_DOCS, OLD_DOCS + 2, OLD_DOCS + 2, N_DOCS, N_DOCS),
+}
+"""Where parts begin and end; some have no documents, some none with a token."""
+
+
+def collection(codec: str) -> tuple[Any, np.ndarray | None, Columns, np.ndarray]:
+    """Centroids, weights, columns and a query."""
+    make = make_collection if codec == "plaid" else make_trellis_collection
+    data = make(np.random.default_rng(5), nq=9, dim=32, num_centroids=K, doclens=DOCLENS)
+    if codec == "float16":
+        codes = data.codes.copy()
+        codes[: ENDS[OLD_DOCS]] %= OLD_K
+        columns = {"codes": codes, "embeddings": data.embeddings.astype(np.float16)}
+        return data.centroids, None, columns, data.query
+    scores = data.embeddings @ data.centroids.T
+    scores[: ENDS[OLD_DOCS], OLD_K:] = -np.inf
+    codes = scores.argmax(1).astype(np.int32)
+    columns = {"codes": codes, "residuals": data.residuals}
+    if data.scales is not None:
+        columns["scales"] = data.scales
+    columns["inverse_norms"] = reference.inverse_norms(
+        codes, data.residuals, data.centroids, data.weights, scales=data.scales
+    )
+    return data.centroids, data.weights, columns, data.query
+
+
+def part_of(columns: Columns, begin: int, end: int, code_type: Any) -> Part:
+    doclens = DOCLENS[begin:end]
+    rows = {name: column[ENDS[begin] : ENDS[end]] for name, column in columns.items()}
+    rows["codes"] = rows["codes"].astype(code_type)
+    lists = ops.build_lists(rows["codes"], doclens, OLD_K if end <= OLD_DOCS else K)
+    return Part(**rows, doclens=doclens, lists=lists)
+
+
+def searcher_of(codec: str, bounds: Sequence[int]) -> Searcher:
+    centroids, weights, columns, _ = COLLECTIONS[codec]
+    parts = [
+        part_of(columns, begin, end, (np.uint16, np.int32)[i % 2])
+        for i, (begin, end) in enumerate(itertools.pairwise(bounds))
+    ]
+    return Searcher(centroids=centroids, weights=weights, parts=parts)
+
+
+COLLECTIONS = {codec: collection(codec) for codec in ("default", "plaid", "float16")}
+SEARCHERS = {
+    codec: {name: searcher_of(codec, bounds) for name, bounds in BOUNDS.items()}
+    for codec in COLLECTIONS
+}
+QUERIES = [COLLECTIONS["plaid"][3], -COLLECTIONS["plaid"][3][:1], np.eye(33, 32, dtype=np.float32)]
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "default": {"ndocs": 64, "nprobe": 6},
+    "many probes": {"ndocs": 32, "nprobe": 100},
+    "scan": {"ndocs": 200},
+    "plaid": {"mode": "plaid", "ndocs": 64, "nprobe": 2},
+    "exhaustive": {"exhaustive": True},
+}
+
+
+@every_isa
+@any_threads
+@pytest.mark.parametrize("codec", COLLECTIONS)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_parts_do_not_show(codec: str, options: str) -> None:
+    params = SearchParams.resolve(10, **OPTIONS[options])
+    masks = [None, np.arange(N_DOCS) % 3 > 0, np.arange(N_DOCS) >= OLD_DOCS]
+    for subset in masks:
+        whole = SEARCHERS[codec]["one"].search(QUERIES, params, subset=subset)
+        assert (whole[0] >= 0).all()
+        for name, searcher in SEARCHERS[codec].items():
+            found = searcher.search(QUERIES, params, subset=subset)
+            assert same_bits(found, whole), name
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("codec", COLLECTIONS)
+def test_no_documents_no_hits(codec: str, options: str) -> None:
+    params = SearchParams.resolve(10, **OPTIONS[options])
+    nothing = Searcher(centroids=COLLECTIONS[codec][0], weights=COLLECTIONS[codec][1], parts=[])
+    for searcher, mask in (
+        (SEARCHERS[codec]["five"], np.zeros(N_DOCS, bool)),
+        (SEARCHERS[codec]["five"], np.arange(N_DOCS) == OLD_DOCS),  # it has no tokens
+        (searcher_of(codec, (0, 0)), None),
+        (nothing, None),
+    ):
+        ids, scores = searcher.search(QUERIES, params, subset=mask)
+        assert (ids == -1).all()
+        assert (scores == -np.inf).all()
+
+
+def five_parts() -> list[Part]:
+    bounds = BOUNDS["five"]
+    columns = COLLECTIONS["default"][2]
+    return [part_of(columns, *span, np.int32) for span in itertools.pairwise(bounds)]
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "error", "message"),
+    [
+        ("codes", lambda rows: rows.astype(np.int64), TypeError, r"parts\[3\]\.codes`"),
+        ("doclens", lambda rows: -rows, ValueError, r"parts\[3\]\.doclens` must not be negative"),
+        ("doclens", lambda rows: rows + 1, ValueError, r"parts\[3\]\.doclens` must sum to"),
+        ("scales", lambda rows: rows[1:], ValueError, r"parts\[3\]\.scales`"),
+        ("residuals", lambda rows: rows[:, :5].copy(), ValueError, r"parts\[3\]\.residuals` must"),
+        (
+            "residuals",
+            lambda rows: np.repeat(rows, 2, 1),
+            ValueError,
+            r"parts\[3\]\.residuals` must have 2 bits .* got 4",
+        ),
+        ("residuals", lambda _: None, ValueError, r"pass .*parts\[3\]\.embed"),
+        (
+            "lists",
+            lambda lists: lists._replace(data=lists.data[1:]),
+            ValueError,
+            r"parts\[3\]\.offsets` must rise from 0 to the length of `parts\[3\]\.data`",
+        ),
+        (
+            "lists",
+            lambda _: ops.build_lists(np.zeros(1, np.int32), np.ones(1, np.int32), K + 1),
+            ValueError,
+            r"parts\[3\]\.counts` must be of at most the 40 centroids, got 41",
+        ),
+    ],
+)
+def test_the_part_of_a_mistake_is_named(
+    column: str, change: Any, error: type[Exception], message: str
+) -> None:
+    centroids, weights, *_ = COLLECTIONS["default"]
+    parts = five_parts()
+    parts[3] = dataclasses.replace(parts[3], **{column: change(getattr(parts[3], column))})
+    with pytest.raises(error, match=message):
+        Searcher(centroids=centroids, weights=weights, parts=parts)
+
+
+def test_the_part_of_damaged_lists_is_named() -> None:
+    centroids, weights, *_ = COLLECTIONS["default"]
+    parts = five_parts()
+    damaged = parts[3].lists._replace(data=np.full_like(parts[3].lists.data, 255))
+    parts[3] = dataclasses.replace(parts[3], lists=damaged)
+    searcher = Searcher(centroids=centroids, weights=weights, parts=parts)
+    with pytest.raises(RuntimeError, match=r"`parts\[3\]\.lists`: list \d+ is corrupt"):
+        searcher.search(QUERIES, SearchParams.resolve(10, nprobe=10, ndocs=20))
