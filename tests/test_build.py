@@ -127,9 +127,10 @@ def test_stored_vectors_follow_the_formulas(
     for name, column in codec.encode(tokens).items():
         np.testing.assert_array_equal(columns[name], column)
     lists = reference.build_lists(codes, index._snapshot.segments[0].doclens, len(codec.centroids))
-    np.testing.assert_array_equal(index._snapshot.segments[0].list_counts, lists.counts)
-    np.testing.assert_array_equal(index._snapshot.segments[0].list_data, lists.data)
-    np.testing.assert_array_equal(index._snapshot.segments[0].doclens, [len(each) for each in documents])
+    [segment] = index._snapshot.segments
+    np.testing.assert_array_equal(segment.list_counts, lists.counts)
+    np.testing.assert_array_equal(segment.list_data, lists.data)
+    np.testing.assert_array_equal(segment.doclens, [len(each) for each in documents])
 
 
 def test_float16_keeps_the_vectors(tmp_path: Path, documents: list[np.ndarray]) -> None:
@@ -198,7 +199,7 @@ def with_value(value: float) -> np.ndarray:
         (with_value(-np.inf), ValueError, "document 'd5': token vector 2 is not finite"),
         (with_value(0), ValueError, "document 'd5': token vector 2 is zero"),
         (np.zeros((0, 64)), ValueError, r"document 'd5': no token vectors \(0, 64\)"),
-        (np.ones((2, 32)), ValueError, "document 'd5': dim is 32, earlier documents have 64"),
+        (np.ones((2, 32)), ValueError, "document 'd5': dim is 32, other documents have 64"),
         (np.ones(64), ValueError, r"'d5': .* shape \(tokens, dim\), got \(64,\); a single"),
         (np.ones((2, 64), np.int64), TypeError, "document 'd5': embeddings must be floats, got"),
         ("text", ValueError, "document 'd5' has no embeddings, earlier ones have"),
@@ -471,7 +472,7 @@ def test_relative_paths(
 def test_the_manifest_says_what_was_built(tmp_path: Path, rng: np.random.Generator) -> None:
     index = make(tmp_path / "a", clustered(rng, 20, dim=32), nbits=4, model=WordModel())
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
-    assert (manifest["format"], manifest["version"]) == ("colbert_fast", 2)
+    assert (manifest["format"], manifest["version"]) == ("colbert_fast", 3)
     assert (manifest["codec"], manifest["nbits"], manifest["dim"]) == ("default", 4, 32)
     assert manifest["model"] == "words"
-    assert set(manifest["files"]) == set(files(index.path))
+    assert {*manifest["files"], "writer.lock"} == set(files(index.path))

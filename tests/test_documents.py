@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from colbert_fast.errors import IndexFormatError, UnknownDocumentError
+from colbert_fast.errors import IndexFormatError
 from colbert_fast.ingest import check_ids, read_documents
 from colbert_fast.storage import documents as documents_module
 from colbert_fast.storage.documents import Document, DocumentStore, DocumentWriter, sqlite_uri
@@ -41,31 +41,14 @@ def store(tmp_path: Path) -> DocumentStore:
 def test_round_trip(store: DocumentStore) -> None:
     found = store.fetch([4, 0, 1, 3, 2, 0])
     assert [found[position] for position in range(5)] == DOCUMENTS
-    assert list(store.ids) == [document.id for document in DOCUMENTS]
+    assert store.read_ids() == [document.id for document in DOCUMENTS]
+    assert [tuple(row[:2]) for row in store.rows()] == list(enumerate(store.read_ids()))
     assert store.fetch([]) == {}
 
 
 def test_ids_keep_their_type(store: DocumentStore) -> None:
-    assert store.positions(["7", 7, np.int64(7), np.str_("a")]) == [2, 1, 1, 0]
-    assert [type(each) for each in store.ids[:3]] == [str, int, str]
-
-
-def test_unknown_ids_are_named(store: DocumentStore) -> None:
-    with pytest.raises(UnknownDocumentError, match=r"not in the index: 'x', 3$"):
-        store.positions(["a", "x", 3])
-    with pytest.raises(UnknownDocumentError, match=r"10, 11, 12, 13, 14 and 15 more"):
-        store.positions(range(10, 30))
-    with pytest.raises(TypeError, match=r"subset\[1\]: an id must be a str or an int, got float"):
-        store.positions(["a", 1.5])  # type: ignore[list-item]
-
-
-def test_ids_of_a_subset_that_cannot_be(store: DocumentStore) -> None:
-    with pytest.raises(UnknownDocumentError, match=r"subset: not in the index: '\\ud800', 'x'"):
-        store.positions(["a", "\ud800", "x"])
-    with pytest.raises(ValueError, match=r"subset\[1\]: 9223372036854775808 does not fit"):
-        store.positions(["a", 2**63])
-    with pytest.raises(TypeError, match=r"subset\[0\]: an id must be a str or an int, got bytes"):
-        store.positions([b"a"])  # type: ignore[list-item]
+    assert store.find(["7", 7, "a", "x"]) == {"7": 2, 7: 1, "a": 0}
+    assert [type(each) for each in store.read_ids()[:3]] == [str, int, str]
 
 
 def test_more_documents_than_an_index_holds(
@@ -83,7 +66,9 @@ def test_more_documents_than_variables_in_a_statement(tmp_path: Path) -> None:
     documents = [Document(f"d{i}", f"text {i}") for i in range(2500)]
     store = write(tmp_path / "documents.sqlite", documents)
     assert store.fetch(range(2500)) == dict(enumerate(documents))
-    assert store.positions([each.id for each in reversed(documents)]) == list(range(2499, -1, -1))
+    ids = [each.id for each in documents]
+    assert store.find(reversed(ids)) == {each: position for position, each in enumerate(ids)}
+    assert len(list(store.rows())) == 2500
 
 
 def test_duplicate_ids_are_named(tmp_path: Path) -> None:
@@ -170,7 +155,7 @@ def test_damaged_rows_are_named(store: DocumentStore) -> None:
 def test_paths_with_odd_characters(tmp_path: Path) -> None:
     folder = tmp_path / "a b?c#d%20&é"
     folder.mkdir()
-    assert write(folder / "documents.sqlite", DOCUMENTS).ids[0] == "a"
+    assert write(folder / "documents.sqlite", DOCUMENTS).read_ids()[0] == "a"
 
 
 def test_uris_as_sqlite_reads_them() -> None:
@@ -179,32 +164,9 @@ def test_uris_as_sqlite_reads_them() -> None:
     assert sqlite_uri(PureWindowsPath(r"\\server\share\a")) == "file:////server/share/a"
 
 
-def test_default_ids_take_no_memory(tmp_path: Path) -> None:
-    given = [Document(position, "text") for position in range(5)]
-    assert write(tmp_path / "counted.sqlite", given).ids == range(5)
-    shuffled = write(tmp_path / "shuffled.sqlite", given[::-1])
-    assert list(shuffled.ids) == [4, 3, 2, 1, 0]
-
-
 def test_ids_are_read_without_the_texts(store: DocumentStore) -> None:
     [(*_, plan)] = store._query("EXPLAIN QUERY PLAN SELECT pid, id FROM documents ORDER BY id")
     assert "USING COVERING INDEX" in plan
-
-
-def test_readers_read_before_a_store_closes(store: DocumentStore) -> None:
-    class Reader:
-        def read(self) -> None:
-            found.append(store.fetch([0])[0].id)
-
-    found: list[Any] = []
-    kept, dropped = Reader(), Reader()
-    store.before_close(kept)
-    store.before_close(dropped)
-    del dropped
-    gc.collect()
-    store.close()
-    store.close()
-    assert found == ["a"]
 
 
 def test_a_closed_store_says_so(store: DocumentStore) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 
 from colbert_fast import build
-from colbert_fast.errors import IndexExistsError, IndexFormatError
+from colbert_fast.errors import IndexBusyError, IndexExistsError, IndexFormatError
 from colbert_fast.index import Index
 from colbert_fast.storage import segments, transactions
 from colbert_fast.storage.documents import DocumentWriter
@@ -47,9 +46,9 @@ STAGES: list[tuple[Any, str]] = [
     (segments.SegmentWriter, "write_lists"),
     (DocumentWriter, "add"),
     (DocumentWriter, "close"),
-    (build, "record_files"),
+    (transactions, "sync_files"),
+    (transactions, "record_files"),
     (build.Manifest, "write"),
-    (transactions, "_sync_tree"),
     (transactions, "_move_into_place"),
 ]
 
@@ -87,56 +86,39 @@ def test_a_source_that_fails(tmp_path: Path, error: BaseException) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_old_index_returns_if_the_new_one_cannot_be_moved(
-    tmp_path: Path, documents: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = files(make(tmp_path / "a", documents[:20]).path)
-    rename = Path.rename
-
-    def refuse(path: Path, target: Path) -> Path:
-        if ".building-" in path.name:
-            raise PermissionError("no")
-        return rename(path, target)
-
-    monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(PermissionError):
-        make(tmp_path / "a", documents, overwrite=True)
-    assert [each.name for each in tmp_path.iterdir()] == ["a"]
-    assert files(tmp_path / "a") == before
-
-
-@pytest.mark.parametrize("name", ["a", "a[0]"])
-@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("nth", [1, 2, 3])
 def test_ctrl_c_right_after_a_rename(
-    tmp_path: Path,
-    documents: list[np.ndarray],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    nth: int,
-    name: str,
+    tmp_path: Path, documents: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, nth: int
 ) -> None:
-    make(tmp_path / name, documents[:20])
-    rename, calls = Path.rename, 0
+    """Of a replacement: both folders are moved, then the manifest over the old one."""
+    before = files(make(tmp_path / "a", documents[:20]).path)
+    calls = 0
 
-    def interrupted(path: Path, target: Path) -> Path:
-        nonlocal calls
-        calls += 1
-        moved = rename(path, target)
-        if calls == nth:
-            raise KeyboardInterrupt
-        return moved
+    def interrupted(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Path, target: Path) -> Any:
+            nonlocal calls
+            moved = method(path, target)
+            if ".building" not in str(target):
+                calls += 1
+                if calls == nth:
+                    raise KeyboardInterrupt
+            return moved
+
+        return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", interrupted)
+        patch.setattr(Path, "rename", interrupted(Path.rename))
+        patch.setattr(Path, "replace", interrupted(Path.replace))
         with pytest.raises(KeyboardInterrupt):
-            make(tmp_path / name, documents, overwrite=True)
-    index = Index.open(tmp_path / name)
+            make(tmp_path / "a", documents, overwrite=True)
+    index = Index.open(tmp_path / "a")
     index.verify()
-    assert len(index) == (20 if nth == 1 else 120)
-    left = [each.name for each in tmp_path.iterdir() if each.name != name]
-    assert [each.startswith(f"{name}.old-") for each in left] == [True] * (nth - 1)
-    make(tmp_path / name, documents[:20], overwrite=True)
-    assert ("is left from an index that was replaced" in caplog.text) == (nth == 2)
+    assert len(index) == (120 if nth == 3 else 20)
+    assert nth == 3 or files(tmp_path / "a") == before
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+    assert {each.name.partition("-")[0] for each in (tmp_path / "a").iterdir()} == {
+        "codec", "manifest.json", "segment", "writer.lock",
+    }  # fmt: skip
 
 
 def test_ctrl_c_right_after_the_only_rename(
@@ -156,25 +138,26 @@ def test_ctrl_c_right_after_the_only_rename(
     Index.open(tmp_path / "a").verify()
 
 
-def test_ctrl_c_while_the_old_index_is_deleted(
-    tmp_path: Path, documents: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+def test_old_files_that_cannot_be_removed_are_left(
+    tmp_path: Path,
+    documents: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "in use", str(path))
+
     make(tmp_path / "a", documents[:20])
     with monkeypatch.context() as patch:
-        patch.setattr(transactions, "_sync_folder", lambda _: None)
-        patch.setattr(transactions.shutil, "rmtree", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            make(tmp_path / "a", documents, overwrite=True)
-    assert len(Index.open(tmp_path / "a")) == 120
-
-
-def test_an_index_lost_in_a_replacement_is_named(
-    tmp_path: Path, documents: list[np.ndarray]
-) -> None:
-    make(tmp_path / "a", documents[:20]).close()
-    (tmp_path / "a").rename(tmp_path / "a.old-0123")
-    with pytest.raises(IndexFormatError, match=r"not an index; .*a\.old-0123' .* rename it back"):
-        Index.open(tmp_path / "a")
+        patch.setattr(transactions, "_remove", refuse)
+        make(tmp_path / "a", documents, overwrite=True)
+    assert "files of earlier generations were not removed" in caplog.text
+    assert len(list((tmp_path / "a").glob("segment-*"))) == 2
+    index = Index.open(tmp_path / "a")
+    index.verify()
+    index.delete([0])
+    assert len(list((tmp_path / "a").glob("segment-*"))) == 1
+    assert len(index) == 119
 
 
 def run(code: str, path: Path) -> subprocess.Popen[str]:
@@ -213,7 +196,7 @@ def test_ctrl_c(tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "reading\n"
-    assert [each.name.startswith("a.building-") for each in tmp_path.iterdir()] == [True]
+    assert [each.name for each in tmp_path.iterdir()] == ["a.building"]
     building = next(tmp_path.iterdir())
     with pytest.raises(IndexFormatError, match="unfinished build"):
         Index.open(building)
@@ -302,7 +285,7 @@ def test_missing_parent_and_reserved_names(tmp_path: Path, documents: list[np.nd
     with pytest.raises(FileNotFoundError, match=r"the folder .* does not exist; create it first"):
         make(tmp_path / "no" / "a", documents)
     with pytest.raises(ValueError, match="kept for unfinished builds"):
-        make(tmp_path / "a.building-1", documents)
+        make(tmp_path / "a.building", documents)
 
 
 def test_an_index_built_meanwhile_is_not_replaced(
@@ -310,17 +293,26 @@ def test_an_index_built_meanwhile_is_not_replaced(
 ) -> None:
     def source() -> Iterator[np.ndarray]:
         yield from documents
-        make(tmp_path / "a", documents[:20])
+        make(tmp_path / "b", documents[:20])
+        (tmp_path / "b").rename(tmp_path / "a")
 
     with pytest.raises(IndexExistsError):
         make(tmp_path / "a", source())
     assert len(Index.open(tmp_path / "a")) == 20
 
 
-def test_leftovers_are_mentioned(
-    tmp_path: Path, documents: list[np.ndarray], caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "a.building-0000").mkdir()
-    with caplog.at_level(logging.WARNING):
-        make(tmp_path / "a", documents[:20])
-    assert "a.building-0000 is left from an unfinished build" in caplog.text
+def test_what_a_killed_build_left_is_cleared(tmp_path: Path, documents: list[np.ndarray]) -> None:
+    (tmp_path / "a.building" / "segment-000000").mkdir(parents=True)
+    (tmp_path / "a.building" / "spill.tmp").write_bytes(b"x")
+    make(tmp_path / "a", documents[:20]).verify()
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+    assert not (tmp_path / "a" / "spill.tmp").exists()
+
+
+def test_two_builds_of_one_index(tmp_path: Path, documents: list[np.ndarray]) -> None:
+    def source() -> Iterator[np.ndarray]:
+        yield from documents
+        with pytest.raises(IndexBusyError, match=r"a\.building' is being written to by another"):
+            make(tmp_path / "a", documents[:20])
+
+    assert len(make(tmp_path / "a", source())) == 120

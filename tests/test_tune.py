@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,9 @@ def test_a_tuning_is_a_table() -> None:
     assert lines[4].split() == ["10", "exhaustive", "1.0000", "900"]
     assert lines[6].split()[-1] == "recall=0.95"
     assert lines[-1].startswith("recall: least to expect, by 9 pseudo-queries from the index; 2 th")
-    unreached = Tuning(CURVES[:1], 0.99, num_queries=9, seed=1, pseudo=False, threads=1, isa="neon")
+    unreached = dataclasses.replace(
+        TUNING, curves=CURVES[:1], recall=0.99, pseudo=False, threads=1, isa="neon"
+    )
     assert str(unreached).splitlines()[-2].endswith("900  <- recall=0.99")
     assert str(unreached).endswith("by 9 queries given; 1 thread, neon")
 
@@ -177,7 +180,7 @@ def test_recall_depends_on_the_seed_alone(index: Index, monkeypatch: pytest.Monk
 
 
 def test_pseudo_queries(index: Index) -> None:
-    made = pseudo_queries(index._arrays(), index._codec, 40, seed=3)
+    made = pseudo_queries(index._snapshot, 40, seed=3)
     assert made.own.shape == (40, 3)
     for query in made.vectors:
         assert query.shape == (32, DIM)
@@ -203,7 +206,7 @@ def test_own_documents_do_not_count() -> None:
 
 
 def test_given_queries(fresh: Index) -> None:
-    queries = np.stack(pseudo_queries(fresh._arrays(), fresh._codec, 12, seed=3).vectors)
+    queries = np.stack(pseudo_queries(fresh._snapshot, 12, seed=3).vectors)
     tuning = fresh.tune(0.9, k=5, queries=queries, progress=False)
     assert (tuning.num_queries, tuning.pseudo) == (12, False)
     assert fresh.search(queries, 5, recall=1.0) == fresh.search(queries, 5, exhaustive=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -137,10 +138,12 @@ class IndexReader:
         try:
             pids, scores = retrieve(snapshot, vectors, params, mask)
         except RuntimeError as error:
-            if "`lists`" not in str(error):
+            damage = re.match(r"`parts\[(\d+)\]\.lists`: (.*)", str(error))
+            if damage is None:
                 raise
+            folder = snapshot.path / snapshot.manifest.segments[int(damage[1])].name
             raise IndexFormatError(
-                f"{snapshot.path}: {error}; verify() says which file is damaged"
+                f"{folder}: {damage[2]}; verify() says which file is damaged"
             ) from error
         hits = make_hits(snapshot.library, pids, scores, texts, self._model)
         return hits[0] if single else hits

@@ -45,7 +45,6 @@ __all__ = ["AddOptions", "add_documents", "compact", "delete_documents"]
 
 logger = logging.getLogger(__name__)
 
-_MERGED = 2  # a segment joins those after it while it has at most so many times their tokens
 # New vectors whose mean distance from their centroids is so many times what it was when the codec
 # was fitted get centroids of their own; those of them that lie yet farther out do.
 _DRIFT = 1.1
@@ -205,7 +204,7 @@ def _appended(
     """The records with the new segment, merged with those before it that are not much larger."""
     tail = [_source_of(transaction.folder, codec, fresh)]
     tokens = fresh.num_tokens
-    while sources and sources[-1].record.num_tokens <= _MERGED * tokens:
+    while sources and sources[-1].record.num_tokens <= tokens:
         tail.insert(0, sources[-1])
         tokens += sources[-1].record.num_tokens
         sources = sources[:-1]
@@ -259,9 +258,7 @@ def compact(path: Path, *, retrain: bool, seed: int, timeout: float, progress: b
         if not retrain:
             segment = copy_segments(folder, snapshot.codec, sources)
         else:
-            (codec, residual_norm), segment = _encoded_again(
-                folder, snapshot, sources, seed, progress
-            )
+            fitted, segment = _encoded_again(folder, snapshot, sources, seed, progress)
             manifest = dataclasses.replace(
                 manifest,
                 codec_folder=save_codec(transaction, fitted.codec),
