@@ -16,6 +16,7 @@ from colbert_fast.storage.segments import (
     Segment,
     SegmentWriter,
     open_npy,
+    write_lists,
     write_npy,
 )
 from colbert_fast.storage.spill import Spill
@@ -144,7 +145,7 @@ def segment(tmp_path: Path) -> Path:
         writer.close()
         assert (writer.num_documents, writer.num_tokens) == (3, 7)
     counts = np.array([2, 2, 2, 1], np.int32)
-    writer.write_lists(counts, np.array([0, 2, 4, 6, 7]), np.zeros(7, np.uint8))
+    write_lists(folder, counts, np.array([0, 2, 4, 6, 7]), np.zeros(7, np.uint8))
     return folder
 
 

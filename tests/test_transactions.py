@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from colbert_fast import build
+from colbert_fast import assembly, build
 from colbert_fast.errors import IndexBusyError, IndexExistsError, IndexFormatError
 from colbert_fast.index import Index
 from colbert_fast.storage import segments, transactions
@@ -43,7 +43,7 @@ STAGES: list[tuple[Any, str]] = [
     (build, "fit_centroids"),
     (segments.NpyWriter, "append"),
     (segments.NpyWriter, "close"),
-    (segments.SegmentWriter, "write_lists"),
+    (assembly, "write_lists"),
     (DocumentWriter, "add"),
     (DocumentWriter, "close"),
     (transactions, "sync_files"),

@@ -14,9 +14,9 @@ from colbert_fast.ingest import Chunk
 from colbert_fast.kernels import ops
 from colbert_fast.storage.documents import DocumentStore, DocumentWriter
 from colbert_fast.storage.manifest import STORE, SegmentRecord
-from colbert_fast.storage.segments import Segment, SegmentWriter
+from colbert_fast.storage.segments import Segment, SegmentWriter, write_lists
 
-__all__ = ["Source", "copy_segments", "encode_segment", "residual_norms"]
+__all__ = ["Source", "copy_segments", "encode_segment", "invert", "residual_norms"]
 
 _MEASURED = 8  # every so-manieth token is enough for the mean of all
 _COPIED = 1 << 17  # tokens copied at once
@@ -96,10 +96,7 @@ def copy_segments(folder: Path, codec: Codec, sources: Iterable[Source]) -> Segm
 
 
 def _finish(segment: SegmentWriter, codec: Codec, residual_norm: float) -> SegmentRecord:
-    codes = np.load(segment.folder / "codes.npy", mmap_mode="r")
-    doclens = np.load(segment.folder / "doclens.npy")
-    lists = ops.build_lists(codes, doclens, len(codec.centroids))
-    segment.write_lists(lists.counts, lists.offsets, lists.data)
+    invert(segment.folder, len(codec.centroids))
     return SegmentRecord(
         segment.folder.name,
         num_documents=segment.num_documents,
@@ -107,3 +104,11 @@ def _finish(segment: SegmentWriter, codec: Codec, residual_norm: float) -> Segme
         num_centroids=len(codec.centroids),
         residual_norm=residual_norm,
     )
+
+
+def invert(folder: Path, num_centroids: int) -> None:
+    """Make the inverted lists of the segment in `folder` from its codes and doclens."""
+    codes = np.load(folder / "codes.npy", mmap_mode="r")
+    doclens = np.load(folder / "doclens.npy")
+    lists = ops.build_lists(codes, doclens, num_centroids)
+    write_lists(folder, lists.counts, lists.offsets, lists.data)

@@ -32,6 +32,8 @@ from colbert_fast.compress.codec import (
 from colbert_fast.compress.kmeans import fit_centroids
 from colbert_fast.ingest import Chunk, TokenStream, check_ids, read_documents
 from colbert_fast.kernels import ops
+from colbert_fast.resume import ResumableEncoder
+from colbert_fast.search.snapshot import Snapshot
 from colbert_fast.storage.documents import DocumentId, DocumentWriter
 from colbert_fast.storage.manifest import (
     CODECS,
@@ -44,7 +46,7 @@ from colbert_fast.storage.manifest import (
     new_lineage,
 )
 from colbert_fast.storage.spill import SPILL, Spill
-from colbert_fast.storage.transactions import Transaction, building, check_target
+from colbert_fast.storage.transactions import ENCODED, Transaction, building, check_target
 
 if TYPE_CHECKING:
     from colbert_fast.model import ColBERT
@@ -81,6 +83,8 @@ class BuildOptions:
     seed: int = 42
     pool_factor: int = 1
     overwrite: bool = False
+    resume: bool = False
+    codec_from: Path | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -110,23 +114,25 @@ def build_index(
     if model is not None:
         check_dim(model.dim)
     expected = length_of(documents, ids)
+    given = None if options.codec_from is None else _codec_of(options.codec_from, model)
     started = time.perf_counter()
-    with building(path, overwrite=options.overwrite, resume=False) as transaction:
+    with building(path, overwrite=options.overwrite, resume=options.resume) as transaction:
         folder = transaction.folder / transaction.new_name("segment")
         folder.mkdir()
         with DocumentWriter(folder / STORE) as store:
             stream = TokenStream(
                 read_documents(documents, ids),
                 store,
-                model=model,
+                model=_encoder(transaction.folder, model, options),
                 pool_factor=options.pool_factor,
                 expected=expected,
                 progress=options.progress,
+                dim=0 if given is None else given.codec.centroids.shape[1],
             )
             (codec, residual_norm), segment = encode_stream(
                 folder,
                 iter(stream),
-                lambda spill, complete: fit(spill, complete, expected, options),
+                lambda spill, complete: given or fit(spill, complete, expected, options),
                 progress=options.progress,
             )
             store.close()
@@ -159,6 +165,22 @@ def build_index(
         segment.num_centroids,
         time.perf_counter() - started,
     )
+
+
+def _codec_of(path: Path, model: ColBERT | None) -> Fitted:
+    """The codec of another index."""
+    snapshot = Snapshot.open(path)
+    if model is not None:
+        snapshot.manifest.check_model(model)
+    return Fitted(snapshot.codec, snapshot.manifest.residual_norm)
+
+
+def _encoder(
+    folder: Path, model: ColBERT | None, options: BuildOptions
+) -> ColBERT | ResumableEncoder | None:
+    if model is None or not options.resume:
+        return model
+    return ResumableEncoder(model, folder / ENCODED)
 
 
 def save_codec(transaction: Transaction, codec: Codec) -> str:

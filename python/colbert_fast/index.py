@@ -13,6 +13,7 @@ from colbert_fast.storage.manifest import CodecName
 
 if TYPE_CHECKING:
     from colbert_fast.model import ColBERT
+    from colbert_fast.repair import RepairReport
 
 __all__ = ["Index"]
 
@@ -40,6 +41,8 @@ class Index(IndexReader):
         seed: int = 42,
         pool_factor: int = 1,
         overwrite: bool = False,
+        resume: bool = False,
+        codec_from: str | os.PathLike[str] | None = None,
         progress: bool = True,
     ) -> Index:
         """Build an index in one pass over the documents, and open it.
@@ -84,6 +87,14 @@ class Index(IndexReader):
             clustering (arXiv 2409.14683). The first one, [CLS] in ColBERT's embeddings, stays.
         overwrite
             Replace an index that is at `path`; it stays as it is until the new one is complete.
+        resume
+            Keep the vectors of texts on disk, in ``<path>.building``, until the build has ended
+            (2 bytes per dimension and token). A build that was stopped or killed is called again
+            with the same documents, and encodes only those that it had not come to.
+        codec_from
+            Take centroids and codec of this index instead of fitting them: `nbits`, `codec`,
+            `num_centroids`, `kmeans_iterations` and `seed` do not matter then. Indexes with the
+            same centroids can be merged.
         progress
             Show progress bars on stderr.
 
@@ -108,6 +119,8 @@ class Index(IndexReader):
             seed=seed,
             pool_factor=pool_factor,
             overwrite=overwrite,
+            resume=resume,
+            codec_from=None if codec_from is None else Path(codec_from).absolute(),
             progress=progress,
         )
         build_index(Path(path).absolute(), documents, options, model=model, ids=ids)
@@ -230,3 +243,66 @@ class Index(IndexReader):
         self._snapshot.check_open()
         compact(self.path, retrain=retrain, seed=seed, timeout=timeout, progress=progress)
         self.refresh()
+
+    @classmethod
+    def merge(
+        cls,
+        path: str | os.PathLike[str],
+        indexes: Iterable[str | os.PathLike[str]],
+        *,
+        model: ColBERT | None = None,
+        overwrite: bool = False,
+    ) -> Index:
+        """Put indexes with the same centroids together, without encoding anything, and open it.
+
+        The arrays are, to the byte, those of one build of all documents with the same centroids.
+
+        Parameters
+        ----------
+        path
+            Folder to create.
+        indexes
+            Folders of indexes, one built with ``codec_from=`` another.
+        model
+            As for `open`.
+        overwrite
+            As for `build`.
+
+        Raises
+        ------
+        ValueError
+            Their centroids, codecs or models differ, or they have an id in common.
+        IndexFormatError, IndexExistsError, OSError
+            As for `open` and `build`.
+        """
+        from colbert_fast.merge import merge_indexes
+
+        parts = [Path(each).absolute() for each in indexes]
+        merge_indexes(Path(path).absolute(), parts, overwrite=overwrite)
+        return cls.open(path, model=model)
+
+    @staticmethod
+    def repair(path: str | os.PathLike[str], *, timeout: float = 0.0) -> RepairReport:
+        """Save what is sound of a damaged index, as its next generation.
+
+        Inverted lists and inverse norms are made anew. A segment of which codes, residuals,
+        lengths or documents are damaged is left out whole. Where the marks of deleted documents
+        are damaged, these are found again; the report says how many.
+
+        Parameters
+        ----------
+        path
+            The index folder. It need not open.
+        timeout
+            Seconds to wait for another writer.
+
+        Raises
+        ------
+        IndexFormatError
+            The manifest or the codec's own files are damaged: then nothing can be read.
+        IndexBusyError, OSError
+            As for `add`.
+        """
+        from colbert_fast.repair import repair_index
+
+        return repair_index(Path(path).absolute(), timeout=timeout)

@@ -18,6 +18,7 @@ from colbert_fast.storage.documents import Document, DocumentId, DocumentWriter,
 
 if TYPE_CHECKING:
     from colbert_fast.model import ColBERT
+    from colbert_fast.resume import ResumableEncoder
 
 __all__ = ["Chunk", "TokenStream", "check_ids", "read_documents"]
 
@@ -163,7 +164,7 @@ class TokenStream:
         documents: Iterator[Document],
         store: DocumentWriter,
         *,
-        model: ColBERT | None,
+        model: ColBERT | ResumableEncoder | None,
         pool_factor: int,
         expected: int | None,
         progress: bool,

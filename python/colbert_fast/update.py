@@ -41,7 +41,7 @@ from colbert_fast.storage.transactions import Transaction, update
 if TYPE_CHECKING:
     from colbert_fast.model import ColBERT
 
-__all__ = ["AddOptions", "add_documents", "compact", "delete_documents"]
+__all__ = ["AddOptions", "add_documents", "compact", "delete_documents", "sources_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def add_documents(
             dataclasses.replace(
                 manifest,
                 next_id=max(manifest.next_id, store.next_id),
-                segments=_appended(transaction, codec, _sources(snapshot, replaced), segment),
+                segments=_appended(transaction, codec, sources_of(snapshot, replaced), segment),
             )
         )
         return store.count
@@ -165,7 +165,7 @@ def _with_codec(transaction: Transaction, manifest: Manifest, codec: Codec) -> M
     )
 
 
-def _sources(snapshot: Snapshot, deleted: Iterable[int] = ()) -> list[Source]:
+def sources_of(snapshot: Snapshot, deleted: Iterable[int] = ()) -> list[Source]:
     """The segments with the documents that are live, less those at the positions `deleted`."""
     gone = np.zeros(snapshot.manifest.num_rows, np.bool_)
     gone[list(deleted)] = True
@@ -240,7 +240,7 @@ def delete_documents(path: Path, ids: Iterable[DocumentId], *, timeout: float) -
         snapshot = Snapshot.of(path, transaction.base)
         positions = set(snapshot.library.positions(ids, name="ids"))
         if positions:
-            records = _records(transaction, _sources(snapshot, positions))
+            records = _records(transaction, sources_of(snapshot, positions))
             transaction.commit(dataclasses.replace(snapshot.manifest, segments=tuple(records)))
         return len(positions)
 
@@ -250,7 +250,7 @@ def compact(path: Path, *, retrain: bool, seed: int, timeout: float, progress: b
     with update(path, timeout=timeout) as transaction:
         snapshot = Snapshot.of(path, transaction.base)
         manifest = snapshot.manifest
-        sources = [each for each in _sources(snapshot) if each.wanted.any()]
+        sources = [each for each in sources_of(snapshot) if each.wanted.any()]
         tidy = len(sources) == len(manifest.segments) == 1 and manifest.segments[0].num_deleted == 0
         if not sources or (tidy and not retrain):
             return

@@ -100,27 +100,26 @@ class DocumentWriter:
                 "build several"
             )
         metadata = _dump_metadata(document)
-        row = (self.count, document.id, document.text, metadata)
+        self._insert((self.count, document.id, document.text, metadata))
+
+    def add_rows(self, rows: Iterable[Sequence[Any]]) -> None:
+        """Append rows of other stores, (pid, id, text, metadata) each, under the next positions."""
+        for _, *row in rows:
+            self._insert((self.count, *row))
+
+    def _insert(self, row: tuple[Any, ...]) -> None:
         try:
             with _NamedErrors(self.path):
                 self._connection.execute("INSERT INTO documents VALUES (?, ?, ?, ?)", row)
         except sqlite3.IntegrityError:
             raise ValueError(
-                f"ids must be unique: {document.id!r} is the id of more than one document"
+                f"ids must be unique: {row[1]!r} is the id of more than one document"
             ) from None
         except UnicodeEncodeError as error:
-            raise ValueError(f"document {document.id!r}: not valid Unicode ({error})") from error
+            raise ValueError(f"document {row[1]!r}: not valid Unicode ({error})") from error
         self.count += 1
-        if isinstance(document.id, int):
-            self.next_id = max(self.next_id, document.id + 1)
-
-    def add_rows(self, rows: Iterable[Sequence[Any]]) -> None:
-        """Append rows of other stores, (pid, id, text, metadata) each, under the next positions."""
-        with _NamedErrors(self.path):
-            for _, *row in rows:
-                values = (self.count, *row)
-                self._connection.execute("INSERT INTO documents VALUES (?, ?, ?, ?)", values)
-                self.count += 1
+        if isinstance(row[1], int):
+            self.next_id = max(self.next_id, row[1] + 1)
 
     def id_of(self, position: int) -> DocumentId:
         """The id written at `position`, for error messages."""

@@ -15,7 +15,15 @@ import numpy.typing as npt
 
 from colbert_fast.errors import IndexFormatError
 
-__all__ = ["Column", "NpyWriter", "Segment", "SegmentWriter", "open_npy", "write_npy"]
+__all__ = [
+    "Column",
+    "NpyWriter",
+    "Segment",
+    "SegmentWriter",
+    "open_npy",
+    "write_lists",
+    "write_npy",
+]
 
 _HEADER_BYTES = 128  # a multiple of 64, so mapped data is aligned for every vector width
 
@@ -143,7 +151,7 @@ _BYTES = Column(np.dtype(np.uint8))
 
 
 class SegmentWriter:
-    """Append the columns of a segment chunk by chunk, then its inverted lists.
+    """Append the columns of a segment chunk by chunk.
 
     Use as a context manager: the files are closed on the way out, whatever happened.
     """
@@ -171,17 +179,6 @@ class SegmentWriter:
         for writer in self._writers.values():
             writer.close()
 
-    def write_lists(
-        self,
-        counts: npt.NDArray[np.int32],
-        offsets: npt.NDArray[np.int64],
-        data: npt.NDArray[np.uint8],
-    ) -> None:
-        """Write the inverted lists (`ops.InvertedLists`)."""
-        write_npy(self.folder / "list_counts.npy", counts)
-        write_npy(self.folder / "list_offsets.npy", offsets)
-        write_npy(self.folder / "list_data.npy", data)
-
     def __enter__(self) -> SegmentWriter:
         return self
 
@@ -194,6 +191,18 @@ class SegmentWriter:
         with contextlib.ExitStack() as stack:
             for writer in self._writers.values():
                 stack.callback(writer.abort)
+
+
+def write_lists(
+    folder: Path,
+    counts: npt.NDArray[np.int32],
+    offsets: npt.NDArray[np.int64],
+    data: npt.NDArray[np.uint8],
+) -> None:
+    """Write the inverted lists (`ops.InvertedLists`) of the segment in `folder`."""
+    write_npy(folder / "list_counts.npy", counts)
+    write_npy(folder / "list_offsets.npy", offsets)
+    write_npy(folder / "list_data.npy", data)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,12 +22,13 @@ from colbert_fast.storage.lock import LOCK, writer_lock
 from colbert_fast.storage.manifest import NAME, TUNING, Manifest
 from colbert_fast.storage.spill import SPILL
 
-__all__ = ["Transaction", "building", "check_target", "is_building", "update"]
+__all__ = ["ENCODED", "Transaction", "building", "check_target", "is_building", "update"]
 
 logger = logging.getLogger(__name__)
 
 _BUILDING = ".building"
 _PATIENCE = 60.0  # seconds that a finished build waits for a writer of the index it replaces
+ENCODED = "encoded"
 _TEMPORARY = (f"{NAME}.new", SPILL)
 # What a commit may leave behind; nothing else in the folder is ever removed.
 _OURS = re.compile(r"(codec|segment|deleted)-(?P<number>\d{6,})(\.npy)?")
@@ -119,15 +120,21 @@ def collect(folder: Path) -> None:
     """Remove what earlier generations and failed commits have left in the folder of an index."""
     try:
         manifest = Manifest.read(folder)
-        kept = {manifest.codec_folder}
-        for segment in manifest.segments:
-            kept |= {segment.name, segment.deleted or segment.name}
+        kept = _named_by(manifest)
         for entry in folder.iterdir():
             ours = entry.name in _TEMPORARY or _OURS.fullmatch(entry.name)
             if ours and entry.name not in kept:
                 _remove(entry)
     except (OSError, IndexFormatError) as error:  # of no consequence, and the next commit tries
         logger.warning("%s: files of earlier generations were not removed: %s", folder, error)
+
+
+def _named_by(manifest: Manifest) -> set[str]:
+    """What a generation consists of, as names in the index folder."""
+    kept = {NAME, manifest.codec_folder}
+    for segment in manifest.segments:
+        kept |= {segment.name, segment.deleted or segment.name}
+    return kept
 
 
 def _remove(entry: Path) -> None:
@@ -186,8 +193,8 @@ def building(path: Path, *, overwrite: bool, resume: bool) -> Iterator[Transacti
     """Yield a transaction in a folder beside `path`; what it committed then takes its place.
 
     The folder is `path` with ".building" added. On any exception, Ctrl-C included, it is removed,
-    and what was at `path` stays as it was. With `resume` it stays for a later attempt, as it does
-    when the process is killed, and what an earlier attempt has left is there.
+    and what was at `path` stays as it was. With `resume` its subfolder `ENCODED` stays for a later
+    attempt, as everything does when the process is killed, and an earlier attempt's is there.
 
     Raises
     ------
@@ -198,22 +205,25 @@ def building(path: Path, *, overwrite: bool, resume: bool) -> Iterator[Transacti
     folder = path.with_name(path.name + _BUILDING)
     folder.mkdir(exist_ok=True)
     with writer_lock(folder):
-        if not resume:
-            _clear(folder)
+        _clear(folder, {LOCK, ENCODED} if resume else {LOCK})
         try:
             yield Transaction(folder, None)
+            _clear(folder, {LOCK, *_named_by(Manifest.read(folder))})
             _move_into_place(folder, path, overwrite=overwrite)
         except BaseException:
-            if not resume:
+            if resume:
+                _clear(folder, {LOCK, ENCODED})
+            else:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
 
-def _clear(folder: Path) -> None:
-    """Remove what a build that was killed has left."""
-    for entry in folder.iterdir():
-        if entry.name != LOCK:
-            _remove(entry)
+def _clear(folder: Path, kept: set[str]) -> None:
+    """Remove everything but what is `kept`."""
+    if folder.is_dir():  # it may have been moved into place before an interrupt
+        for entry in folder.iterdir():
+            if entry.name not in kept:
+                _remove(entry)
 
 
 def _move_into_place(folder: Path, path: Path, *, overwrite: bool) -> None:
