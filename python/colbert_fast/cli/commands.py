@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
-from collections.abc import Iterable, Iterator
-from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from colbert_fast.cli import measure
+from colbert_fast.cli import measure, write
 from colbert_fast.cli.shell import (
     BackendOption,
-    CodecOption,
     Commands,
     DeviceOption,
     ExhaustiveOption,
@@ -64,77 +60,6 @@ def options(
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("colbert_fast").setLevel(level)
-
-
-@app.command()
-def index(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="INPUT",
-            help="BEIR folder, .jsonl, .tsv, .txt (each perhaps .gz), or embeddings: .npz, .npy.",
-        ),
-    ],
-    path: IndexArgument,
-    *,
-    model: ModelOption = None,
-    device: DeviceOption = "cpu",
-    backend: BackendOption = "torch",
-    nbits: NbitsOption = 2,
-    codec: CodecOption = "default",
-    num_centroids: Annotated[
-        int | None, typer.Option(min=1, help="By default from the collection's size.")
-    ] = None,
-    kmeans_iterations: Annotated[int, typer.Option(min=1)] = 4,
-    seed: int = 42,
-    pool_factor: PoolOption = 1,
-    layout: FormatOption = None,
-    doclens: Annotated[
-        Path | None, typer.Option(help="Doclens of an .npy; by default NAME.doclens.npy.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Take only the first so many documents.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index.")] = False,
-    progress: ProgressOption = None,
-) -> None:
-    """Build an index from a text collection or from token embeddings."""
-    from colbert_fast.corpus import load_embeddings, read_corpus
-    from colbert_fast.index import Index
-
-    documents: Iterable[Any]
-    ids: Iterable[str] | Iterable[int] | None = None
-    encoder = None
-    if source.suffix in (".npz", ".npy"):
-        loaded = load_embeddings(source, doclens=doclens)
-        documents, ids = loaded.texts(), loaded.ids
-        ids = ids[:limit] if ids is not None else None
-        # A model told to an index of embeddings is for its queries.
-        encoder = load_model(model, device, backend) if model else None
-    else:
-        documents = _not_empty(read_corpus(source, layout=layout), source)
-        encoder = load_model(model, device, backend)
-    start = time.perf_counter()
-    with Index.build(
-        path,
-        islice(documents, limit),
-        model=encoder,
-        ids=ids,
-        nbits=nbits,
-        codec=codec,
-        num_centroids=num_centroids,
-        kmeans_iterations=kmeans_iterations,
-        seed=seed,
-        pool_factor=pool_factor,
-        overwrite=overwrite,
-        progress=show_progress(progress),
-    ) as built:
-        facts = built.info()
-    typer.echo(
-        f"{path}: {facts['documents']} documents, {facts['tokens']} tokens, "
-        f"{facts['bytes_per_token']:.1f} bytes/token with texts, "
-        f"in {time.perf_counter() - start:.1f} s"
-    )
 
 
 @app.command()
@@ -221,6 +146,13 @@ def encode(
     typer.echo(f"{out}: {len(half)} texts, {sum(map(len, half))} tokens")
 
 
+app.command()(write.index)
+app.command()(write.add)
+app.command()(write.delete)
+app.command()(write.compact)
+app.command()(write.merge)
+app.command()(write.verify)
+app.command()(write.repair)
 app.command(name="eval")(measure.evaluate)
 app.command()(measure.tune)
 app.command()(measure.bench)
@@ -252,16 +184,6 @@ def info(
     for name, value in facts.items():
         plain = value if isinstance(value, (str, int, float)) or value is None else dumps(value)
         typer.echo(f"{name:{width}}  {printable(str(plain))}")
-
-
-@app.command()
-def verify(path: IndexArgument) -> None:
-    """Read every file of an index and compare it with its checksum."""
-    from colbert_fast.index import Index
-
-    with Index.open(path) as opened:
-        opened.verify()
-    typer.echo(f"{path}: every file matches its checksum")
 
 
 @app.command()
@@ -297,13 +219,6 @@ def demo(
         progress=show_progress(progress),
         terminal=Terminal(),
     )
-
-
-def _not_empty(documents: Iterator[Any], source: Path) -> Iterator[Any]:
-    """Read the first document now: a bad file should be refused before a model is loaded."""
-    for first in documents:
-        return chain([first], documents)
-    raise ValueError(f"{source}: there are no documents in it")
 
 
 def _plain(hit: Hit) -> dict[str, Any]:

@@ -103,6 +103,12 @@ ProgressOption = Annotated[
     typer.Option("--progress/--no-progress", help="Progress bars; by default on a terminal."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON.")]
+_SAID_HERE = {
+    "overwrite=True": "--overwrite",
+    "upsert()": "--upsert",
+    "codec_from=": "--codec-from",
+    "timeout=": "--timeout",
+}
 _ESCAPES = {code: f"\\u{code:04x}" for code in range(127, 160)}
 
 IndexArgument = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index.")]
@@ -131,7 +137,8 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     text = " ".join(str(error).split()) or type(error).__name__
-    text = text.replace("overwrite=True", "--overwrite")  # the library tells callers of Python
+    for python, here in _SAID_HERE.items():  # the library tells callers of Python
+        text = text.replace(python, here)
     if isinstance(error, (ColbertFastError, OSError, ValueError, TypeError)):
         return text
     return (
