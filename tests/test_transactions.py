@@ -201,7 +201,7 @@ def test_ctrl_c(tmp_path: Path) -> None:
     with pytest.raises(IndexFormatError, match="unfinished build"):
         Index.open(building)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode not in (0, None)
     assert "KeyboardInterrupt" in err
     assert list(tmp_path.iterdir()) == []
@@ -220,7 +220,7 @@ def test_files_that_may_not_grow(tmp_path: Path) -> None:
         """,
         tmp_path / "a",
     )
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert "File too large" in out, err
     assert "spill.tmp" in out
     assert list(tmp_path.iterdir()) == []

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         BackendUnavailable,
         CheckpointError,
         ColbertFastError,
+        IndexBusyError,
         IndexExistsError,
         IndexFormatError,
         MissingDependencyError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from colbert_fast.kernels.ops import maxsim
     from colbert_fast.model.colbert import ColBERT
     from colbert_fast.search.results import Hit
+    from colbert_fast.sharded import ShardedIndex
 
 _HOME = {
     "BackendUnavailable": "errors",
@@ -34,9 +36,11 @@ _HOME = {
     "ColbertFastError": "errors",
     "Hit": "search.results",
     "Index": "index",
+    "IndexBusyError": "errors",
     "IndexExistsError": "errors",
     "IndexFormatError": "errors",
     "MissingDependencyError": "errors",
+    "ShardedIndex": "sharded",
     "UnknownDocumentError": "errors",
     "backend_info": "kernels.backend",
     "evaluate": "evaluation",
@@ -52,9 +56,11 @@ __all__ = [
     "ColbertFastError",
     "Hit",
     "Index",
+    "IndexBusyError",
     "IndexExistsError",
     "IndexFormatError",
     "MissingDependencyError",
+    "ShardedIndex",
     "UnknownDocumentError",
     "__version__",
     "backend_info",

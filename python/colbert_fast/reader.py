@@ -252,6 +252,11 @@ class IndexReader:
         """The ids of all documents, in the order of their segments; read on first use."""
         return self._snapshot.ids
 
+    @property
+    def manifest(self) -> Manifest:
+        """What the index is, in the generation that this object shows."""
+        return self._snapshot.manifest
+
     def info(self) -> dict[str, Any]:
         """Sizes and settings; see `Manifest.summary`."""
         return {"path": str(self.path), **self._snapshot.manifest.summary(self.path)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from colbert_fast.model import ColBERT
     from colbert_fast.search.explain import Match
 
-__all__ = ["Hit", "make_hits"]
+__all__ = ["Hit", "asked", "make_hits"]
 
 
 # A factory, because a plain default would be found on the class before `__getattr__` is asked.
@@ -140,6 +140,13 @@ def make_hits(
             ]
         )
     return results
+
+
+def asked(hits: Iterable[Hit], query: str, model: ColBERT) -> None:
+    """Tell hits that were found by vectors which text these are of, so that they can explain."""
+    for hit in hits:
+        answer = vars(hit)["_answer"]
+        answer.query, answer.model = query, model
 
 
 def _hit(document: DocumentId, score: float, answer: Answer, position: int) -> Hit:

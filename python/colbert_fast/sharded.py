@@ -1,0 +1,101 @@
+"""Several indexes on this machine, searched as one."""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from colbert_fast.reader import IndexReader
+from colbert_fast.search.params import check_positive
+from colbert_fast.search.queries import check_vectors, read_queries
+from colbert_fast.search.results import Hit, asked
+
+if TYPE_CHECKING:
+    from colbert_fast.model import ColBERT
+
+__all__ = ["ShardedIndex"]
+
+
+class ShardedIndex:
+    """Search indexes that were built apart, with any centroids, as if they were one.
+
+    Scores are those of each document's own stored vectors, so they compare. Whoever wants one file
+    instead builds with the same centroids and merges (`Index.merge`). Documents of several shards
+    may have the same id; then each is found.
+
+    Parameters
+    ----------
+    paths
+        Folders of indexes.
+    model
+        Encodes text queries; by default the one that the first index was built with.
+
+    Raises
+    ------
+    IndexFormatError
+        As for `Index.open`.
+    ValueError
+        There is no index, or they differ in dim or in the model's weights.
+    """
+
+    def __init__(
+        self, paths: Iterable[str | os.PathLike[str]], *, model: ColBERT | None = None
+    ) -> None:
+        self.shards = [IndexReader.open(each, model=model) for each in paths]
+        if not self.shards:
+            raise ValueError("paths: there is no index")
+        manifests = [shard.manifest for shard in self.shards]
+        for shard, manifest in zip(self.shards, manifests, strict=True):
+            if manifest.dim != manifests[0].dim:
+                raise ValueError(
+                    f"paths: {str(shard.path)!r} has dim {manifest.dim}, "
+                    f"{str(self.shards[0].path)!r} has {manifests[0].dim}"
+                )
+        if len({each.model_fingerprint for each in manifests} - {None}) > 1:
+            raise ValueError("paths: the indexes were built with models of other weights")
+
+    def search(self, query: Any, k: int = 10, **options: Any) -> list[Any]:
+        """Find the `k` best documents of all shards, best first; see `Index.search`.
+
+        `subset`, and what else speaks of one index's documents, is not taken.
+        """
+        if "subset" in options:
+            raise ValueError("subset: search the shard that has these documents")
+        k = check_positive("k", k)
+        queries, single = read_queries(query)
+        if not queries:
+            return []
+        texts = queries if isinstance(queries[0], str) else None
+        model = None if texts is None else self.shards[0].model
+        vectors = check_vectors(
+            queries if model is None else model.encode_queries(queries), self.shards[0].manifest.dim
+        )
+        answers = [shard.search(vectors, k, **options) for shard in self.shards]
+        merged = [
+            heapq.nsmallest(k, (hit for hits in row for hit in hits), key=_by_score)
+            for row in zip(*answers, strict=True)
+        ]
+        if texts is not None and model is not None:
+            for text, hits in zip(texts, merged, strict=True):
+                asked(hits, text, model)
+        return merged[0] if single else merged
+
+    def close(self) -> None:
+        """Let go of the files of all shards."""
+        for shard in self.shards:
+            shard.close()
+
+    def __len__(self) -> int:
+        return sum(map(len, self.shards))
+
+    def __enter__(self) -> ShardedIndex:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _by_score(hit: Hit) -> float:
+    return -hit.score

@@ -1,0 +1,61 @@
+"""Several indexes searched as one find what a single one would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from colbert_fast import ShardedIndex
+from colbert_fast.errors import IndexFormatError
+from fakes import WordModel
+from synthetic import brute_force, clustered, make, sentences
+
+
+def test_the_best_of_all_shards(tmp_path: Path, rng: np.random.Generator) -> None:
+    documents = clustered(rng, 150)
+    for start in (0, 60, 90):
+        stop = {0: 60, 60: 90, 90: 150}[start]
+        make(tmp_path / f"{start}", documents[start:stop], ids=range(start, stop), nbits=8)
+    with ShardedIndex([tmp_path / "0", tmp_path / "60", tmp_path / "90"]) as index:
+        assert len(index) == 150
+        for number in (3, 70, 120):
+            hits = index.search(documents[number], k=8)
+            assert hits[0].id == number
+            scores = brute_force(documents[number], documents)
+            np.testing.assert_allclose([hit.score for hit in hits], np.sort(scores)[:-9:-1], 0.02)
+        batch = index.search(documents[:4], k=200, exhaustive=True)
+        assert [len(hits) for hits in batch] == [150] * 4
+        assert index.search([]) == []
+        with pytest.raises(ValueError, match="subset: search the shard"):
+            index.search(documents[0], subset=[1])
+        with pytest.raises(ValueError, match="k must be at least 1"):
+            index.search(documents[0], k=0)
+    with pytest.raises(ValueError, match="is closed"):
+        index.search(documents[0])
+
+
+def test_texts_are_encoded_once_and_hits_explain_themselves(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    model: Any = WordModel()
+    texts = sentences(rng, 40)
+    for part in (0, 20):
+        make(tmp_path / f"{part}", list(enumerate(texts[part : part + 20])), model=model)
+    index = ShardedIndex([tmp_path / "0", tmp_path / "20"], model=model)
+    hits = index.search("blue sky", k=3)
+    assert all("blue" in str(hit.text) or "sky" in str(hit.text) for hit in hits)
+    assert {match.query_token for match in hits[0].explain()} >= {"blue", "sky"}
+
+
+def test_shards_that_do_not_fit(tmp_path: Path, rng: np.random.Generator) -> None:
+    make(tmp_path / "a", clustered(rng, 20))
+    make(tmp_path / "b", clustered(rng, 20, dim=32))
+    with pytest.raises(ValueError, match=r"b' has dim 32, .*a' has 64"):
+        ShardedIndex([tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(ValueError, match="there is no index"):
+        ShardedIndex([])
+    with pytest.raises(IndexFormatError, match="no such file"):
+        ShardedIndex([tmp_path / "a", tmp_path / "c"])
