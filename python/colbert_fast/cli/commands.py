@@ -23,6 +23,7 @@ from colbert_fast.cli.shell import (
     Commands,
     DeviceOption,
     ExhaustiveOption,
+    FilterOption,
     FormatOption,
     IndexArgument,
     JsonOption,
@@ -151,6 +152,7 @@ def search(
     nprobe: NprobeOption = None,
     ndocs: NdocsOption = None,
     mode: ModeOption = "default",
+    where: FilterOption = None,
     exhaustive: ExhaustiveOption = False,
     recall: RecallOption = None,
     as_json: JsonOption = False,
@@ -171,6 +173,7 @@ def search(
             nprobe=nprobe,
             ndocs=ndocs,
             mode=mode,
+            filter=where,
             exhaustive=exhaustive,
             recall=recall,
         )

@@ -67,6 +67,9 @@ def _hybrid(
     rows = []
     for row, lexical in enumerate(scores):
         here = ids[row] >= 0
+        if not here.any():
+            rows.append((ids[row][here], maxsim[row][here]))
+            continue
         union = ids[row][here]
         fused = fuse(lexical[union], maxsim[row][here], params.bm25_weight)
         order = np.lexsort((union, -fused))[: params.k]
@@ -78,13 +81,11 @@ def fuse(
     bm25: npt.NDArray[np.float32], maxsim: npt.NDArray[np.float32], bm25_weight: float
 ) -> npt.NDArray[np.float32]:
     """One score (n,) for n documents that have two: the weighted mean of their z-scores."""
-    lexical, near = _standard(bm25), _standard(maxsim)
-    return near + np.float32(bm25_weight) * (lexical - near)
+    standard = [_standard(bm25), _standard(maxsim)]
+    return np.average(standard, axis=0, weights=[bm25_weight, 1 - bm25_weight]).astype(np.float32)
 
 
-def _standard(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    if len(scores) == 0:
-        return scores
-    centred = scores - scores.mean()
-    deviation = scores.std()
-    return centred / deviation if deviation > 0 else centred
+def _standard(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    exact = scores.astype(np.float64)
+    centred: npt.NDArray[np.float64] = exact - exact.mean()
+    return centred / (exact.std() or 1.0)
