@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from colbert_fast.errors import IndexFormatError
-from colbert_fast.search.bm25 import BM25
+from colbert_fast.search.bm25 import BM25, best
 from colbert_fast.storage import text_index
 from colbert_fast.storage.text_index import TextIndex, count_terms, write_text_index
 
@@ -106,9 +106,7 @@ def test_counts_stop_at_a_byte() -> None:
 def test_no_texts() -> None:
     index = index_of([None, None])
     assert index.postings(["word"]) == {}
-    ids, scores = BM25([index]).search(["word"], 3)
-    assert ids.tolist() == [[-1, -1, -1]]
-    assert np.isneginf(scores).all()
+    assert BM25([index]).score("word").tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("data", [b"", b"12", b"\6\0\1", b"\1\0\1\0\1\1", b"\2\0\1\0\1\1"])
@@ -127,16 +125,18 @@ def test_damaged_postings(data: bytes) -> None:
 @pytest.mark.parametrize("split", [6, 3, 1])
 def test_bm25_is_its_definition_over_any_number_of_stores(query: str, split: int) -> None:
     parts = [index_of(TEXTS[start : start + split]) for start in range(0, 6, split)]
-    expected = np.array(bm25(TEXTS, query))
-    ids, scores = BM25(parts).search([query, "cat"], 4)
-    there = [i for i in np.argsort(-expected, kind="stable") if expected[i] > 0]
-    assert ids[0].tolist() == there + [-1] * (4 - len(there))
-    np.testing.assert_allclose(scores[0, : len(there)], expected[there], rtol=1e-5)
-    assert ids[1, :2].tolist() == [4, 0]
+    ranking = BM25(parts)
+    assert ranking.num_texts == 4
+    scores = ranking.score(query)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, bm25(TEXTS, query), rtol=1e-5)
 
 
-def test_bm25_under_a_mask_and_with_ties() -> None:
-    index = BM25([index_of(["same word"] * 50 + ["word"])])
-    assert index.search(["word"], 5)[0].tolist() == [[50, 0, 1, 2, 3]]
-    mask = np.arange(51) % 10 == 4
-    assert index.search(["word"], 9, mask)[0].tolist() == [[4, 14, 24, 34, 44, -1, -1, -1, -1]]
+def test_the_best_under_a_mask_and_with_ties() -> None:
+    scores = np.array([1, 0, 3, 1, 1, 2, 0], np.float32)
+    assert best(scores, 4).tolist() == [2, 5, 0, 3]
+    assert best(scores, 9).tolist() == [2, 5, 0, 3, 4]
+    mask = np.array([True, True, False, True, True, False, False])
+    assert best(scores, 2, mask).tolist() == [0, 3]
+    assert best(scores, 9, mask).tolist() == [0, 3, 4]
+    assert best(scores, 9, np.zeros(7, np.bool_)).tolist() == []

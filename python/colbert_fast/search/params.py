@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,22 @@ from colbert_fast.storage.filters import Filter
 if TYPE_CHECKING:
     from colbert_fast.search.tuning import Tuning
 
-__all__ = ["TEXT_MODES", "Mode", "SearchOptions", "SearchParams", "check_positive", "check_recall"]
+__all__ = [
+    "TEXT_MODES",
+    "DenseMode",
+    "Mode",
+    "SearchOptions",
+    "SearchParams",
+    "check_positive",
+    "check_recall",
+]
 
-Mode = Literal["default", "plaid", "rerank", "hybrid"]
-TEXT_MODES = ("rerank", "hybrid")
-"""Those that rank the stored texts by BM25."""
+DenseMode = Literal["default", "plaid"]
+"""Ways to search by vectors alone."""
+TextMode = Literal["rerank", "hybrid"]
+"""Those that rank the stored texts by BM25 as well."""
+Mode = Literal[DenseMode, TextMode]
+TEXT_MODES: tuple[TextMode, ...] = get_args(TextMode)
 _BM25_WEIGHT = 0.5
 
 
