@@ -135,7 +135,7 @@ class Tiny:
     def core(self) -> list[int]:
         self.index._searcher._core.search(
             self.query, self.starts, nprobe=4, ndocs=1024, plaid=False, threshold=-np.inf,
-            exhaustive=True, subset=None, ids=self.ids, scores=self.scores,
+            exhaustive=True, subset=None, candidates=None, ids=self.ids, scores=self.scores,
         )  # fmt: skip
         return self.ids[0].tolist()
 

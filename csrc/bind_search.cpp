@@ -27,6 +27,12 @@ void check_offsets(const std::int64_t *offsets, std::size_t n_lists, std::int64_
                           "data`");
 }
 
+void check_starts(const std::int64_t *starts, std::int64_t n, std::int64_t total, const char *name,
+                  const char *what) {
+  if (n < 0 || starts[0] != 0 || starts[n] != total || !std::is_sorted(starts, starts + n + 1))
+    throw py::value_error("`" + std::string(name) + "` must rise from 0 to the number of " + what);
+}
+
 // A Searcher with the Python arrays that it reads.
 class BoundSearcher {
 public:
@@ -51,18 +57,19 @@ public:
     searcher_ = std::make_unique<Searcher>(std::move(c));
   }
 
-  // queries: (total, dim) rows, starts (n + 1); ids (n, k) filled with -1, scores (n, k) with -inf.
+  // queries: (total, dim) rows, starts (n + 1); candidates: documents (total,) and starts (n + 1);
+  // ids (n, k) filled with -1, scores (n, k) with -inf.
   void search(const py::object &queries, const py::object &starts, std::int64_t nprobe,
               std::int64_t ndocs, bool plaid, float threshold, bool exhaustive,
-              const std::optional<py::object> &subset, const py::object &ids,
-              const py::object &scores) const {
+              const std::optional<py::object> &subset,
+              const std::optional<std::pair<py::object, py::object>> &candidates,
+              const py::object &ids, const py::object &scores) const {
     const View q = expect(queries, "queries", {DType::f32},
                           {kAny, static_cast<std::int64_t>(searcher_->dim())});
     const View begin = expect(starts, "starts", {DType::i64}, {kAny});
     const auto *row = begin.as<const std::int64_t>();
     const std::int64_t n = begin.shape[0] - 1;
-    if (n < 0 || row[0] != 0 || row[n] != q.shape[0] || !std::is_sorted(row, row + n + 1))
-      throw py::value_error("`starts` must rise from 0 to the number of query rows");
+    check_starts(row, n, q.shape[0], "starts", "query rows");
     for (std::int64_t i = 0; i < q.shape[0] * q.shape[1]; ++i)
       if (!(std::fabs(q.as<const float>()[i]) <= kLargestValue))
         throw py::value_error("`queries` must be finite and at most 1e15, got " +
@@ -76,12 +83,26 @@ public:
     const std::size_t k = out_ids.dim(1);
     if (k < 1 || nprobe < 1 || ndocs < 1)
       throw py::value_error("`k`, `nprobe` and `ndocs` must be at least 1");
-    const std::uint8_t *allowed = nullptr;
-    std::size_t n_allowed = searcher_->n_docs();
+    const auto n_docs = static_cast<std::int64_t>(searcher_->n_docs());
+    Selection selection{nullptr, searcher_->n_docs(), nullptr, 0};
     if (subset) {
-      allowed = expect(*subset, "subset", {DType::boolean}, {static_cast<std::int64_t>(n_allowed)})
-                    .as<const std::uint8_t>();
-      n_allowed = n_allowed - static_cast<std::size_t>(std::count(allowed, allowed + n_allowed, 0));
+      const auto *allowed =
+          expect(*subset, "subset", {DType::boolean}, {n_docs}).as<const std::uint8_t>();
+      selection.allowed = allowed;
+      selection.n_allowed -= static_cast<std::size_t>(std::count(allowed, allowed + n_docs, 0));
+    }
+    const std::int64_t *given = nullptr, *given_starts = nullptr;
+    if (candidates) {
+      const View list = expect(candidates->first, "candidates", {DType::i64}, {kAny});
+      static constexpr std::int64_t kNone = 0; // an empty list may have no address
+      given = list.shape[0] == 0 ? &kNone : list.as<const std::int64_t>();
+      given_starts = expect(candidates->second, "candidate starts", {DType::i64}, {n + 1})
+                         .as<const std::int64_t>();
+      check_starts(given_starts, n, list.shape[0], "candidate starts", "candidates");
+      for (std::int64_t i = 0; i < list.shape[0]; ++i)
+        if (given[i] < 0 || given[i] >= n_docs)
+          throw py::value_error("`candidates` must lie in [0, " + std::to_string(n_docs) +
+                                "), got " + std::to_string(given[i]));
     }
     const SearchParams params{k,
                               static_cast<std::size_t>(nprobe),
@@ -97,8 +118,12 @@ public:
       for (std::size_t i = first; i < last; ++i) {
         const auto from = static_cast<std::size_t>(row[i]),
                    count = static_cast<std::size_t>(row[i + 1]) - from;
-        searcher_->search(q.as<const float>() + from * dim, count, params, allowed, n_allowed,
-                          hits);
+        Selection own = selection;
+        if (given != nullptr) {
+          own.candidates = given + given_starts[i];
+          own.n_candidates = static_cast<std::size_t>(given_starts[i + 1] - given_starts[i]);
+        }
+        searcher_->search(q.as<const float>() + from * dim, count, params, own, hits);
         std::int64_t *id = out_ids.as<std::int64_t>() + i * k;
         float *score = out_scores.as<float>() + i * k;
         std::fill_n(id, k, -1);
@@ -191,5 +216,5 @@ void bind_search(py::module_ &m) {
            py::kw_only(), arg("centroids"), arg("weights"), arg("parts"))
       .def("search", &BoundSearcher::search, arg("queries"), arg("starts"), py::kw_only(),
            arg("nprobe"), arg("ndocs"), arg("plaid"), arg("threshold"), arg("exhaustive"),
-           arg("subset"), arg("ids"), arg("scores"));
+           arg("subset"), arg("candidates"), arg("ids"), arg("scores"));
 }

@@ -148,10 +148,30 @@ def test_json_holds_no_control_characters(run, tmp_path):
     assert hit["metadata"] == {"size": document["size"]}
 
 
-@pytest.mark.parametrize("mode", [["--mode", "plaid"], ["--exhaustive"], ["--nprobe", "2"]])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        ["--mode", "plaid"],
+        ["--mode", "rerank"],
+        ["--mode", "hybrid"],
+        ["--exhaustive"],
+        ["--nprobe", "2"],
+    ],
+)
 def test_search_modes(run, built, mode):
     result = run("search", built, "ice floats", "--json", "--model", "words", *mode)
     assert json.loads(result.stdout)["hits"][0]["id"] == "ice"
+
+
+def test_search_under_a_filter(run, corpus, tmp_path):
+    path = tmp_path / "a.cf"
+    assert run("index", corpus, path).exit_code == 0
+    result = run(
+        "search", path, "ice floats", "--json", "--model", "words", "--filter", "size < 40"
+    )
+    assert [hit["id"] for hit in json.loads(result.stdout)["hits"]] == ["fire"]
+    line = refused(run("search", path, "ice", "--model", "words", "--filter", "colour = 1"))
+    assert "no document has the key 'colour'; the keys are: 'title', 'size'" in line
 
 
 def test_encode_then_index(run, corpus, tmp_path):

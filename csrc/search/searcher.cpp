@@ -124,7 +124,7 @@ void Searcher::mark(Arena &arena, std::size_t index) const {
   }
 }
 
-void Searcher::gather(Arena &arena, const std::uint8_t *allowed) const {
+void Searcher::gather(Arena &arena, const Selection &selection) const {
   std::vector<std::int32_t> &cells = arena.cells;
   std::sort(cells.begin(), cells.end());
   cells.erase(std::unique(cells.begin(), cells.end()), cells.end());
@@ -134,19 +134,32 @@ void Searcher::gather(Arena &arena, const std::uint8_t *allowed) const {
   for (std::size_t word = 0; word < arena.seen.size(); ++word)
     for (std::uint64_t bits = arena.seen[word]; bits != 0; bits &= bits - 1) {
       const std::size_t id = word * 64 + lowest_bit(bits);
-      if (allowed == nullptr || allowed[id] != 0)
+      if (selection.holds(id)) arena.hits.push_back({0.0f, static_cast<std::int32_t>(id)});
+    }
+}
+
+void Searcher::all_documents(Arena &arena, const Selection &selection) const {
+  arena.hits.clear();
+  if (selection.candidates != nullptr) return given_documents(arena, selection);
+  for (const Part &part : collection_.parts)
+    for (std::size_t i = 0; i < part.n_docs(); ++i) {
+      const std::size_t id = part.base + i;
+      if (part.offsets[i + 1] > part.offsets[i] && selection.holds(id))
         arena.hits.push_back({0.0f, static_cast<std::int32_t>(id)});
     }
 }
 
-void Searcher::all_documents(Arena &arena, const std::uint8_t *allowed) const {
-  arena.hits.clear();
-  for (const Part &part : collection_.parts)
-    for (std::size_t i = 0; i < part.n_docs(); ++i) {
-      const std::size_t id = part.base + i;
-      if (part.offsets[i + 1] > part.offsets[i] && (allowed == nullptr || allowed[id] != 0))
-        arena.hits.push_back({0.0f, static_cast<std::int32_t>(id)});
-    }
+void Searcher::given_documents(Arena &arena, const Selection &selection) const {
+  arena.ids.clear();
+  for (std::size_t i = 0; i < selection.n_candidates; ++i) {
+    const auto id = static_cast<std::size_t>(selection.candidates[i]);
+    const Part &part = part_of(id);
+    if (part.offsets[id - part.base + 1] > part.offsets[id - part.base] && selection.holds(id))
+      arena.ids.push_back(static_cast<std::int32_t>(id));
+  }
+  std::sort(arena.ids.begin(), arena.ids.end());
+  arena.ids.erase(std::unique(arena.ids.begin(), arena.ids.end()), arena.ids.end());
+  for (const std::int32_t id : arena.ids) arena.hits.push_back({0.0f, id});
 }
 
 // hits[begin, end) get score(tokens) each.
@@ -314,9 +327,9 @@ void Searcher::score_exact_while(Arena &arena, std::size_t k) const {
 }
 
 void Searcher::search_plaid(Arena &arena, const SearchParams &params,
-                            const std::uint8_t *allowed) const {
+                            const Selection &selection) const {
   score_centroids(arena, std::min(params.nprobe, collection_.n_centroids));
-  gather(arena, allowed);
+  gather(arena, selection);
   const std::size_t lanes = arena.query.lanes();
   arena.keep.resize(collection_.n_centroids);
   for (std::size_t c = 0; c < collection_.n_centroids; ++c) {
@@ -330,18 +343,19 @@ void Searcher::search_plaid(Arena &arena, const SearchParams &params,
   score_exact(arena);
 }
 
-void Searcher::search_default(Arena &arena, const SearchParams &params, const std::uint8_t *allowed,
-                              std::size_t n_allowed) const {
+void Searcher::search_default(Arena &arena, const SearchParams &params,
+                              const Selection &selection) const {
   const std::size_t nprobe = std::min(params.nprobe, collection_.n_centroids);
   // Finding the ndocs best costs about as much as scoring half as many.
-  const bool scan = n_allowed <= params.ndocs + params.ndocs / 2;
+  const bool scan =
+      selection.candidates != nullptr || selection.n_allowed <= params.ndocs + params.ndocs / 2;
   const bool few = nprobe <= ByteScores::kMostProbes;
   arena.bytes.compute(bytes_, arena.query, scan || !few ? 0 : nprobe, arena.cells);
   if (scan) {
-    all_documents(arena, allowed);
+    all_documents(arena, selection);
   } else {
     if (!few) score_centroids(arena, nprobe);
-    gather(arena, allowed);
+    gather(arena, selection);
     approximate_i8(arena);
     keep_best(arena.hits, params.ndocs);
     std::sort(arena.hits.begin(), arena.hits.end(), better);
@@ -352,19 +366,18 @@ void Searcher::search_default(Arena &arena, const SearchParams &params, const st
 }
 
 void Searcher::search(const float *query, std::size_t count, const SearchParams &params,
-                      const std::uint8_t *allowed, std::size_t n_allowed,
-                      std::vector<Hit> &hits) const {
+                      const Selection &selection, std::vector<Hit> &hits) const {
   hits.clear();
-  if (n_allowed == 0) return;
+  if (selection.n_allowed == 0) return;
   thread_local Arena arena;
   arena.query.pack(query, count, collection_.dim);
   if (params.exhaustive) {
-    all_documents(arena, allowed);
+    all_documents(arena, selection);
     score_exact(arena);
   } else if (params.plaid) {
-    search_plaid(arena, params, allowed);
+    search_plaid(arena, params, selection);
   } else {
-    search_default(arena, params, allowed, n_allowed);
+    search_default(arena, params, selection);
   }
   keep_best(arena.hits, params.k);
   std::sort(arena.hits.begin(), arena.hits.end(), better);

@@ -27,6 +27,17 @@ struct Hit {
   std::int32_t document;
 };
 
+// Which documents a search may find.
+struct Selection {
+  const std::uint8_t *allowed; // null, or a byte per document
+  std::size_t n_allowed;
+  // Null, or the only ones to score, in any order. Nothing is probed then.
+  const std::int64_t *candidates;
+  std::size_t n_candidates;
+
+  bool holds(std::size_t document) const { return allowed == nullptr || allowed[document] != 0; }
+};
+
 struct Part {
   std::size_t base;                  // documents in the parts before
   std::vector<std::int64_t> offsets; // of each document's first token, and one past the last
@@ -56,11 +67,10 @@ class Searcher {
 public:
   explicit Searcher(Collection collection);
 
-  // `hits` receives at most k hits in descending score, ties by document. `allowed` (null, or a
-  // byte per document) restricts the search, to `n_allowed` documents. Memory is kept per thread
+  // `hits` receives at most k hits in descending score, ties by document. Memory is kept per thread
   // from query to query.
   void search(const float *query, std::size_t count, const SearchParams &params,
-              const std::uint8_t *allowed, std::size_t n_allowed, std::vector<Hit> &hits) const;
+              const Selection &selection, std::vector<Hit> &hits) const;
 
   std::size_t n_docs() const { return collection_.n_docs(); }
   std::size_t dim() const { return collection_.dim; }
@@ -72,13 +82,13 @@ private:
     const Part &part;
     std::size_t first, count;
   };
-  void search_plaid(Arena &arena, const SearchParams &params, const std::uint8_t *allowed) const;
-  void search_default(Arena &arena, const SearchParams &params, const std::uint8_t *allowed,
-                      std::size_t n_allowed) const;
+  void search_plaid(Arena &arena, const SearchParams &params, const Selection &selection) const;
+  void search_default(Arena &arena, const SearchParams &params, const Selection &selection) const;
   void score_centroids(Arena &arena, std::size_t nprobe) const;
   void mark(Arena &arena, std::size_t index) const;
-  void gather(Arena &arena, const std::uint8_t *allowed) const;
-  void all_documents(Arena &arena, const std::uint8_t *allowed) const;
+  void gather(Arena &arena, const Selection &selection) const;
+  void all_documents(Arena &arena, const Selection &selection) const;
+  void given_documents(Arena &arena, const Selection &selection) const;
   void approximate(Arena &arena, const std::uint8_t *keep) const;
   void approximate_i8(Arena &arena) const;
   void score_int8(Arena &arena, std::size_t k, bool all) const;

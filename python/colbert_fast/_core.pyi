@@ -78,6 +78,7 @@ class Searcher:
         threshold: float,
         exhaustive: bool,
         subset: Any,
+        candidates: tuple[Any, Any] | None,
         ids: Any,
         scores: Any,
     ) -> None: ...

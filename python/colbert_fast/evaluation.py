@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from colbert_fast.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from colbert_fast.index import Index
+    from colbert_fast.search.params import Mode
 
 __all__ = [
     "DEFAULT_MEASURES",
@@ -143,7 +144,7 @@ def retrieve(
     nprobe: int | None = None,
     ndocs: int | None = None,
     centroid_score_threshold: float | None = None,
-    mode: Literal["default", "plaid"] = "default",
+    mode: Mode = "default",
     exhaustive: bool = False,
 ) -> Run:
     """Search an index for every query.
@@ -222,7 +223,7 @@ def evaluate(
     nprobe: int | None = None,
     ndocs: int | None = None,
     centroid_score_threshold: float | None = None,
-    mode: Literal["default", "plaid"] = "default",
+    mode: Mode = "default",
     exhaustive: bool = False,
 ) -> dict[str, float]:
     """Search an index for every judged query and average measures of what it finds.

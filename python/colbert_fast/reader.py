@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -12,14 +12,23 @@ import numpy as np
 import numpy.typing as npt
 
 from colbert_fast.errors import IndexFormatError
-from colbert_fast.search.params import Mode, SearchOptions, SearchParams
-from colbert_fast.search.queries import check_vectors, load_model, read_queries, read_subset
+from colbert_fast.search.hybrid import retrieve_by_text
+from colbert_fast.search.params import TEXT_MODES, Mode, SearchOptions, SearchParams
+from colbert_fast.search.queries import (
+    check_vectors,
+    load_model,
+    read_candidates,
+    read_mask,
+    read_queries,
+    read_texts,
+)
 from colbert_fast.search.results import Hit, make_hits
-from colbert_fast.search.retrieve import retrieve
+from colbert_fast.search.retrieve import retrieve, score_candidates
 from colbert_fast.search.snapshot import Snapshot
 from colbert_fast.search.tuning import Tuning
 from colbert_fast.storage.documents import DocumentId
 from colbert_fast.storage.files import check_checksums
+from colbert_fast.storage.filters import Filter
 from colbert_fast.storage.manifest import Manifest
 from colbert_fast.storage.transactions import is_building
 
@@ -84,9 +93,13 @@ class IndexReader:
         ndocs: int | None = None,
         centroid_score_threshold: float | None = None,
         subset: Iterable[DocumentId] | npt.NDArray[np.bool_] | None = None,
+        filter: Filter | None = None,  # noqa: A002
+        candidates: Iterable[Any] | None = None,
         mode: Mode = "default",
         exhaustive: bool = False,
         recall: float | None = None,
+        bm25_weight: float | None = None,
+        texts: str | Sequence[str] | None = None,
     ) -> list[Any]:
         """Find the `k` best documents, best first.
 
@@ -102,9 +115,24 @@ class IndexReader:
             See `SearchParams`; the defaults depend on `mode` and `k`.
         subset
             Search only these: ids, or a boolean mask (n_docs,) by place in `ids`.
+        filter
+            Search only documents whose metadata meets this SQL expression over the metadata's keys,
+            such as ``"year >= 2020 and lang = 'de'"``, or ``("year >= ? and lang = ?", [2020,
+            "de"])`` with the values apart, as is safe for values from elsewhere (``:name`` and a
+            dict do as well). A key that a document lacks is NULL; lists and objects are JSON text
+            (``tags LIKE '%"x"%'``, ``author ->> 'name' = 'x'``). Comparisons and functions of
+            single values may be used; see `storage.filters`.
+        candidates
+            Score exactly these documents, which a first stage found: ids, or a list of ids for each
+            of several queries. Nothing else is found, and mode, nprobe and ndocs do not matter.
         recall
             Instead of nprobe and ndocs: the share of the true `k` best to find, at the least cost
             that `tune` measured for it. Of a `subset` it may find less.
+        bm25_weight
+            In mode "hybrid": the share of BM25 in the fused score, by default 0.5.
+        texts
+            In modes "rerank" and "hybrid", which rank texts by BM25: what the queries say, if they
+            are given as embeddings.
 
         Raises
         ------
@@ -124,19 +152,26 @@ class IndexReader:
             centroid_score_threshold=centroid_score_threshold,
             mode=mode,
             exhaustive=exhaustive,
+            bm25_weight=bm25_weight,
             recall=recall,
             tuning=None if recall is None else self._tuning(),
         )
         snapshot = self._snapshot
         snapshot.check_open()
         queries, single = read_queries(query)
-        mask = None if subset is None else read_subset(subset, snapshot)
+        mask = read_mask(subset, filter, snapshot)
+        given = read_candidates(candidates, queries, single, params, snapshot)
+        said = read_texts(texts, queries, single, params.mode)
         if not queries:
             return []
-        texts = queries if isinstance(queries[0], str) else None
         vectors = self._vectors(queries)
         try:
-            pids, scores = retrieve(snapshot, vectors, params, mask)
+            if given is not None:
+                pids, scores = score_candidates(snapshot, vectors, given, params.k, mask)
+            elif said is not None and params.mode in TEXT_MODES:
+                pids, scores = retrieve_by_text(snapshot, said, vectors, params, mask)
+            else:
+                pids, scores = retrieve(snapshot, vectors, params, mask)
         except RuntimeError as error:
             damage = re.match(r"`parts\[(\d+)\]\.lists`: (.*)", str(error))
             if damage is None:
@@ -145,13 +180,35 @@ class IndexReader:
             raise IndexFormatError(
                 f"{folder}: {damage[2]}; verify() says which file is damaged"
             ) from error
-        hits = make_hits(snapshot.library, pids, scores, texts, self._model)
+        hits = make_hits(snapshot.library, pids, scores, said, self._model)
         return hits[0] if single else hits
 
     def _vectors(self, queries: list[Any]) -> list[npt.NDArray[np.float32]]:
         if queries and isinstance(queries[0], str):
             queries = self.model.encode_queries(queries)
         return check_vectors(queries, self._snapshot.manifest.dim)
+
+    def rerank(self, query: Any, ids: Iterable[Any]) -> list[Any]:
+        """Score the documents of `ids` exactly, best first: `search` with ``candidates=ids``.
+
+        Several queries take a list of ids each. Documents without vectors are left out.
+        """
+        single = read_queries(query)[1]
+        lists = [list(ids)] if single else [list(each) for each in ids]
+        most = max(map(len, lists), default=1)
+        return self.search(query, max(most, 1), candidates=lists[0] if single else lists)
+
+    def get_embeddings(self, ids: Iterable[DocumentId]) -> list[npt.NDArray[np.float32]]:
+        """The vectors of documents as they are stored, decompressed: float32 (tokens, dim) each.
+
+        Raises
+        ------
+        UnknownDocumentError
+            An id is not in the index.
+        """
+        snapshot = self._snapshot
+        snapshot.check_open()
+        return [snapshot.decode(at) for at in snapshot.library.positions(ids, name="ids")]
 
     def tune(
         self,

@@ -19,6 +19,7 @@ from colbert_fast.cli.shell import (
     Commands,
     DeviceOption,
     ExhaustiveOption,
+    FilterOption,
     FormatOption,
     IndexArgument,
     JsonOption,
@@ -76,6 +77,7 @@ def search(
     nprobe: NprobeOption = None,
     ndocs: NdocsOption = None,
     mode: ModeOption = "default",
+    where: FilterOption = None,
     exhaustive: ExhaustiveOption = False,
     recall: RecallOption = None,
     as_json: JsonOption = False,
@@ -96,6 +98,7 @@ def search(
             nprobe=nprobe,
             ndocs=ndocs,
             mode=mode,
+            filter=where,
             exhaustive=exhaustive,
             recall=recall,
         )

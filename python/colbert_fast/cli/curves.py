@@ -14,7 +14,7 @@ from tqdm import tqdm
 from colbert_fast.errors import MissingDependencyError
 from colbert_fast.index import Index
 from colbert_fast.kernels.backend import backend_info
-from colbert_fast.search.params import Mode, SearchParams
+from colbert_fast.search.params import DenseMode, SearchParams
 from colbert_fast.search.tune import pseudo_queries
 
 __all__ = ["Asked", "Report", "Row", "bench_queries", "check_plot", "draw", "measure", "table"]
@@ -105,7 +105,7 @@ def measure(index: Index, asked: Asked, ks: Sequence[int], *, progress: bool) ->
 
 def _ways(index: Index, k: int, extra: int) -> Iterator[tuple[str, SearchParams, dict[str, Any]]]:
     """Name, parameters and options of every search to measure."""
-    for mode in get_args(Mode):
+    for mode in get_args(DenseMode):
         usual = SearchParams.resolve(k, mode=mode)
         points = {
             (max(1, round(usual.nprobe * factor)), max(k + extra, round(usual.ndocs * factor)))
@@ -225,12 +225,12 @@ def _draw_way(panel: Any, rows: Sequence[Row], way: str) -> None:
         return
     style, beside = _STYLES[way]
     label = "tuned: recall=" + ", ".join(row.way[7:] for row in shown) if way == "recall=" else way
-    size = 5 if way in get_args(Mode) else 11
+    size = 5 if way in get_args(DenseMode) else 11
     panel.plot(
         [row.recall for row in shown], [row.p50 for row in shown], style,
         markersize=size, label=label,
     )  # fmt: skip
-    for row in shown if way in get_args(Mode) else ():
+    for row in shown if way in get_args(DenseMode) else ():
         panel.annotate(
             f"{row.nprobe}, {row.ndocs}", (row.recall, row.p50), **beside,
             textcoords="offset points", fontsize=6.5, color="0.35",

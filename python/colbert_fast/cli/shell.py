@@ -25,6 +25,7 @@ __all__ = [
     "Commands",
     "DeviceOption",
     "ExhaustiveOption",
+    "FilterOption",
     "FormatOption",
     "IndexArgument",
     "JsonOption",
@@ -87,7 +88,20 @@ RecallOption = Annotated[
         "command tune has measured.",
     ),
 ]
-ModeOption = Annotated[Mode, typer.Option("--mode", help="default, or the stages of PLAID.")]
+ModeOption = Annotated[
+    Mode,
+    typer.Option(
+        "--mode",
+        help="default; plaid: PLAID's stages; rerank: MaxSim of the best by BM25; hybrid: BM25 and "
+        "default, fused.",
+    ),
+]
+FilterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--filter", help="SQL over the metadata's keys, as \"year >= 2020 and lang = 'de'\"."
+    ),
+]
 ExhaustiveOption = Annotated[
     bool, typer.Option("--exhaustive", help="Score every document: slow, and the truth.")
 ]

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from colbert_fast.storage.documents import DocumentId
+from colbert_fast.storage.filters import Filter
 
 if TYPE_CHECKING:
     from colbert_fast.search.tuning import Tuning
 
-__all__ = ["Mode", "SearchOptions", "SearchParams", "check_positive", "check_recall"]
+__all__ = [
+    "TEXT_MODES",
+    "DenseMode",
+    "Mode",
+    "SearchOptions",
+    "SearchParams",
+    "check_positive",
+    "check_recall",
+]
 
-Mode = Literal["default", "plaid"]
+DenseMode = Literal["default", "plaid"]
+"""Ways to search by vectors alone."""
+TextMode = Literal["rerank", "hybrid"]
+"""Those that rank the stored texts by BM25 as well."""
+Mode = Literal[DenseMode, TextMode]
+TEXT_MODES: tuple[TextMode, ...] = get_args(TextMode)
+_BM25_WEIGHT = 0.5
 
 
 class SearchOptions(TypedDict, total=False):
@@ -27,9 +42,13 @@ class SearchOptions(TypedDict, total=False):
     ndocs: int | None
     centroid_score_threshold: float | None
     subset: Iterable[DocumentId] | npt.NDArray[np.bool_] | None
+    filter: Filter | None
+    candidates: Iterable[Any] | None
     mode: Mode
     exhaustive: bool
     recall: float | None
+    bm25_weight: float | None
+    texts: str | Sequence[str] | None
 
 
 class SearchParams(NamedTuple):
@@ -46,14 +65,19 @@ class SearchParams(NamedTuple):
         scored in int8, best first, until the next can hardly be among the k best, and exactly
         where their int8 score leaves them a chance (with the codec "float16" all ndocs exactly);
         where there are at most 1.5 ndocs documents, all are. In mode "plaid" the best
-        max(ndocs // 4, k) are scored exactly.
+        max(ndocs // 4, k) are scored exactly. In mode "rerank" the candidates are the best by BM25,
+        and all of them are scored exactly.
     centroid_score_threshold
         In mode "plaid", document tokens whose centroid scores below it for every query token are
         left out of the first approximate score. None: none is. Mode "default" takes no other.
     mode
-        "plaid": the four stages of PLAID (Santhanam et al. 2022); "default": ours.
+        "plaid": the four stages of PLAID (Santhanam et al. 2022); "default": ours; "rerank": MaxSim
+        of the best by BM25; "hybrid": fusion of BM25 and "default".
     exhaustive
-        Score every document exactly; all of the above but `k` is ignored.
+        Score every document exactly; all of the above but `k` is ignored. In mode "hybrid" that is
+        the ranking which is fused with BM25's.
+    bm25_weight
+        In mode "hybrid": the share of BM25 in the fused score.
     """
 
     k: int
@@ -62,6 +86,7 @@ class SearchParams(NamedTuple):
     centroid_score_threshold: float | None
     mode: Mode
     exhaustive: bool
+    bm25_weight: float = _BM25_WEIGHT
 
     @classmethod
     def resolve(
@@ -73,6 +98,7 @@ class SearchParams(NamedTuple):
         centroid_score_threshold: float | None = None,
         mode: Mode = "default",
         exhaustive: bool = False,
+        bm25_weight: float | None = None,
         recall: float | None = None,
         tuning: Tuning | None = None,
     ) -> SearchParams:
@@ -95,8 +121,14 @@ class SearchParams(NamedTuple):
                 "ndocs": ndocs,
                 "centroid_score_threshold": centroid_score_threshold,
                 "exhaustive": exhaustive or None,
+                "bm25_weight": bm25_weight,
             }
             return _tuned(k, recall, tuning, mode, others)
+        if mode == "rerank" and (nprobe is not None or exhaustive):
+            raise ValueError(
+                'mode "rerank" probes nothing: leave out nprobe and exhaustive (ndocs says how '
+                "many documents are reranked)"
+            )
         defaults = _DEFAULTS[mode](k)
         if ndocs is not None and check_positive("ndocs", ndocs) < k:
             raise ValueError(f"ndocs must be at least k={k}, got {ndocs}")
@@ -117,7 +149,20 @@ class SearchParams(NamedTuple):
             threshold,
             mode,
             bool(exhaustive),
+            _check_weight(bm25_weight, mode),
         )
+
+
+def _check_weight(weight: float | None, mode: Mode) -> float:
+    if weight is None:
+        return _BM25_WEIGHT
+    if mode != "hybrid":
+        raise ValueError(f"bm25_weight={weight} means nothing in mode {mode!r}; leave it out")
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        raise TypeError(f"bm25_weight must be a float, got {type(weight).__name__}")
+    if not 0 <= weight <= 1:
+        raise ValueError(f"bm25_weight must be from 0 to 1, got {weight}")
+    return float(weight)
 
 
 def check_recall(recall: float) -> float:
@@ -170,7 +215,15 @@ def _default(k: int) -> SearchParams:
     return SearchParams(k, 4 if k <= 100 else 8, max(1024, 8 * k), None, "default", False)
 
 
-_DEFAULTS = {"default": _default, "plaid": _plaid}
+def _rerank(k: int) -> SearchParams:
+    return _default(k)._replace(ndocs=max(200, 2 * k), mode="rerank")
+
+
+def _hybrid(k: int) -> SearchParams:
+    return _default(k)._replace(mode="hybrid")
+
+
+_DEFAULTS = {"default": _default, "plaid": _plaid, "rerank": _rerank, "hybrid": _hybrid}
 
 
 def check_positive(name: str, value: int) -> int:

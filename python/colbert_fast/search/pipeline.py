@@ -106,6 +106,7 @@ class Searcher:
         params: SearchParams,
         *,
         subset: NDArray[np.bool_] | None = None,
+        candidates: Sequence[NDArray[np.int64]] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Documents by descending MaxSim over the decompressed vectors.
 
@@ -116,6 +117,8 @@ class Searcher:
             Resolved parameters; what they mean is told there.
         subset : bool (n_docs,)
             Search only the documents that are True; where none is, there are no hits.
+        candidates : int64 (m,) for each query
+            Score these documents alone, of those that `subset` lets pass; nothing is probed.
 
         Returns
         -------
@@ -126,7 +129,8 @@ class Searcher:
         scores = np.empty((len(queries), params.k), np.float32)
         for start in range(0, len(queries), _BLOCK):
             block = slice(start, start + _BLOCK)
-            self._search_block(queries[block], params, subset, ids[block], scores[block])
+            given = None if candidates is None else candidates[block]
+            self._search_block(queries[block], params, subset, given, ids[block], scores[block])
         return ids, scores
 
     def _search_block(
@@ -134,20 +138,28 @@ class Searcher:
         queries: Sequence[NDArray[np.float32]],
         params: SearchParams,
         subset: NDArray[np.bool_] | None,
+        candidates: Sequence[NDArray[np.int64]] | None,
         ids: NDArray[np.int64],
         scores: NDArray[np.float32],
     ) -> None:
-        starts = np.array([*accumulate(map(len, queries), initial=0)], np.int64)
+        starts = _starts(queries)
         threshold = params.centroid_score_threshold
         self._core.search(
             np.concatenate(queries) if len(queries) > 1 else queries[0],
             starts,
             nprobe=params.nprobe,
             ndocs=params.ndocs,
-            plaid=params.mode == "plaid",
+            plaid=params.mode == "plaid" and candidates is None,
             threshold=-np.inf if threshold is None else threshold,
             exhaustive=params.exhaustive,
             subset=subset,
+            candidates=None
+            if candidates is None
+            else (np.concatenate(candidates), _starts(candidates)),
             ids=ids,
             scores=scores,
         )
+
+
+def _starts(arrays: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
+    return np.array([*accumulate(map(len, arrays), initial=0)], np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,23 @@ import numpy.typing as npt
 
 from colbert_fast.arrays import as_array
 from colbert_fast.errors import CheckpointError
+from colbert_fast.search.params import TEXT_MODES, SearchParams
+from colbert_fast.storage.filters import matching, read_filter
 from colbert_fast.storage.manifest import Manifest
 
 if TYPE_CHECKING:
     from colbert_fast.model import ColBERT
     from colbert_fast.search.snapshot import Snapshot
 
-__all__ = ["check_vectors", "load_model", "read_queries", "read_subset"]
+__all__ = [
+    "check_vectors",
+    "load_model",
+    "read_candidates",
+    "read_mask",
+    "read_queries",
+    "read_subset",
+    "read_texts",
+]
 
 
 def read_queries(query: Any) -> tuple[list[Any], bool]:
@@ -120,6 +131,90 @@ def check_vectors(queries: Iterable[npt.NDArray[Any]], dim: int) -> list[npt.NDA
 def _rounded(query: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     with np.errstate(over="ignore"):
         return query.astype(np.float32)
+
+
+def read_texts(texts: Any, queries: list[Any], single: bool, mode: str) -> list[str] | None:
+    """What the queries say: themselves, or `texts` beside embeddings; None if nobody tells.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The mode needs texts and there are none, or not as many as queries; or it needs none.
+    """
+    if texts is None:
+        if not queries or isinstance(queries[0], str):
+            return queries
+        if mode in TEXT_MODES:
+            raise ValueError(
+                f"mode {mode!r} needs the queries' texts, and they were given as embeddings: pass "
+                "texts= as well"
+            )
+        return None
+    if mode not in TEXT_MODES:
+        raise ValueError(f"texts= means nothing in mode {mode!r}; leave it out")
+    given = [texts] if single else texts
+    if not isinstance(given, (list, tuple)) or not all(isinstance(each, str) for each in given):
+        wanted = "a text" if single else "a list of texts"
+        raise TypeError(f"texts: expected {wanted}, got {type(texts).__name__}")
+    if len(given) != len(queries):
+        raise ValueError(f"texts: {len(given)} for {len(queries)} queries")
+    return list(given)
+
+
+def read_candidates(
+    candidates: Any, queries: list[Any], single: bool, params: SearchParams, snapshot: Snapshot
+) -> list[npt.NDArray[np.int64]] | None:
+    """Positions, int64 (m,) for each query, of the ids of one query, or of a list of ids for each.
+
+    Raises
+    ------
+    TypeError, ValueError
+        There are not as many lists as queries, something in them is not an id, or `params` ask for
+        another first stage.
+    UnknownDocumentError
+        Ids that are not in the index.
+    """
+    if candidates is None:
+        return None
+    if params.mode != "default" or params.exhaustive:
+        raise ValueError("candidates are all that is scored: leave out mode and exhaustive")
+    wanted = "ids" if single else "a list of ids for each query"
+    lists = [candidates] if single else candidates
+    if isinstance(lists, str) or not isinstance(lists, Iterable):
+        raise TypeError(f"candidates: expected {wanted}, got {type(lists).__name__}")
+    ids = []
+    for each in lists:
+        if isinstance(each, str) or not isinstance(each, Iterable):
+            raise TypeError(f"candidates: expected {wanted}, got {type(each).__name__}")
+        ids.append(as_array(each).tolist() if hasattr(each, "dtype") else list(each))
+    if len(ids) != len(queries):
+        raise ValueError(f"candidates: {len(ids)} lists of ids for {len(queries)} queries")
+    found = iter(snapshot.library.positions(itertools.chain(*ids), name="candidates"))
+    return [np.fromiter(itertools.islice(found, len(each)), np.int64) for each in ids]
+
+
+def read_mask(
+    subset: Any,
+    filter: Any,  # noqa: A002
+    snapshot: Snapshot,
+) -> npt.NDArray[np.bool_] | None:
+    """What `subset` and `filter` both allow, bool (n_rows,) by position; None if neither is given.
+
+    Raises
+    ------
+    TypeError, ValueError, UnknownDocumentError
+        See `read_subset`, `filters.read_filter` and `filters.matching`.
+    """
+    mask = None if subset is None else read_subset(subset, snapshot)
+    if filter is None:
+        return mask
+    tables = [store.fields for store in snapshot.library.stores]
+    found = np.zeros(snapshot.manifest.num_rows, np.bool_)
+    for base, positions in zip(
+        snapshot.bases(), matching(tables, read_filter(filter)), strict=False
+    ):
+        found[base + positions] = True
+    return found if mask is None else found & mask
 
 
 def read_subset(subset: Any, snapshot: Snapshot) -> npt.NDArray[np.bool_]:

@@ -13,10 +13,12 @@ from colbert_fast.search.params import SearchParams
 if TYPE_CHECKING:
     from colbert_fast.search.snapshot import Snapshot
 
-__all__ = ["retrieve"]
+__all__ = ["padded", "retrieve", "score_candidates"]
 
 _WIDER = 4  # factor on nprobe for queries whose cells hold fewer than k documents
 _WIDEST_SHARE = 4  # 1 / share of the cells from which probing gains nothing over reading all
+
+_NONE = (np.empty(0, np.int64), np.empty(0, np.float32))
 
 
 def retrieve(
@@ -40,13 +42,11 @@ def retrieve(
     filled up with -1 and -inf.
     """
     params = params._replace(k=min(params.k, snapshot.num_documents))
-    if snapshot.live is not None:
-        subset = snapshot.live if subset is None else subset & snapshot.live
+    subset = snapshot.allowed(subset)
     allowed = snapshot.num_documents if subset is None else int(np.count_nonzero(subset))
     wanted = min(params.k, allowed)
     if wanted == 0:
-        shape = (len(queries), params.k)
-        return np.full(shape, -1, np.int64), np.full(shape, -np.inf, np.float32)
+        return padded([_NONE] * len(queries), params.k)
     searcher, num_centroids = snapshot.searcher, snapshot.manifest.num_centroids
     if allowed <= params.ndocs and params.mode == "plaid" and allowed < snapshot.manifest.num_rows:
         params = params._replace(exhaustive=True)
@@ -59,4 +59,41 @@ def retrieve(
         params = params._replace(nprobe=nprobe, exhaustive=nprobe > num_centroids // _WIDEST_SHARE)
         again = [queries[row] for row in short.tolist()]
         pids[short], scores[short] = searcher.search(again, params, subset=subset)
+    return pids, scores
+
+
+def score_candidates(
+    snapshot: Snapshot,
+    queries: Sequence[npt.NDArray[np.float32]],
+    candidates: Sequence[npt.NDArray[np.int64]],
+    k: int,
+    subset: npt.NDArray[np.bool_] | None = None,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Score each query's own documents exactly.
+
+    `candidates`, int64 (m,) each, are positions in any order. Documents that are deleted, without
+    vectors or outside `subset`, bool (n_rows,), are left out.
+
+    Returns
+    -------
+    int64 positions and float32 scores, both (queries, min(k, documents in the index)), best first,
+    filled up with -1 and -inf.
+    """
+    k = min(k, snapshot.num_documents)
+    if k == 0:
+        return padded([_NONE] * len(queries), 0)
+    params = SearchParams.resolve(k, exhaustive=True)
+    mask = snapshot.allowed(subset)
+    return snapshot.searcher.search(queries, params, subset=mask, candidates=candidates)
+
+
+def padded(
+    rows: Sequence[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]], k: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Rows of at most `k` positions and scores as arrays (rows, k), filled up with -1 and -inf."""
+    pids = np.full((len(rows), k), -1, np.int64)
+    scores = np.full((len(rows), k), -np.inf, np.float32)
+    for row, (positions, values) in enumerate(rows):
+        pids[row, : len(positions)] = positions
+        scores[row, : len(values)] = values
     return pids, scores

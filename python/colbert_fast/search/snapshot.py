@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from colbert_fast.compress.codec import Codec, open_codec
 from colbert_fast.errors import IndexFormatError
+from colbert_fast.search.bm25 import BM25
 from colbert_fast.storage.documents import DocumentId, DocumentStore
 from colbert_fast.storage.files import check_sizes
 from colbert_fast.storage.library import Library
@@ -117,6 +118,11 @@ class Snapshot:
         self.check_codes()
         return Searcher.of(self.segments, self.codec)
 
+    @functools.cached_property
+    def bm25(self) -> BM25:
+        """The ranking of the stored texts."""
+        return BM25([store.texts for store in self.library.stores])
+
     def check_codes(self) -> None:
         """Read all codes and check that each names a centroid."""
         for record, segment in zip(self.manifest.segments, self.segments, strict=True):
@@ -130,6 +136,12 @@ class Snapshot:
         """Which documents of a segment are not deleted, bool (n_docs,)."""
         start, end = self.bases()[number : number + 2]
         return np.ones(end - start, np.bool_) if self.live is None else self.live[start:end]
+
+    def allowed(self, subset: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_] | None:
+        """`subset`, bool (n_rows,), less what is deleted; None if every document may be found."""
+        if self.live is None or subset is None:
+            return self.live if subset is None else subset
+        return subset & self.live
 
     @functools.cached_property
     def ids(self) -> tuple[DocumentId, ...]:

@@ -18,13 +18,15 @@ from typing import Any
 from urllib.parse import quote
 
 from colbert_fast.errors import IndexFormatError
+from colbert_fast.storage.filters import FieldTable, write_fields
+from colbert_fast.storage.text_index import TextIndex, write_text_index
 
 __all__ = ["Document", "DocumentId", "DocumentStore", "DocumentWriter", "check_id"]
 
 DocumentId = str | int
 
 _APPLICATION_ID = 0x434F4C42  # "COLB": tells our file from any other SQLite database
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _BATCH = 500  # below SQLite's smallest limit on bound variables (999)
 _MAX_DOCUMENTS = 2**31 - 1  # positions are int32 in the inverted lists
 
@@ -128,8 +130,10 @@ class DocumentWriter:
         return found
 
     def close(self) -> None:
-        """Commit and close."""
+        """Add what filters and BM25 read, commit and close."""
         with _NamedErrors(self.path):
+            write_fields(self._connection)
+            write_text_index(self._connection)
             self._connection.execute("COMMIT")
         self._connection.close()
 
@@ -186,6 +190,13 @@ class DocumentStore:
     num_documents
         How many documents it must hold.
 
+    Attributes
+    ----------
+    fields
+        The metadata, for filters.
+    texts
+        The words of the texts, for BM25.
+
     Raises
     ------
     IndexFormatError
@@ -201,6 +212,9 @@ class DocumentStore:
         self._connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
         weakref.finalize(self, self._connection.close)
         self._check(num_documents)
+        self.texts = TextIndex(self._query, path, num_documents)
+        own = sqlite3.connect(uri, uri=True, check_same_thread=False)
+        self.fields = FieldTable(own, path, num_documents)
 
     def _check(self, num_documents: int) -> None:
         [(application,)] = self._query("PRAGMA application_id")
@@ -278,6 +292,7 @@ class DocumentStore:
 
     def close(self) -> None:
         """Close the file; any later read raises ValueError."""
+        self.fields.close()
         with self._lock:
             self._connection.close()
 
