@@ -30,6 +30,7 @@ from colbert_fast.compress.codec import (
     check_nbits,
 )
 from colbert_fast.compress.kmeans import fit_centroids
+from colbert_fast.estimate import BASE_BYTES, announced
 from colbert_fast.ingest import Chunk, TokenStream, check_ids, read_documents
 from colbert_fast.kernels import ops
 from colbert_fast.resume import ResumableEncoder
@@ -85,6 +86,7 @@ class BuildOptions:
     overwrite: bool = False
     resume: bool = False
     codec_from: Path | None = None
+    memory_budget: int | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -131,7 +133,14 @@ def build_index(
             )
             (codec, residual_norm), segment = encode_stream(
                 folder,
-                iter(stream),
+                announced(
+                    iter(stream),
+                    expected,
+                    options,
+                    transaction.folder,
+                    sampled=_SAMPLE_TOKENS,
+                    spilled=_SPILL_TOKENS,
+                ),
                 lambda spill, complete: given or fit(spill, complete, expected, options),
                 progress=options.progress,
             )
@@ -271,7 +280,7 @@ def fit(spill: Spill, complete: bool, expected: int | None, options: BuildOption
     sample = spill.sample(
         rng,
         min(1 + int(16 * math.sqrt(120 * num_documents)), num_documents),
-        min(_POINTS_PER_CENTROID * wanted, _SAMPLE_TOKENS),
+        min(_POINTS_PER_CENTROID * wanted, _sampled(wanted, spill.dim, options)),
     )
     if options.num_centroids is None:
         wanted = _supported(wanted, len(sample), num_tokens)
@@ -293,6 +302,20 @@ def fit(spill: Spill, complete: bool, expected: int | None, options: BuildOption
         codec = ResidualCodec.fit(centroids, heldout, nbits=options.nbits, name=options.codec)
     codes, _ = ops.assign(heldout, codec.centroids)
     return Fitted(codec, float(residual_norms(heldout, codes, codec).mean(dtype=np.float64)))
+
+
+def _sampled(num_centroids: int, dim: int, options: BuildOptions) -> int:
+    """How many tokens may be sampled."""
+    if options.memory_budget is None:
+        return _SAMPLE_TOKENS
+    needed = BASE_BYTES + 3 * 4 * dim * num_centroids
+    most = (options.memory_budget - needed) // (4 * dim)
+    if most < _LEAST_POINTS_PER_CENTROID:
+        raise ValueError(
+            f"memory_budget must be above {needed} bytes for {num_centroids} centroids of {dim} "
+            f"dimensions, got {options.memory_budget}"
+        )
+    return min(most, _SAMPLE_TOKENS)
 
 
 def _supported(wanted: int, sampled: int, num_tokens: int) -> int:

@@ -43,6 +43,7 @@ class Index(IndexReader):
         overwrite: bool = False,
         resume: bool = False,
         codec_from: str | os.PathLike[str] | None = None,
+        memory_budget: int | None = None,
         progress: bool = True,
     ) -> Index:
         """Build an index in one pass over the documents, and open it.
@@ -95,6 +96,10 @@ class Index(IndexReader):
             Take centroids and codec of this index instead of fitting them: `nbits`, `codec`,
             `num_centroids`, `kmeans_iterations` and `seed` do not matter then. Indexes with the
             same centroids can be merged.
+        memory_budget
+            Bytes that the build may take besides the model, the documents given and SQLite. What
+            grows with the collection keeps within it: the sample that centroids are fitted to and
+            the making of the inverted lists. By default some 1.5 GB at 128 dimensions.
         progress
             Show progress bars on stderr.
 
@@ -121,6 +126,7 @@ class Index(IndexReader):
             overwrite=overwrite,
             resume=resume,
             codec_from=None if codec_from is None else Path(codec_from).absolute(),
+            memory_budget=memory_budget,
             progress=progress,
         )
         build_index(Path(path).absolute(), documents, options, model=model, ids=ids)

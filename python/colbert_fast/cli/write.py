@@ -73,6 +73,9 @@ def index(
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep what is encoded; go on if it was stopped.")
     ] = False,
+    memory_budget: Annotated[
+        int | None, typer.Option(min=1, help="Bytes the build may take besides the model.")
+    ] = None,
     progress: ProgressOption = None,
 ) -> None:
     """Build an index from a text collection or from token embeddings."""
@@ -96,6 +99,7 @@ def index(
         pool_factor=pool_factor,
         overwrite=overwrite,
         resume=resume,
+        memory_budget=memory_budget,
         progress=show_progress(progress),
     ) as built:
         facts = built.info()
