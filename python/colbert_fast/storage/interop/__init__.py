@@ -8,9 +8,10 @@ from colbert_fast.errors import IndexFormatError
 from colbert_fast.storage.interop.foreign import ForeignChunk, ForeignIndex, ForeignLayout
 from colbert_fast.storage.interop.plaid import open_plaid
 from colbert_fast.storage.interop.stanford import open_stanford
+from colbert_fast.storage.interop.stanford_writer import StanfordWriter
 from colbert_fast.storage.interop.warp import open_warp
 
-__all__ = ["ForeignChunk", "ForeignIndex", "ForeignLayout", "open_foreign"]
+__all__ = ["ForeignChunk", "ForeignIndex", "ForeignLayout", "StanfordWriter", "open_foreign"]
 
 
 def open_foreign(path: Path) -> ForeignIndex:

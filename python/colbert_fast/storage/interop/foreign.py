@@ -62,6 +62,8 @@ class ForeignIndex:
         The checkpoint that the index names.
     read : function without arguments
         Streams the `ForeignChunk`s, checked, with ascending pids.
+    ids : list of str or int, or None
+        By the numbers of the documents, where the index has names for them.
     """
 
     layout: ForeignLayout
@@ -73,12 +75,28 @@ class ForeignIndex:
     num_documents: int
     model: str | None
     read: Callable[[], Iterator[ForeignChunk]]
+    ids: list[str] | list[int] | None = None
 
-    def chunks(self) -> Iterator[ForeignChunk]:
-        """The chunks without documents that have no tokens: deleted ones in Stanford's layout."""
-        for chunk in self.read():
-            full = chunk.doclens > 0
-            yield ForeignChunk(*chunk[:2], chunk.doclens[full], chunk.pids[full])
+    def chunks(self, most: int = 1 << 20) -> Iterator[ForeignChunk]:
+        """The chunks, cut to about `most` tokens.
+
+        Documents without tokens, deleted ones in Stanford's layout, are left out.
+        """
+        for whole in self.read():
+            ends = np.cumsum(whole.doclens)
+            first = 0
+            while first < len(ends):
+                start = int(ends[first] - whole.doclens[first])
+                last = max(first + 1, int(np.searchsorted(ends, start + most, "right")))
+                rows, documents = slice(start, int(ends[last - 1])), slice(first, last)
+                full = whole.doclens[documents] > 0
+                yield ForeignChunk(
+                    whole.codes[rows],
+                    whole.residuals[rows],
+                    whole.doclens[documents][full],
+                    whole.pids[documents][full],
+                )
+                first = last
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,11 @@ from colbert_fast.storage.interop.foreign import (
 )
 from colbert_fast.storage.interop.torch_files import read_tensors
 
-__all__ = ["open_stanford"]
+__all__ = ["IDS", "open_stanford"]
+
+logger = logging.getLogger(__name__)
+
+IDS = "pid_docid_map.json"  # RAGatouille's and our exports'; colbert-ai does not look at it
 
 
 def open_stanford(path: Path) -> ForeignIndex:
@@ -75,7 +80,22 @@ def open_stanford(path: Path) -> ForeignIndex:
         num_documents=sum(map(len, doclens)),
         model=checkpoint if isinstance(checkpoint, str) and checkpoint != "none" else None,
         read=read,
+        ids=_ids(path / IDS, sum(map(len, doclens))),
     )
+
+
+def _ids(place: Path, count: int) -> list[str] | list[int] | None:
+    """The names of the passages; None if there are none, or several passages share one."""
+    if not place.is_file():
+        return None
+    names = read_object(place)
+    ids: list[Any] = [names.get(str(number)) for number in range(count)]
+    if not all(type(each) is type(ids[0]) and type(each) in (str, int) for each in ids):
+        raise IndexFormatError(f"{place}: does not give each of {count} passages a name")
+    if len(set(ids)) < count:
+        logger.warning("%s: passages share names; they keep their numbers as ids", place)
+        return None
+    return ids
 
 
 def _tensors(path: Path, count: int) -> list[npt.NDArray[Any]]:

@@ -21,7 +21,9 @@ from colbert_fast.storage.interop.foreign import (
     check_array,
     check_chunk,
     check_codec,
+    count_of,
     open_array,
+    read_object,
 )
 from colbert_fast.storage.interop.torch_files import read_tensors
 
@@ -74,10 +76,19 @@ def open_warp(path: Path) -> ForeignIndex:
         cutoffs=cutoffs.astype(np.float32),
         weights=weights.astype(np.float32),
         nbits=nbits,
-        num_documents=int(pids.max(initial=-1)) + 1,
+        num_documents=_num_documents(path, int(pids.max(initial=-1)) + 1),
         model=None,
         read=read,
     )
+
+
+def _num_documents(path: Path, least: int) -> int:
+    """One above the last number that was given out, which may be of a deleted document."""
+    place = path / "metadata.json"
+    metadata = read_object(place) if place.is_file() else {}
+    if "next_passage_id" not in metadata:
+        return least
+    return count_of(metadata, "next_passage_id", place, least=least)
 
 
 def _open(path: Path, kinds: str, shape: tuple[int | None, ...]) -> npt.NDArray[Any]:
