@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from colbert_fast.errors import IndexFormatError
 from colbert_fast.kernels import ops
+from colbert_fast.storage.documents import DocumentId
 
 __all__ = [
     "ForeignChunk",
@@ -62,7 +63,7 @@ class ForeignIndex:
         The checkpoint that the index names.
     read : function without arguments
         Streams the `ForeignChunk`s, checked, with ascending pids.
-    ids : list of str or int, or None
+    ids : list of str and int, or None
         By the numbers of the documents, where the index has names for them.
     """
 
@@ -75,7 +76,7 @@ class ForeignIndex:
     num_documents: int
     model: str | None
     read: Callable[[], Iterator[ForeignChunk]]
-    ids: list[str] | list[int] | None = None
+    ids: list[DocumentId] | None = None
 
     def chunks(self, most: int = 1 << 20) -> Iterator[ForeignChunk]:
         """The chunks, cut to about `most` tokens.

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from colbert_fast.errors import IndexFormatError
+from colbert_fast.storage.documents import DocumentId
 from colbert_fast.storage.interop.foreign import (
     ForeignChunk,
     ForeignIndex,
@@ -84,13 +85,13 @@ def open_stanford(path: Path) -> ForeignIndex:
     )
 
 
-def _ids(place: Path, count: int) -> list[str] | list[int] | None:
+def _ids(place: Path, count: int) -> list[DocumentId] | None:
     """The names of the passages; None if there are none, or several passages share one."""
     if not place.is_file():
         return None
     names = read_object(place)
     ids: list[Any] = [names.get(str(number)) for number in range(count)]
-    if not all(type(each) is type(ids[0]) and type(each) in (str, int) for each in ids):
+    if not all(type(each) in (str, int) for each in ids):
         raise IndexFormatError(f"{place}: does not give each of {count} passages a name")
     if len(set(ids)) < count:
         logger.warning("%s: passages share names; they keep their numbers as ids", place)
