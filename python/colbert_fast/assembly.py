@@ -16,7 +16,14 @@ from colbert_fast.storage.documents import DocumentStore, DocumentWriter
 from colbert_fast.storage.manifest import STORE, SegmentRecord
 from colbert_fast.storage.segments import Segment, SegmentWriter, write_lists
 
-__all__ = ["Source", "copy_segments", "encode_segment", "invert", "residual_norms"]
+__all__ = [
+    "Source",
+    "copy_segments",
+    "encode_segment",
+    "finish_segment",
+    "invert",
+    "residual_norms",
+]
 
 _MEASURED = 8  # every so-manieth token is enough for the mean of all
 _COPIED = 1 << 17  # tokens copied at once
@@ -40,7 +47,7 @@ def encode_segment(
             total, measured = total + float(norms.sum(dtype=np.float64)), measured + len(norms)
             advance(len(chunk.embeddings))
         segment.close()
-    return _finish(segment, codec, total / measured)
+    return finish_segment(segment, codec, total / measured)
 
 
 def residual_norms(
@@ -92,10 +99,11 @@ def copy_segments(folder: Path, codec: Codec, sources: Iterable[Source]) -> Segm
             tokens += source.record.num_tokens
         segment.close()
         store.close()
-    return _finish(segment, codec, norms / tokens)
+    return finish_segment(segment, codec, norms / tokens)
 
 
-def _finish(segment: SegmentWriter, codec: Codec, residual_norm: float) -> SegmentRecord:
+def finish_segment(segment: SegmentWriter, codec: Codec, residual_norm: float) -> SegmentRecord:
+    """Make the inverted lists of a segment whose columns have been closed."""
     invert(segment.folder, len(codec.centroids))
     return SegmentRecord(
         segment.folder.name,

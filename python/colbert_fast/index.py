@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from colbert_fast.reader import IndexReader
 from colbert_fast.storage.documents import DocumentId
@@ -131,6 +131,106 @@ class Index(IndexReader):
         )
         build_index(Path(path).absolute(), documents, options, model=model, ids=ids)
         return cls.open(path, model=model)
+
+    @classmethod
+    def import_from(
+        cls,
+        source: str | os.PathLike[str],
+        path: str | os.PathLike[str],
+        *,
+        documents: Iterable[Any] | None = None,
+        ids: Iterable[DocumentId] | None = None,
+        model: ColBERT | None = None,
+        overwrite: bool = False,
+        progress: bool = True,
+    ) -> Index:
+        """Take over the index of another library, and open it.
+
+        `source` is a folder of Stanford ColBERT or RAGatouille, fast-plaid, next-plaid, xtr-warp or
+        xtr-warp-rs; its files tell which. Centroids, codes, residuals and levels stay as they are
+        (``codec="plaid"``), and so do the scores, but for WARP's: WARP adds up vectors that are not
+        scaled to unit length. Nothing in the folder is executed: no pickle is trusted.
+
+        Parameters
+        ----------
+        source
+            Folder of the other library's index.
+        path
+            Folder to create; its parent must exist.
+        documents
+            Texts, ids and metadata, as for `build`: one for each document, in the order in which
+            they were indexed. Those of deleted documents are read too, and left out.
+        ids
+            The same for ids alone. Without either, ids are the numbers that the documents have in
+            `source`, or the names that RAGatouille and `export` store.
+        model
+            Encodes text queries. By default the checkpoint that `source` names.
+        overwrite, progress
+            As for `build`.
+
+        Raises
+        ------
+        IndexFormatError
+            `source` is none of these, or a file is damaged or disagrees with another; named.
+        ValueError, TypeError
+            There are more or fewer `documents` or `ids` than in `source`, or one is unacceptable.
+        IndexExistsError, FileNotFoundError, OSError
+            As for `build`; nothing is left behind.
+        """
+        from colbert_fast.convert import import_index
+
+        import_index(
+            Path(source).absolute(),
+            Path(path).absolute(),
+            documents=documents,
+            ids=ids,
+            model=model,
+            overwrite=overwrite,
+            progress=progress,
+        )
+        return cls.open(path, model=model)
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        layout: Literal["stanford"] = "stanford",
+        *,
+        recode: bool = False,
+        progress: bool = True,
+    ) -> None:
+        """Write this generation's documents as an index that Stanford ColBERT (colbert-ai) opens.
+
+        Passages are numbered from 0 in the order of `ids`, which pid_docid_map.json keeps. Texts
+        and metadata are not written. An index with ``codec="plaid"`` keeps its codes and residuals.
+
+        Parameters
+        ----------
+        path
+            Folder to create; its parent must exist.
+        layout
+            "stanford".
+        recode
+            Decode an index with another codec and encode it in Stanford's, with the same centroids
+            and number of bits (4 for 3, 8 for float16). That loses precision.
+        progress
+            Show a progress bar on stderr.
+
+        Raises
+        ------
+        ValueError
+            Stanford's code cannot read the index's codec (see `recode`) or dim, or the index is
+            empty.
+        IndexExistsError
+            Something is at `path` already.
+        OSError
+            Writing failed; nothing is left behind.
+        """
+        from colbert_fast.convert import export_index
+
+        if layout != "stanford":
+            raise ValueError(f"layout must be 'stanford', got {layout!r}")
+        self._snapshot.check_open()
+        export_index(self._snapshot, Path(path).absolute(), recode=recode, progress=progress)
 
     def add(
         self,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from colbert_fast.cli import measure, write
+from colbert_fast.cli import formats, measure, write
 from colbert_fast.cli.shell import (
     BackendOption,
     Commands,
@@ -159,6 +159,9 @@ app.command()(write.repair)
 app.command(name="eval")(measure.evaluate)
 app.command()(measure.tune)
 app.command()(measure.bench)
+app.command()(formats.convert)
+app.command()(formats.export)
+app.command()(formats.convert_checkpoint)
 
 
 @app.command()

@@ -118,6 +118,7 @@ ProgressOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 _SAID_HERE = {
+    "recode=True": "--recode",
     "overwrite=True": "--overwrite",
     "upsert()": "--upsert",
     "codec_from=": "--codec-from",

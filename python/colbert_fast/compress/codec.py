@@ -17,7 +17,7 @@ from colbert_fast.kernels import ops
 from colbert_fast.storage.manifest import CodecName
 from colbert_fast.storage.segments import Column, open_npy, write_npy
 
-__all__ = ["NBITS", "Codec", "Float16Codec", "ResidualCodec", "open_codec"]
+__all__ = ["NBITS", "Codec", "Columns", "Float16Codec", "ResidualCodec", "open_codec"]
 
 NBITS = ops.NBITS
 _MAX_UINT16_CENTROIDS = 1 << 16
@@ -63,6 +63,13 @@ class Codec(Protocol):
 def round_centroids(centroids: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Centroids as they will be read back: rounded to float16, held as float32."""
     return centroids.astype(np.float16).astype(np.float32)
+
+
+def _stored_centroids(centroids: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+    """As float16, which ours are; float32 where another library's would be changed by that."""
+    with np.errstate(over="ignore"):
+        narrow = centroids.astype(np.float16)
+    return narrow if np.array_equal(narrow.astype(np.float32), centroids) else centroids
 
 
 def _rounded(centroids: npt.NDArray[np.float32], name: CodecName) -> npt.NDArray[np.float32]:
@@ -169,16 +176,23 @@ class ResidualCodec:
 
     def encode(self, embeddings: npt.NDArray[Any]) -> Columns:
         """See `Codec.encode`."""
-        columns: dict[str, npt.NDArray[Any]] = {}
         if self.cutoffs is not None:
-            codes, residuals = ops.compress(embeddings, self.centroids, self.cutoffs)
-        else:
-            codes, residuals, columns["scales"] = ops.compress_trellis(
-                embeddings, self.centroids, self.weights, self.nbits
-            )
+            return self.complete(*ops.compress(embeddings, self.centroids, self.cutoffs))
+        return self.complete(
+            *ops.compress_trellis(embeddings, self.centroids, self.weights, self.nbits)
+        )
+
+    def complete(
+        self,
+        codes: npt.NDArray[np.int32],
+        residuals: npt.NDArray[np.uint8],
+        scales: npt.NDArray[np.uint8] | None = None,
+    ) -> Columns:
+        """The columns of vectors whose codes, residuals and (with "default") scales are known."""
+        columns: dict[str, npt.NDArray[Any]] = {} if scales is None else {"scales": scales}
         if "inverse_norms" in self.columns():
             columns["inverse_norms"] = ops.inverse_norms(
-                codes, residuals, self.centroids, self.weights, scales=columns.get("scales")
+                codes, residuals, self.centroids, self.weights, scales=scales
             )
         columns["codes"] = codes.astype(_code_dtype(len(self.centroids)))
         columns["residuals"] = residuals
@@ -208,7 +222,7 @@ class ResidualCodec:
             write_npy(folder / "centroids.npy", rows)
             write_npy(folder / "centroid_exponents.npy", exponents)
             return
-        write_npy(folder / "centroids.npy", self.centroids.astype(np.float16))
+        write_npy(folder / "centroids.npy", _stored_centroids(self.centroids))
         write_npy(folder / "cutoffs.npy", self.cutoffs)
 
 
@@ -332,7 +346,9 @@ def _open_centroids(
         if exponents.max() > 0:  # of vectors no longer than 127
             raise IndexFormatError(f"{path}: holds exponents above 0")
         return _from_centroid_bytes(rows, exponents)
-    centroids = open_npy(path, Column(np.dtype(np.float16), row), num_centroids).astype(np.float32)
+    wide = name == "plaid" and path.is_file() and path.stat().st_size > 4 * dim * num_centroids
+    stored = Column(np.dtype(np.float32 if wide else np.float16), row)
+    centroids = open_npy(path, stored, num_centroids).astype(np.float32)
     if not np.isfinite(centroids).all():
         raise IndexFormatError(f"{path}: holds values that are not finite")
     return centroids

@@ -1,33 +1,29 @@
 """Model folders in and out: Stanford ColBERT, PyLate / sentence-transformers, plain encoders, ours.
 
-What we write is the PyLate layout, so one reader serves both.
+Ours is the PyLate layout, so one reader serves both.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Literal
 
 from colbert_fast.errors import CheckpointError
-from colbert_fast.model.config import PUNCTUATION, ModelConfig
 from colbert_fast.model.default import load_default
-from colbert_fast.model.parts import Checkpoint, check_fit, config_from, fill_layer
-from colbert_fast.model.projection import Dense, Projection, seeded_projection
+from colbert_fast.model.parts import Checkpoint, check_fit, config_from
+from colbert_fast.model.projection import seeded_projection
 from colbert_fast.model.pylate import load_modules, save_checkpoint
-from colbert_fast.model.weights import (
-    load_backbone,
-    load_tokenizer,
-    read_json,
-    read_weights,
-    resolve_folder,
-)
+from colbert_fast.model.stanford import load_stanford, save_stanford
+from colbert_fast.model.weights import load_backbone, load_tokenizer, read_json, resolve_folder
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-__all__ = ["Checkpoint", "find_checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "convert_checkpoint",
+    "find_checkpoint",
+    "load_checkpoint",
+    "save_checkpoint",
+]
 
 DEFAULT_DIM = 128
 
@@ -51,6 +47,44 @@ def find_checkpoint(
     if dim not in (None, checkpoint.config.dim):
         raise ValueError(f"dim: want {dim}, but {name} has {checkpoint.config.dim}")
     return checkpoint, name
+
+
+def convert_checkpoint(
+    source: str | Path,
+    target: Path,
+    layout: Literal["stanford", "pylate"],
+    *,
+    allow_pickle: bool = False,
+) -> None:
+    """Write a model again, in Stanford's layout or in PyLate's; it gives the same embeddings.
+
+    Parameters
+    ----------
+    source : str or Path
+        A folder or hub id of any kind that is read here.
+    target : Path
+        A folder that does not exist yet.
+    layout : {"stanford", "pylate"}
+        Stanford's has no room for several or other than plain linear layers behind the encoder,
+        for prompts, for queries without expansion, or for other skip lists than punctuation.
+    allow_pickle : bool
+        As for `load_checkpoint`.
+
+    Raises
+    ------
+    CheckpointError
+        `source` cannot be read, or is not to be had in that layout; the message says what of it.
+    FileExistsError
+        Something is at `target`.
+    """
+    if layout not in ("stanford", "pylate"):
+        raise ValueError(f"layout must be 'stanford' or 'pylate', got {layout!r}")
+    if target.exists():
+        raise FileExistsError(f"{target} already exists; choose another folder")
+    checkpoint, _ = find_checkpoint(
+        source, allow_pickle=allow_pickle, revision=None, dim=None, seed=0
+    )
+    (save_stanford if layout == "stanford" else save_checkpoint)(target, checkpoint)
 
 
 def load_checkpoint(
@@ -82,73 +116,13 @@ def load_checkpoint(
             f"{folder}: neither config.json nor modules.json; not a model folder that I know"
         )
     elif _is_stanford(folder):
-        return _load_stanford(folder, allow_pickle=allow_pickle)
+        return load_stanford(folder, allow_pickle=allow_pickle)
     return _load_plain(folder, allow_pickle=allow_pickle, dim=dim or DEFAULT_DIM, seed=seed)
 
 
 def _is_stanford(folder: Path) -> bool:
     architectures = read_json(folder / "config.json").get("architectures") or []
     return "HF_ColBERT" in architectures or (folder / "artifact.metadata").is_file()
-
-
-def _load_stanford(folder: Path, *, allow_pickle: bool) -> Checkpoint:
-    path = folder / "artifact.metadata"
-    metadata = read_json(path) if path.is_file() else {}
-    weights = read_weights(folder, allow_pickle=allow_pickle, only="linear.weight")
-    if "linear.weight" not in weights:
-        raise CheckpointError(f"{folder}: key 'linear.weight' (the projection) is missing")
-    rows, columns = weights["linear.weight"].shape
-    if metadata.get("dim", rows) != rows:
-        raise CheckpointError(
-            f"{path}: key 'dim' is {metadata['dim']}, but 'linear.weight' has {rows} rows"
-        )
-    layer = Dense(columns, rows)
-    fill_layer(layer, {"linear.weight": weights["linear.weight"]}, folder)
-    tokenizer = load_tokenizer(folder)
-    backbone = load_backbone(folder, allow_pickle=allow_pickle, extra_keys=("linear.weight",))
-    config = _stanford_config(metadata, tokenizer, rows, path)
-    return check_fit(Checkpoint(config, tokenizer, backbone, Projection([layer])), folder)
-
-
-def _stanford_config(
-    metadata: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, dim: int, path: Path
-) -> ModelConfig:
-    if metadata.get("similarity", "cosine") not in ("cosine", "l2"):
-        # On unit vectors l2 is 2 cos - 2 for each query token: the same ranking.
-        raise CheckpointError(f"{path}: key 'similarity': unknown {metadata['similarity']!r}")
-    skip = _stanford_skiplist(tokenizer) if metadata.get("mask_punctuation", True) else ()
-    return config_from(
-        path,
-        dim=dim,
-        query_length=metadata.get("query_maxlen", 32),
-        document_length=metadata.get("doc_maxlen", 220),
-        query_prefix=_stanford_marker(metadata, "query_token_id", "[unused0]", tokenizer),
-        document_prefix=_stanford_marker(metadata, "doc_token_id", "[unused1]", tokenizer),
-        attend_to_expansion_tokens=bool(metadata.get("attend_to_mask_tokens", False)),
-        skiplist_words=skip,
-    )
-
-
-def _stanford_marker(
-    metadata: Mapping[str, Any], key: str, default: str, tokenizer: PreTrainedTokenizerBase
-) -> str:
-    """The marker token; the unknown token where the vocabulary lacks it, as in training there."""
-    marker: str = metadata.get(key) or default
-    if marker in tokenizer.get_vocab():
-        return marker
-    unknown = str(tokenizer.unk_token or "")
-    logger.warning("%s: %r is not in the vocabulary; the marker is %r", key, marker, unknown)
-    return unknown
-
-
-def _stanford_skiplist(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """First sub-token of each punctuation symbol, which is what the original code compares."""
-    words: dict[str, None] = {}
-    for symbol in PUNCTUATION:
-        pieces = tokenizer.tokenize(symbol)
-        if pieces:
-            words[pieces[0]] = None
-    return tuple(words)
 
 
 def _load_plain(folder: Path, *, allow_pickle: bool, dim: int, seed: int) -> Checkpoint:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,15 @@ from colbert_fast.model.weights import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["load_dense", "load_modules", "pylate_config", "save_checkpoint"]
+__all__ = [
+    "load_dense",
+    "load_modules",
+    "pylate_config",
+    "save_checkpoint",
+    "save_tokenizer",
+    "write_beside",
+    "write_json",
+]
 
 TRANSFORMER = "sentence_transformers.models.Transformer"
 DENSE = "sentence_transformers.models.Dense"
@@ -40,10 +49,18 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     Files are written beside the folder and moved in, so that a full disk leaves what was there,
     and so that a model may be saved over the files that its weights are mapped from.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with write_beside(folder) as new:
+        _write_parts(new, checkpoint)
+
+
+@contextmanager
+def write_beside(folder: Path) -> Iterator[Path]:
+    """A new folder, whose files then replace those of `folder`, unless the body raises."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
         new = Path(name)
-        _write_parts(new, checkpoint)
+        yield new
+        folder.mkdir(exist_ok=True)
         for path in sorted(new.rglob("*")):
             target = folder / path.relative_to(new)
             if path.is_dir():
@@ -55,7 +72,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 def _write_parts(folder: Path, checkpoint: Checkpoint) -> None:
     with quiet_transformers():
         checkpoint.backbone.save_pretrained(folder)
-    _save_tokenizer(checkpoint.tokenizer, folder)
+    save_tokenizer(checkpoint.tokenizer, folder)
     modules = [_module_entry(0, "", TRANSFORMER)]
     for number, layer in enumerate(checkpoint.projection.dense_layers, start=1):
         _save_dense(folder / f"{number}_Dense", layer)
@@ -63,16 +80,16 @@ def _write_parts(folder: Path, checkpoint: Checkpoint) -> None:
         modules.append(_module_entry(number, f"{number}_Dense", kind))
     config = checkpoint.config
     longest = max(config.query_length, config.document_length)
-    _write_json(folder / "modules.json", modules)
-    _write_json(
+    write_json(folder / "modules.json", modules)
+    write_json(
         folder / "sentence_bert_config.json", {"max_seq_length": longest, "do_lower_case": False}
     )
-    _write_json(folder / "config_sentence_transformers.json", _pylate_settings(config))
+    write_json(folder / "config_sentence_transformers.json", _pylate_settings(config))
 
 
-def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write its files, without the truncation and padding of the last call."""
     if tokenizer.is_fast:
-        # The last call's truncation and padding would be written with the vocabulary.
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(folder)
@@ -142,7 +159,7 @@ def _save_dense(folder: Path, layer: Dense) -> None:
     }
     if layer.use_residual:
         settings["use_residual"] = True
-    _write_json(folder / "config.json", settings)
+    write_json(folder / "config.json", settings)
     tensors = {key: value.detach().cpu().contiguous() for key, value in layer.state_dict().items()}
     save_file(tensors, folder / "model.safetensors")
 
@@ -225,5 +242,6 @@ def _module_entry(index: int, path: str, kind: str) -> dict[str, object]:
     return {"idx": index, "name": str(index), "path": path, "type": kind}
 
 
-def _write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object) -> None:
+    """Write one JSON file."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,522 @@
+"""Indexes of other libraries: read with the same scores, written back, refused when damaged."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from colbert_fast import Index
+from colbert_fast.errors import IndexExistsError, IndexFormatError
+from colbert_fast.storage.interop import open_foreign
+from colbert_fast.storage.interop.torch_files import read_tensors, write_tensors
+from foreign_indexes import (
+    INDEX,
+    LAYOUTS,
+    PIDS,
+    QUERIES,
+    SCORES,
+    golden_arrays,
+    write_fast_plaid,
+    write_json,
+    write_merged,
+    write_next_plaid,
+    write_stanford,
+    write_xtr_warp,
+    write_xtr_warp_rs,
+)
+
+WAYS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "exhaustive": {"exhaustive": True},
+    "plaid": {"mode": "plaid", "nprobe": 64, "ndocs": 240, "centroid_score_threshold": 0.0},
+}
+
+
+def imported(source: Path, path: Path, **options: Any) -> Index:
+    return Index.import_from(source, path, progress=False, **options)
+
+
+def assert_engines_answers(index: Index, **options: Any) -> None:
+    """Scores to 1e-3, and the same documents where scores differ by more."""
+    for hits, pids, scores in zip(index.search(QUERIES, 10, **options), PIDS, SCORES, strict=True):
+        found = np.array([hit.score for hit in hits])
+        np.testing.assert_allclose(found, scores, atol=1e-3)
+        certain = scores > scores[-1] + 1e-3
+        assert {hit.id for hit in hits} >= set(pids[certain].tolist())
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_stanfords_index_gives_stanfords_answers(tmp_path: Path, way: dict[str, Any]) -> None:
+    with imported(INDEX, tmp_path / "index") as index:
+        assert_engines_answers(index, **way)
+        assert index.ids == tuple(range(60))
+        assert index.info()["model"] is None
+        index.verify()
+
+
+@pytest.mark.parametrize("write", LAYOUTS.values(), ids=LAYOUTS)
+def test_every_layout_of_the_same_codes_gives_the_same_answers(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
+    write(tmp_path / "foreign")
+    with imported(tmp_path / "foreign", tmp_path / "index") as index:
+        assert_engines_answers(index)
+        assert index.info()["tokens"] == 626
+        index.verify()
+
+
+@pytest.mark.parametrize("write", LAYOUTS.values(), ids=LAYOUTS)
+def test_codes_and_residuals_stay_as_they_are(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
+    write(tmp_path / "foreign")
+    expected = golden_arrays()
+    chunks = list(open_foreign(tmp_path / "foreign").chunks(most=50))
+    assert len(chunks) > 10
+    codes, residuals, doclens, pids = map(np.concatenate, zip(*chunks, strict=True))
+    assert doclens.tolist() == expected.doclens.tolist()
+    assert pids.tolist() == list(range(60))
+    rows = np.column_stack([codes, residuals])
+    wanted = np.column_stack([expected.codes, expected.residuals])
+    if "warp" in open_foreign(tmp_path / "foreign").layout:  # tokens of a document by centroid
+        place = np.repeat(pids, doclens)
+        wanted = wanted[np.lexsort([np.arange(len(wanted)), expected.codes, place])]
+    np.testing.assert_array_equal(rows, wanted)
+
+
+def test_chunks_newer_than_the_merged_file_win(tmp_path: Path) -> None:
+    folder = tmp_path / "foreign"
+    write_merged(folder)
+    write_fast_plaid(tmp_path / "chunks")
+    for name in ("codes", "residuals"):
+        shutil.copy(tmp_path / "chunks" / f"1.{name}.npy", folder)
+        merged = np.load(folder / f"merged_{name}.npy")
+        merged[-300:] = 0
+        np.save(folder / f"merged_{name}.npy", merged)
+    with imported(folder, tmp_path / "index") as index:
+        assert_engines_answers(index)
+
+
+def test_centroids_that_float16_cannot_hold_are_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "foreign"
+    write_next_plaid(folder)
+    centroids = np.load(folder / "centroids.npy") * np.float32(1.0001)
+    np.save(folder / "centroids.npy", centroids)
+    with imported(folder, tmp_path / "index") as index:
+        stored = np.load(tmp_path / "index" / "codec-000001" / "centroids.npy")
+        np.testing.assert_array_equal(stored, centroids)
+        index.verify()
+        index.search(QUERIES[0])
+        index.export(tmp_path / "exported", progress=False)
+    np.testing.assert_array_equal(open_foreign(tmp_path / "exported").centroids, centroids)
+
+
+def test_documents_bring_texts_ids_and_metadata(tmp_path: Path) -> None:
+    documents = [{"id": f"d{n}", "text": f"text {n}", "n": n} for n in range(60)]
+    with imported(INDEX, tmp_path / "index", documents=documents) as index:
+        hit = index.search(QUERIES[0], 1)[0]
+        number = int(PIDS[0, 0])
+        assert (hit.id, hit.text, hit.metadata) == (f"d{number}", f"text {number}", {"n": number})
+
+
+def test_ids_alone(tmp_path: Path) -> None:
+    with imported(INDEX, tmp_path / "index", ids=(f"d{n}" for n in range(60))) as index:
+        assert index.ids[:2] == ("d0", "d1")
+
+
+@pytest.mark.parametrize("count", [59, 61])
+@pytest.mark.parametrize("kind", ["documents", "ids"])
+@pytest.mark.parametrize("form", [list, iter])
+def test_as_many_documents_as_in_the_index(
+    tmp_path: Path, count: int, kind: str, form: Callable[[Any], Any]
+) -> None:
+    names = form([str(n) for n in range(count)])
+    with pytest.raises(ValueError, match=f"{kind}: .* given|documents or ids: .*(for|given)"):
+        imported(INDEX, tmp_path / "index", **{kind: names})
+    assert not list(tmp_path.iterdir())
+
+
+def test_deleted_documents_of_stanford_leave_their_numbers_behind(tmp_path: Path) -> None:
+    folder = tmp_path / "foreign"
+    write_stanford(folder)
+    arrays = golden_arrays()
+    lengths = arrays.doclens.tolist()
+    write_json(folder / "metadata.json", {"config": {"dim": 32, "nbits": 2}, "num_chunks": 1})
+    write_json(folder / "doclens.0.json", [*lengths[:3], 0, *lengths[4:]])
+    start, end = sum(lengths[:3]), sum(lengths[:4])
+    for name, rows in (("codes", arrays.codes), ("residuals", arrays.residuals)):
+        (folder / f"0.{name}.pt").unlink()
+        left = np.delete(rows, slice(start, end), axis=0)
+        write_tensors(folder / f"0.{name}.pt", [left], as_tuple=False)
+    texts = [f"text {n}" for n in range(60)]
+    with imported(folder, tmp_path / "index", documents=texts) as index:
+        assert index.ids == (0, 1, 2, *range(4, 60))
+        assert {hit.text for hit in index.search(QUERIES[0], 59)} == {*texts} - {"text 3"}
+
+
+def test_deleted_documents_of_warp(tmp_path: Path) -> None:
+    folder = tmp_path / "foreign"
+    write_xtr_warp_rs(folder)
+    np.save(folder / "deleted_pids.npy", np.array([0, 7, 59]))
+    write_json(folder / "metadata.json", {"next_passage_id": 62})
+    with imported(folder, tmp_path / "index", ids=range(100, 162)) as index:
+        assert index.ids == tuple(100 + n for n in range(60) if n not in (0, 7, 59))
+        assert index.add([QUERIES[0]], progress=False) == 1
+        assert index.ids[-1] == 159
+
+
+def test_export_and_import_give_the_same_bytes(tmp_path: Path) -> None:
+    with imported(INDEX, tmp_path / "first", ids=[f"d{n}" for n in range(60)]) as index:
+        index.export(tmp_path / "exported", progress=False)
+    with imported(tmp_path / "exported", tmp_path / "second") as index:
+        assert index.ids == tuple(f"d{n}" for n in range(60))
+    for name in ("segment-000000", "codec-000001"):
+        for file in (tmp_path / "first" / name).glob("*.npy"):
+            assert file.read_bytes() == (tmp_path / "second" / name / file.name).read_bytes()
+
+
+def test_export_holds_what_stanford_wrote(tmp_path: Path) -> None:
+    with imported(INDEX, tmp_path / "index") as index:
+        index.export(tmp_path / "exported", progress=False)
+    for name in ("centroids", "buckets", "0.codes", "0.residuals", "ivf.pid"):
+        pairs = zip(
+            read_tensors(tmp_path / "exported" / f"{name}.pt"),
+            read_tensors(INDEX / f"{name}.pt"),
+            strict=True,
+        )
+        for ours, theirs in pairs:
+            assert ours.dtype == theirs.dtype
+            np.testing.assert_array_equal(ours, theirs[: len(ours)])  # Stanford pads its lists
+
+
+def test_export_leaves_deleted_documents_out(tmp_path: Path) -> None:
+    with imported(INDEX, tmp_path / "index") as index:
+        index.delete([0, 30])
+        index.add([QUERIES[0]], ids=["new"], progress=False)
+        index.export(tmp_path / "exported", progress=False)
+        expected = index.search(QUERIES, 10, exhaustive=True)
+    with imported(tmp_path / "exported", tmp_path / "again", ids=range(59)) as again:
+        found = again.search(QUERIES, 10, exhaustive=True)
+    names = [*range(1, 30), *range(31, 60), "new"]
+    for hits, wanted in zip(found, expected, strict=True):
+        assert [names[hit.id] for hit in hits] == [hit.id for hit in wanted]
+
+
+def test_torch_loads_what_is_written(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    arrays: list[np.ndarray] = [
+        np.arange(12, dtype=np.float16).reshape(3, 4),
+        np.array(0.5, np.float32),
+        np.arange(300, dtype=np.int64),
+        np.empty((0, 4), np.uint8),
+        np.arange(5, dtype=np.int32),
+    ]
+    write_tensors(tmp_path / "tuple.pt", arrays, as_tuple=True)
+    loaded = torch.load(tmp_path / "tuple.pt", weights_only=True)
+    assert isinstance(loaded, tuple)
+    for tensor, array, ours in zip(
+        loaded, arrays, read_tensors(tmp_path / "tuple.pt"), strict=True
+    ):
+        assert tensor.numpy().dtype == ours.dtype == array.dtype
+        np.testing.assert_array_equal(tensor.numpy(), array)
+        np.testing.assert_array_equal(ours, array)
+
+
+def test_what_torch_writes_is_read(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    base = torch.arange(24, dtype=torch.float32)
+    torch.save((base[4:12].reshape(2, 4), base[12:]), tmp_path / "views.pt")
+    first, second = read_tensors(tmp_path / "views.pt")
+    np.testing.assert_array_equal(first, base[4:12].reshape(2, 4).numpy())
+    np.testing.assert_array_equal(second, base[12:].numpy())
+    for name, value in (
+        ("strided", base[::2]),
+        ("number", 3.0),
+        ("many", [base] * 9),
+        ("dict", {"a": base}),
+        ("bfloat16", base.bfloat16()),
+    ):
+        torch.save(value, tmp_path / f"{name}.pt")
+        with pytest.raises(IndexFormatError, match=f"{name}.pt"):
+            read_tensors(tmp_path / f"{name}.pt")
+    torch.save(base, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(IndexFormatError, match=r"old.pt: no whole .pt archive.*before 1.6"):
+        read_tensors(tmp_path / "old.pt")
+
+
+class Attack:
+    """Pickled as a call of `function`."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "function", [os.system, eval, exec, __import__, getattr, pickle.loads], ids=str
+)
+def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, function: Any) -> None:
+    folder = tmp_path / "foreign"
+    shutil.copytree(INDEX, folder)
+    marker = tmp_path / "executed"
+    with zipfile.ZipFile(folder / "centroids.pt", "w") as archive:
+        attack = pickle.dumps(Attack(function, f"touch {marker}"))
+        archive.writestr("centroids/data.pkl", attack)
+        archive.writestr("centroids/version", b"3\n")
+    with pytest.raises(IndexFormatError, match=r"centroids.pt: refused: it names \w+\.\w+"):
+        imported(folder, tmp_path / "index")
+    assert not marker.exists()
+    assert not (tmp_path / "index").exists()
+
+
+TENSOR = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n("
+STORAGE = (
+    b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ"
+)
+HOOKS = b"\x89ccollections\nOrderedDict\n)RtR."
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (TENSOR + STORAGE + b"K\x00(K\x05t(K\x01t" + HOOKS, "beyond its storage"),
+        (TENSOR + STORAGE + b"K\x02(K\x03t(K\x01t" + HOOKS, "beyond its storage"),
+        (TENSOR + STORAGE + b"K\x00(K\x04t(K\x00t" + HOOKS, "not contiguous"),
+        (TENSOR + STORAGE + b"J\xff\xff\xff\xff(K\x01t(K\x01t" + HOOKS, "not described"),
+        (TENSOR + STORAGE + b"K\x00(\x8a\x09" + b"\xff" * 8 + b"\x00t(K\x01t" + HOOKS, "described"),
+        (TENSOR + b"NK\x00(K\x01t(K\x01t" + HOOKS, "not described"),
+        (TENSOR + STORAGE.replace(b"K\x04", b"K\x05") + b"K\x00(K\x01t(K\x01t" + HOOKS, "not 5 x"),
+        (TENSOR + STORAGE.replace(b"X\x01\x00\x00\x000", b"X\x01\x00\x00\x001") + HOOKS, ""),
+        (b"\x80\x02K\x01Q.", "none to a storage"),
+        (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n.", "other than a few tensors"),
+        (b"\x80\x02(((((.", ""),
+        (b"", ""),
+    ],
+)
+def test_a_tensor_described_wrongly_is_refused(tmp_path: Path, body: bytes, message: str) -> None:
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("x/data.pkl", body)
+        archive.writestr("x/data/0", np.arange(4, dtype=np.float32).tobytes())
+    with pytest.raises(IndexFormatError, match=f"x.pt: .*{message}"):
+        read_tensors(tmp_path / "x.pt")
+
+
+def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "x.pt", [np.zeros(1000, np.float32)], as_tuple=False)
+    with (
+        zipfile.ZipFile(tmp_path / "x.pt") as archive,
+        zipfile.ZipFile(tmp_path / "y.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for info in archive.infolist():
+            packed.writestr(info.filename, archive.read(info))
+    with pytest.raises(IndexFormatError, match=r"y\.pt"):
+        read_tensors(tmp_path / "y.pt")
+
+
+@pytest.mark.parametrize("write", LAYOUTS.values(), ids=LAYOUTS)
+def test_truncated_missing_and_foreign_files(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    folder = tmp_path / "foreign"
+    write(folder)
+    for file in sorted(folder.iterdir()):
+        whole = file.read_bytes()
+        for damaged in (whole[: len(whole) // 2], whole[:-1], b"", b"\x00" * len(whole), None):
+            file.unlink()
+            if damaged is not None:
+                file.write_bytes(damaged)
+            elif "manifest" in file.name:
+                continue  # doclens tell the rows as well
+            with pytest.raises(IndexFormatError, match="foreign"):
+                imported(folder, tmp_path / "index")
+            assert [each.name for each in tmp_path.iterdir()] == ["foreign"]
+            file.touch()
+        file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("write", LAYOUTS.values(), ids=LAYOUTS)
+def test_swapped_files(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    """Two files under each other's names are refused, or change nothing."""
+    folder = tmp_path / "foreign"
+    write(folder)
+    for first, second in itertools.combinations(sorted(folder.iterdir()), 2):
+        if first.read_bytes() == second.read_bytes():
+            continue
+        between = tmp_path / "between"
+        first.rename(between)
+        second.rename(first)
+        between.rename(second)
+        with pytest.raises(IndexFormatError, match="foreign"):
+            imported(folder, tmp_path / "index")
+        first.rename(between)
+        second.rename(first)
+        between.rename(second)
+
+
+def test_flipped_bits_in_archives_are_found(tmp_path: Path) -> None:
+    """Every flip in a file of tensors is refused, or one in what nobody reads."""
+    rng = np.random.default_rng(0)
+    for file in sorted(INDEX.glob("*.pt")):
+        whole, expected = file.read_bytes(), read_tensors(file)
+        for place in rng.integers(0, len(whole), 150).tolist():
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << int(rng.integers(8))
+            (tmp_path / file.name).write_bytes(damaged)
+            try:
+                found = read_tensors(tmp_path / file.name)
+            except IndexFormatError:
+                continue
+            assert len(found) == len(expected)
+            for ours, theirs in zip(found, expected, strict=True):
+                assert ours.dtype == theirs.dtype
+                np.testing.assert_array_equal(ours, theirs)
+
+
+def with_array(folder: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    np.save(folder / name, change(np.load(folder / name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("0.codes.npy", lambda codes: codes - 1000),
+        ("0.codes.npy", lambda codes: np.full_like(codes, 256)),
+        ("0.codes.npy", lambda codes: codes.astype(np.float32)),
+        ("0.codes.npy", lambda codes: np.array(codes, object)),
+        ("0.residuals.npy", lambda rows: rows[:, :-1]),
+        ("1.residuals.npy", lambda rows: np.asfortranarray(rows)),
+        ("centroids.npy", lambda rows: rows[:, :-1]),
+        ("centroids.npy", lambda rows: np.where(rows > 0, np.nan, rows)),
+        ("centroids.npy", lambda rows: rows[:0]),
+        ("bucket_cutoffs.npy", lambda values: values[::-1]),
+        ("bucket_weights.npy", lambda values: values[:3]),
+        ("bucket_weights.npy", lambda values: values * np.inf),
+    ],
+)
+def test_values_that_cannot_be(
+    tmp_path: Path, name: str, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    folder = tmp_path / "foreign"
+    write_fast_plaid(folder)
+    with_array(folder, name, change)
+    with pytest.raises(IndexFormatError, match=name):
+        imported(folder, tmp_path / "index")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("doclens.0.json", [1, -1]),
+        ("doclens.0.json", {"a": 1}),
+        ("doclens.0.json", [1.5]),
+        ("metadata.json", []),
+        ("metadata.json", {"num_chunks": 0, "nbits": 2}),
+        ("metadata.json", {"num_chunks": True, "nbits": 2}),
+        ("metadata.json", {"num_chunks": 3, "nbits": 2}),
+        ("bucket_weights.npy", {"num_chunks": 2, "nbits": 4}),
+    ],
+)
+def test_settings_that_cannot_be(tmp_path: Path, name: str, value: Any) -> None:
+    folder = tmp_path / "foreign"
+    write_fast_plaid(folder)
+    write_json(folder / ("metadata.json" if name.endswith("npy") else name), value)
+    with pytest.raises(IndexFormatError, match=r"doclens.2.json|" + name):
+        imported(folder, tmp_path / "index")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("sizes.compacted.npy", lambda sizes: sizes + 1),
+        ("sizes.compacted.npy", lambda sizes: np.append(sizes[:-2], [-1, sizes[-2:].sum() + 1])),
+        ("codes.compacted.npy", lambda pids: pids - 1),
+        ("codes.compacted.npy", lambda pids: pids << 40),
+        ("residuals.compacted.npy", lambda rows: rows[1:]),
+    ],
+)
+def test_values_that_cannot_be_of_warp(
+    tmp_path: Path, name: str, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    folder = tmp_path / "foreign"
+    write_xtr_warp_rs(folder)
+    with_array(folder, name, change)
+    with pytest.raises(IndexFormatError, match=name):
+        imported(folder, tmp_path / "index")
+
+
+def test_an_index_without_documents(tmp_path: Path) -> None:
+    write_xtr_warp(tmp_path / "foreign")
+    np.save(tmp_path / "foreign" / "deleted_pids.npy", np.arange(60))
+    with pytest.raises(IndexFormatError, match="no documents"):
+        imported(tmp_path / "foreign", tmp_path / "index")
+    assert [each.name for each in tmp_path.iterdir()] == ["foreign"]
+
+
+def test_a_folder_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(IndexFormatError, match="not an index of Stanford ColBERT"):
+        imported(tmp_path, tmp_path / "index")
+
+
+def test_targets_are_not_overwritten_by_accident(tmp_path: Path) -> None:
+    with imported(INDEX, tmp_path / "index") as index:
+        with pytest.raises(IndexExistsError):
+            imported(INDEX, tmp_path / "index")
+        index.export(tmp_path / "exported", progress=False)
+        with pytest.raises(IndexExistsError):
+            index.export(tmp_path / "exported", progress=False)
+        with pytest.raises(FileNotFoundError):
+            index.export(tmp_path / "none" / "exported", progress=False)
+        with pytest.raises(ValueError, match="layout must be"):
+            index.export(tmp_path / "other", "plaid", progress=False)  # type: ignore[arg-type]
+    imported(INDEX, tmp_path / "index", overwrite=True).close()
+
+
+@pytest.mark.parametrize(
+    ("options", "nbits"),
+    [({"nbits": 2}, 2), ({"nbits": 3, "codec": "plaid"}, 4), ({"codec": "float16"}, 8)],
+)
+def test_other_codecs_are_exported_on_request_only(
+    tmp_path: Path, options: dict[str, Any], nbits: int
+) -> None:
+    rng = np.random.default_rng(0)
+    documents = rng.standard_normal((50, 6, 64)).astype(np.float32)
+    documents /= np.linalg.norm(documents, axis=-1, keepdims=True)
+    with Index.build(tmp_path / "index", list(documents), progress=False, **options) as index:
+        with pytest.raises(ValueError, match=f"recode=True .* {nbits} bits"):
+            index.export(tmp_path / "exported", progress=False)
+        assert not (tmp_path / "exported").exists()
+        index.export(tmp_path / "exported", recode=True, progress=False)
+        expected = index.search(documents[7], 1, exhaustive=True)[0]
+    with imported(tmp_path / "exported", tmp_path / "again") as again:
+        assert again.info()["nbits"] == nbits
+        found = again.search(documents[7], 1, exhaustive=True)[0]
+    assert found.id == expected.id == 7
+    assert found.score == pytest.approx(expected.score, rel=0.1)
+
+
+def test_a_failed_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("colbert_fast.storage.interop.StanfordWriter.append", fail)
+    with imported(INDEX, tmp_path / "index") as index, pytest.raises(OSError, match="No space"):
+        index.export(tmp_path / "exported", progress=False)
+    assert [each.name for each in tmp_path.iterdir()] == ["index"]
+
+
+def test_dims_that_stanford_cannot_read(tmp_path: Path) -> None:
+    vectors = [np.eye(24, dtype=np.float32)[:5]]
+    with (
+        Index.build(tmp_path / "index", vectors, codec="plaid", progress=False) as index,
+        pytest.raises(ValueError, match="multiples of 16 only"),
+    ):
+        index.export(tmp_path / "exported", progress=False)
