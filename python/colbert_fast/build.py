@@ -58,6 +58,7 @@ __all__ = [
     "build_index",
     "check_documents",
     "encode_stream",
+    "first_manifest",
     "fit",
     "length_of",
     "progress_bar",
@@ -147,22 +148,13 @@ def build_index(
             store.close()
         codec_folder = save_codec(transaction, codec)
         transaction.commit(
-            Manifest(
-                lineage=new_lineage(),
-                generation=0,
-                next_number=0,
-                next_id=store.next_id,
-                codec=codec.name,
-                nbits=codec.nbits,
-                dim=codec.centroids.shape[1],
-                num_centroids=len(codec.centroids),
-                codec_folder=codec_folder,
+            first_manifest(
+                codec,
+                codec_folder,
+                segment,
                 residual_norm=residual_norm,
-                segments=(segment,),
+                next_id=store.next_id,
                 model=None if model is None else str(model.name),
-                files={},
-                created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                library_version=library_version(),
                 model_fingerprint=fingerprint_of(model),
             )
         )
@@ -173,6 +165,37 @@ def build_index(
         segment.num_tokens,
         segment.num_centroids,
         time.perf_counter() - started,
+    )
+
+
+def first_manifest(
+    codec: Codec,
+    codec_folder: str,
+    segment: SegmentRecord,
+    *,
+    residual_norm: float,
+    next_id: int,
+    model: str | None,
+    model_fingerprint: str | None,
+) -> Manifest:
+    """The manifest of a new index; a transaction fills in the rest."""
+    return Manifest(
+        lineage=new_lineage(),
+        generation=0,
+        next_number=0,
+        next_id=next_id,
+        codec=codec.name,
+        nbits=codec.nbits,
+        dim=codec.centroids.shape[1],
+        num_centroids=len(codec.centroids),
+        codec_folder=codec_folder,
+        residual_norm=residual_norm,
+        segments=(segment,),
+        model=model,
+        files={},
+        created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        library_version=library_version(),
+        model_fingerprint=model_fingerprint,
     )
 
 

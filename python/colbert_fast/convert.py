@@ -8,7 +8,6 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from colbert_fast.assembly import Source, finish_segment, residual_norms
-from colbert_fast.build import length_of, progress_bar, save_codec
+from colbert_fast.build import first_manifest, length_of, progress_bar, save_codec
 from colbert_fast.compress.codec import Columns, ResidualCodec
 from colbert_fast.errors import IndexExistsError, IndexFormatError
 from colbert_fast.ingest import read_documents
@@ -24,11 +23,8 @@ from colbert_fast.storage.documents import Document, DocumentId, DocumentWriter,
 from colbert_fast.storage.interop import ForeignChunk, ForeignIndex, StanfordWriter, open_foreign
 from colbert_fast.storage.manifest import (
     STORE,
-    Manifest,
     SegmentRecord,
     fingerprint_of,
-    library_version,
-    new_lineage,
 )
 from colbert_fast.storage.segments import SegmentWriter
 from colbert_fast.storage.transactions import Transaction, building, check_target
@@ -71,22 +67,13 @@ def import_index(
         named.check_end()
         codec_folder = save_codec(transaction, codec)
         transaction.commit(
-            Manifest(
-                lineage=new_lineage(),
-                generation=0,
-                next_number=0,
-                next_id=next_id,
-                codec=codec.name,
-                nbits=codec.nbits,
-                dim=codec.centroids.shape[1],
-                num_centroids=len(codec.centroids),
-                codec_folder=codec_folder,
+            first_manifest(
+                codec,
+                codec_folder,
+                segment,
                 residual_norm=segment.residual_norm,
-                segments=(segment,),
+                next_id=next_id,
                 model=foreign.model if model is None else str(model.name),
-                files={},
-                created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                library_version=library_version(),
                 model_fingerprint=fingerprint_of(model),
             )
         )
