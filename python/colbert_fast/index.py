@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from colbert_fast.reader import IndexReader
 from colbert_fast.storage.documents import DocumentId
@@ -189,48 +189,6 @@ class Index(IndexReader):
             progress=progress,
         )
         return cls.open(path, model=model)
-
-    def export(
-        self,
-        path: str | os.PathLike[str],
-        layout: Literal["stanford"] = "stanford",
-        *,
-        recode: bool = False,
-        progress: bool = True,
-    ) -> None:
-        """Write this generation's documents as an index that Stanford ColBERT (colbert-ai) opens.
-
-        Passages are numbered from 0 in the order of `ids`, which pid_docid_map.json keeps. Texts
-        and metadata are not written. An index with ``codec="plaid"`` keeps its codes and residuals.
-
-        Parameters
-        ----------
-        path
-            Folder to create; its parent must exist.
-        layout
-            "stanford".
-        recode
-            Decode an index with another codec and encode it in Stanford's, with the same centroids
-            and number of bits (4 for 3, 8 for float16). That loses precision.
-        progress
-            Show a progress bar on stderr.
-
-        Raises
-        ------
-        ValueError
-            Stanford's code cannot read the index's codec (see `recode`) or dim, or the index is
-            empty.
-        IndexExistsError
-            Something is at `path` already.
-        OSError
-            Writing failed; nothing is left behind.
-        """
-        from colbert_fast.convert import export_index
-
-        if layout != "stanford":
-            raise ValueError(f"layout must be 'stanford', got {layout!r}")
-        self._snapshot.check_open()
-        export_index(self._snapshot, Path(path).absolute(), recode=recode, progress=progress)
 
     def add(
         self,

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -331,6 +331,48 @@ class IndexReader:
         check_checksums(snapshot.path, snapshot.manifest.files)
         snapshot.check_codes()
         Tuning.read(snapshot.path, snapshot.manifest)
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        layout: Literal["stanford"] = "stanford",
+        *,
+        recode: bool = False,
+        progress: bool = True,
+    ) -> None:
+        """Write this generation's documents as an index that Stanford ColBERT (colbert-ai) opens.
+
+        Passages are numbered from 0 in the order of `ids`, which pid_docid_map.json keeps. Texts
+        and metadata are not written. An index with ``codec="plaid"`` keeps its codes and residuals.
+
+        Parameters
+        ----------
+        path
+            Folder to create; its parent must exist.
+        layout
+            "stanford".
+        recode
+            Decode an index with another codec and encode it in Stanford's, with the same centroids
+            and number of bits (4 for 3, 8 for float16). That loses precision.
+        progress
+            Show a progress bar on stderr.
+
+        Raises
+        ------
+        ValueError
+            Stanford's code cannot read the index's codec (see `recode`) or dim, or the index is
+            empty.
+        IndexExistsError
+            Something is at `path` already.
+        OSError
+            Writing failed; nothing is left behind.
+        """
+        from colbert_fast.convert import export_index
+
+        if layout != "stanford":
+            raise ValueError(f"layout must be 'stanford', got {layout!r}")
+        self._snapshot.check_open()
+        export_index(self._snapshot, Path(path).absolute(), recode=recode, progress=progress)
 
     def close(self) -> None:
         """Let go of the files; any later search raises ValueError."""
