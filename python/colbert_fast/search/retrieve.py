@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -32,9 +33,11 @@ def retrieve(
     `subset`, bool (n_rows,), is by position; deleted documents are never found.
 
     In mode "plaid" a subset of no more than `ndocs` documents is scored exactly, as Stanford's
-    searcher does; mode "default" scans so few by itself. Otherwise a query whose probed cells hold
-    too few documents is searched again with more, and exhaustively rather than with over a quarter
-    of all cells.
+    searcher does; mode "default" scans so few by itself. Of a larger subset the best documents are
+    farther from the query than the best of all: mode "default" probes more cells, by the root of
+    how few documents are allowed, which keeps recall (10 % of 25,000 documents: .948 at the nprobe
+    4 of all, .995 at 13). A query whose probed cells hold too few documents is searched again with
+    more, and exhaustively rather than with over a quarter of all cells.
 
     Returns
     -------
@@ -50,6 +53,9 @@ def retrieve(
     searcher, num_centroids = snapshot.searcher, snapshot.manifest.num_centroids
     if allowed <= params.ndocs and params.mode == "plaid" and allowed < snapshot.manifest.num_rows:
         params = params._replace(exhaustive=True)
+    if params.mode == "default":
+        share = allowed / snapshot.manifest.num_rows
+        params = params._replace(nprobe=round(params.nprobe / math.sqrt(share)))
     pids, scores = searcher.search(queries, params, subset=subset)
     while not params.exhaustive:
         short = np.flatnonzero(pids[:, wanted - 1] < 0)
