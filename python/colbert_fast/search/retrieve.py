@@ -19,6 +19,8 @@ __all__ = ["padded", "retrieve", "score_candidates"]
 _WIDER = 4  # factor on nprobe for queries whose cells hold fewer than k documents
 _WIDEST_SHARE = 4  # 1 / share of the cells from which probing gains nothing over reading all
 
+# Int8 scores that spare a candidate the exact one need a score of every centroid first.
+_CENTROIDS_PER_TOKEN = 3
 _NONE = (np.empty(0, np.int64), np.empty(0, np.float32))
 
 
@@ -75,7 +77,7 @@ def score_candidates(
     k: int,
     subset: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Score each query's own documents exactly.
+    """Score each query's own documents, exactly but those whose int8 scores leave them no chance.
 
     `candidates`, int64 (m,) each, are positions in any order. Documents that are deleted, without
     vectors or outside `subset`, bool (n_rows,), are left out.
@@ -88,7 +90,9 @@ def score_candidates(
     k = min(k, snapshot.num_documents)
     if k == 0:
         return padded([_NONE] * len(queries), 0)
-    params = SearchParams.resolve(k, exhaustive=True)
+    tokens = sum(int(snapshot.doclens[each].sum()) for each in candidates)
+    screened = tokens > len(queries) * snapshot.manifest.num_centroids / _CENTROIDS_PER_TOKEN
+    params = SearchParams.resolve(k, exhaustive=not screened)
     mask = snapshot.allowed(subset)
     return snapshot.searcher.search(queries, params, subset=mask, candidates=candidates)
 
