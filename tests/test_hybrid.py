@@ -11,6 +11,7 @@ import pytest
 
 from colbert_fast.errors import UnknownDocumentError
 from colbert_fast.index import Index
+from colbert_fast.search import retrieve
 from colbert_fast.search.bm25 import best
 from colbert_fast.search.hybrid import fuse
 from fakes import WordModel
@@ -103,6 +104,17 @@ def test_candidates_of_several_queries(index: Index) -> None:
     assert [sorted(ids(hits)) for hits in answers] == [["d1", "d2", "d3"], [], ["d155"]]
     assert answers[0] == index.rerank(QUERY, lists[0])
     assert index.rerank([], []) == []
+
+
+@pytest.mark.parametrize("centroids_per_token", [0.001, 1000])
+def test_candidates_with_and_without_int8_scores_first(
+    index: Index, monkeypatch: pytest.MonkeyPatch, centroids_per_token: float
+) -> None:
+    monkeypatch.setattr(retrieve, "_CENTROIDS_PER_TOKEN", centroids_per_token)
+    given = index.ids[::2]
+    expected = index.search(QUERY, 5, subset=given, exhaustive=True)
+    assert index.search(QUERY, 5, candidates=given) == expected
+    assert len(index.rerank(QUERY, given)) == len(given)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +230,21 @@ def test_embeddings_of_documents(index: Index) -> None:
     assert np.array_equal(vectors[0], vectors[2])
     with pytest.raises(UnknownDocumentError, match="ids: not in the index: 'd0'"):
         index.get_embeddings(["d0"])
+
+
+def test_deleting_by_a_filter(tmp_path: Path) -> None:
+    model: Any = WordModel()
+    with Index.build(tmp_path / "a.cf", DOCUMENTS[:40], model=model, progress=False) as index:
+        index.add(DOCUMENTS[40:60], progress=False)
+        index.delete(["d0"])
+        wanted = [each["id"] for each in DOCUMENTS[1:60] if each["lang"] != "de"]
+        assert index.delete(filter="lang = 'de'") == 59 - len(wanted)
+        assert sorted(index.ids) == sorted(wanted)
+        assert index.delete(filter=("lang = ?", ["de"])) == 0
+        with pytest.raises(ValueError, match="delete: expected either ids or a filter"):
+            index.delete()
+        with pytest.raises(ValueError, match="no document has the key 'lung'"):
+            index.delete(filter="lung = 'de'")
 
 
 def test_everything_survives_compaction(tmp_path: Path) -> None:

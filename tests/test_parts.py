@@ -108,6 +108,53 @@ def test_parts_do_not_show(codec: str, options: str) -> None:
             assert same_bits(found, whole), name
 
 
+@every_isa
+@any_threads
+@pytest.mark.parametrize("codec", COLLECTIONS)
+@pytest.mark.parametrize("options", ["default", "plaid", "exhaustive"])
+def test_candidates_are_what_a_mask_lets_pass(codec: str, options: str) -> None:
+    searcher = SEARCHERS[codec]["some empty"]
+    params = SearchParams.resolve(10, **OPTIONS[options])
+    # The mask's documents are few enough for mode "default" to scan them.
+    like = params._replace(mode="default", ndocs=N_DOCS)
+    rng = np.random.default_rng(2)
+    lists = [rng.integers(N_DOCS, size=size) for size in (50, 0, 200)]  # some come twice
+    subset = np.arange(N_DOCS) % 3 > 0
+    found = searcher.search(QUERIES, params, subset=subset, candidates=lists)
+    for row, (query, given) in enumerate(zip(QUERIES, lists, strict=True)):
+        mask = subset & np.isin(np.arange(N_DOCS), given)
+        expected = searcher.search([query], like, subset=mask)
+        assert same_bits((found[0][row], found[1][row]), (expected[0][0], expected[1][0]))
+
+
+@pytest.mark.parametrize(
+    ("documents", "starts", "message"),
+    [
+        ([0, N_DOCS], [0, 1, 2], r"`candidates` must lie in \[0, 300\), got 300"),
+        ([-1], [0, 1, 1], r"`candidates` must lie in \[0, 300\), got -1"),
+        ([1], [0, 1, 2], r"`candidate starts` must rise from 0 to the number of candidates"),
+        ([1, 2], [0, 3, 2], r"`candidate starts` must rise"),
+        ([1], [0, 1], r"`candidate starts`"),
+    ],
+)
+def test_candidates_that_are_refused(documents: list[int], starts: list[int], message: str) -> None:
+    ids, scores = np.empty((2, 3), np.int64), np.empty((2, 3), np.float32)
+    with pytest.raises((ValueError, TypeError), match=message):
+        SEARCHERS["default"]["five"]._core.search(
+            np.eye(2, 32, dtype=np.float32),
+            np.arange(3),
+            nprobe=1,
+            ndocs=1,
+            plaid=False,
+            threshold=0.0,
+            exhaustive=False,
+            subset=None,
+            candidates=(np.array(documents), np.array(starts)),
+            ids=ids,
+            scores=scores,
+        )
+
+
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("codec", COLLECTIONS)
 def test_no_documents_no_hits(codec: str, options: str) -> None:

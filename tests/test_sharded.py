@@ -31,6 +31,10 @@ def test_the_best_of_all_shards(tmp_path: Path, rng: np.random.Generator) -> Non
         assert index.search([]) == []
         with pytest.raises(ValueError, match="subset: search the shard"):
             index.search(documents[0], subset=[1])
+        with pytest.raises(ValueError, match="candidates: search the shard"):
+            index.search(documents[0], candidates=[1])
+        with pytest.raises(ValueError, match='mode "hybrid": scores of several indexes'):
+            index.search(documents[0], mode="hybrid")
         with pytest.raises(ValueError, match="k must be at least 1"):
             index.search(documents[0], k=0)
     with pytest.raises(ValueError, match="is closed"):
@@ -48,6 +52,7 @@ def test_texts_are_encoded_once_and_hits_explain_themselves(
     hits = index.search("blue sky", k=3)
     assert all("blue" in str(hit.text) or "sky" in str(hit.text) for hit in hits)
     assert {match.query_token for match in hits[0].explain()} >= {"blue", "sky"}
+    assert index.search("blue sky", k=3, mode="rerank", ndocs=40) == hits
 
 
 def test_shards_that_do_not_fit(tmp_path: Path, rng: np.random.Generator) -> None:

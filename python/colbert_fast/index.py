@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from colbert_fast.reader import IndexReader
 from colbert_fast.storage.documents import DocumentId
+from colbert_fast.storage.filters import Filter
 from colbert_fast.storage.manifest import CodecName
 
 if TYPE_CHECKING:
@@ -257,8 +258,16 @@ class Index(IndexReader):
         self.refresh()
         return count
 
-    def delete(self, ids: Iterable[DocumentId], *, timeout: float = 0.0) -> int:
-        """Delete documents by id, in one transaction; returns how many.
+    def delete(
+        self,
+        ids: Iterable[DocumentId] | None = None,
+        *,
+        filter: Filter | None = None,  # noqa: A002
+        timeout: float = 0.0,
+    ) -> int:
+        """Delete documents in one transaction; returns how many.
+
+        They are those of `ids`, or those that a `filter` finds, as in `search`.
 
         They are not found any more; their room is given back when their segment is merged, and by
         `compact`. Their ids may be used again.
@@ -267,13 +276,15 @@ class Index(IndexReader):
         ------
         UnknownDocumentError
             An id is not in the index; nothing is deleted.
+        ValueError, TypeError
+            Neither `ids` nor `filter` is given, or both, or the filter is none.
         IndexBusyError, OSError
             As for `add`.
         """
         from colbert_fast.update import delete_documents
 
         self._snapshot.check_open()
-        count = delete_documents(self.path, ids, timeout=timeout)
+        count = delete_documents(self.path, ids, filter, timeout=timeout)
         self.refresh()
         return count
 

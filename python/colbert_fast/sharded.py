@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from colbert_fast.reader import IndexReader
-from colbert_fast.search.params import check_positive
+from colbert_fast.search.params import TEXT_MODES, check_positive
 from colbert_fast.search.queries import check_vectors, read_queries
 from colbert_fast.search.results import Hit, asked
 
@@ -59,10 +59,14 @@ class ShardedIndex:
     def search(self, query: Any, k: int = 10, **options: Any) -> list[Any]:
         """Find the `k` best documents of all shards, best first; see `Index.search`.
 
-        `subset`, and what else speaks of one index's documents, is not taken.
+        `subset` and `candidates`, which speak of one index's documents, are not taken, nor is mode
+        "hybrid", whose scores depend on what else an index finds.
         """
-        if "subset" in options:
-            raise ValueError("subset: search the shard that has these documents")
+        for name in ("subset", "candidates"):
+            if options.get(name) is not None:
+                raise ValueError(f"{name}: search the shard that has these documents")
+        if options.get("mode") == "hybrid":
+            raise ValueError('mode "hybrid": scores of several indexes cannot be compared')
         k = check_positive("k", k)
         queries, single = read_queries(query)
         if not queries:
@@ -72,6 +76,8 @@ class ShardedIndex:
         vectors = check_vectors(
             queries if model is None else model.encode_queries(queries), self.shards[0].manifest.dim
         )
+        if options.get("mode") in TEXT_MODES:
+            options.setdefault("texts", texts)
         answers = [shard.search(vectors, k, **options) for shard in self.shards]
         merged = [
             heapq.nsmallest(k, (hit for hits in row for hit in hits), key=_by_score)

@@ -30,8 +30,10 @@ from colbert_fast.compress.codec import Codec
 from colbert_fast.compress.kmeans import fit_centroids
 from colbert_fast.ingest import Chunk, TokenStream, read_documents
 from colbert_fast.kernels import ops
+from colbert_fast.search.queries import filtered
 from colbert_fast.search.snapshot import Snapshot
 from colbert_fast.storage.documents import Document, DocumentId, DocumentStore, DocumentWriter
+from colbert_fast.storage.filters import Filter
 from colbert_fast.storage.library import Library
 from colbert_fast.storage.manifest import STORE, Manifest, SegmentRecord, new_lineage
 from colbert_fast.storage.segments import Segment, write_npy
@@ -234,11 +236,23 @@ def _new_folder(transaction: Transaction) -> Path:
     return folder
 
 
-def delete_documents(path: Path, ids: Iterable[DocumentId], *, timeout: float) -> int:
+def delete_documents(
+    path: Path,
+    ids: Iterable[DocumentId] | None,
+    filter: Filter | None,  # noqa: A002
+    *,
+    timeout: float,
+) -> int:
     """Mark documents as deleted; returns how many."""
+    if (ids is None) == (filter is None):
+        raise ValueError("delete: expected either ids or a filter")
     with update(path, timeout=timeout) as transaction:
         snapshot = Snapshot.of(path, transaction.base)
-        positions = set(snapshot.library.positions(ids, name="ids"))
+        if ids is not None:
+            positions = set(snapshot.library.positions(ids, name="ids"))
+        else:
+            found = filtered(filter, snapshot)
+            positions = set(snapshot.positions[found[snapshot.positions]].tolist())
         if positions:
             records = _records(transaction, sources_of(snapshot, positions))
             transaction.commit(dataclasses.replace(snapshot.manifest, segments=tuple(records)))

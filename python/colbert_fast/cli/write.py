@@ -14,6 +14,7 @@ from colbert_fast.cli.shell import (
     BackendOption,
     CodecOption,
     DeviceOption,
+    FilterOption,
     FormatOption,
     IndexArgument,
     ModelOption,
@@ -146,18 +147,24 @@ def add(
 
 def delete(
     path: IndexArgument,
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Of documents.")],
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID...]", help="Of documents; or give --filter.")
+    ] = None,
     *,
+    where: FilterOption = None,
     numbers: Annotated[
         bool, typer.Option("--numbers", help="The ids are numbers, not texts.")
     ] = False,
     timeout: TimeoutOption = 0.0,
 ) -> None:
-    """Delete documents from an index by their ids."""
+    """Delete documents from an index, by their ids or by a filter."""
     from colbert_fast.index import Index
 
     with Index.open(path) as opened:
-        count = opened.delete([int(each) for each in ids] if numbers else ids, timeout=timeout)
+        wanted: list[int] | list[str] | None = ids or None
+        if ids and numbers:
+            wanted = [int(each) for each in ids]
+        count = opened.delete(wanted, filter=where, timeout=timeout)
         typer.echo(f"{path}: {count} documents deleted, {len(opened)} left")
 
 

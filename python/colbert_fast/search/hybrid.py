@@ -57,21 +57,20 @@ def _hybrid(
     depth = max(params.k, _DEPTH)
     dense = params._replace(k=depth, ndocs=max(params.ndocs, depth), mode="default")
     near, near_scores = retrieve(snapshot, queries, dense, mask)
-    scores = [snapshot.bm25.score(text) for text in texts]
-    others = [
-        np.setdiff1d(best(each, depth, mask), ids) for each, ids in zip(scores, near, strict=True)
-    ]
+    pools, others = [], []
+    for text, ids in zip(texts, near, strict=True):
+        lexical = snapshot.bm25.score(text)  # of all documents, so not to be kept
+        pool = np.union1d(best(lexical, depth, mask), ids[ids >= 0])
+        pools.append((pool, lexical[pool]))
+        others.append(np.setdiff1d(pool, ids))
     far, far_scores = score_candidates(snapshot, queries, others, max(map(len, others)), mask)
     ids = np.concatenate((near, far), axis=1)
     maxsim = np.concatenate((near_scores, far_scores), axis=1)
     rows = []
-    for row, lexical in enumerate(scores):
+    for row, (pool, lexical) in enumerate(pools):
         here = ids[row] >= 0
-        if not here.any():
-            rows.append((ids[row][here], maxsim[row][here]))
-            continue
         union = ids[row][here]
-        fused = fuse(lexical[union], maxsim[row][here], params.bm25_weight)
+        fused = fuse(lexical[np.searchsorted(pool, union)], maxsim[row][here], params.bm25_weight)
         order = np.lexsort((union, -fused))[: params.k]
         rows.append((union[order], fused[order]))
     return padded(rows, min(params.k, snapshot.num_documents))
@@ -87,5 +86,7 @@ def fuse(
 
 def _standard(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     exact = scores.astype(np.float64)
+    if len(exact) == 0:
+        return exact
     centred: npt.NDArray[np.float64] = exact - exact.mean()
     return centred / (exact.std() or 1.0)

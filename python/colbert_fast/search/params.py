@@ -216,7 +216,7 @@ def _default(k: int) -> SearchParams:
 
 
 def _rerank(k: int) -> SearchParams:
-    return _default(k)._replace(ndocs=max(200, 2 * k), mode="rerank")
+    return _default(k)._replace(ndocs=max(100, 2 * k), mode="rerank")
 
 
 def _hybrid(k: int) -> SearchParams:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_vectors",
+    "filtered",
     "load_model",
     "read_candidates",
     "read_mask",
@@ -203,18 +204,29 @@ def read_mask(
     Raises
     ------
     TypeError, ValueError, UnknownDocumentError
-        See `read_subset`, `filters.read_filter` and `filters.matching`.
+        See `read_subset` and `filtered`.
     """
     mask = None if subset is None else read_subset(subset, snapshot)
     if filter is None:
         return mask
-    tables = [store.fields for store in snapshot.library.stores]
-    found = np.zeros(snapshot.manifest.num_rows, np.bool_)
-    for base, positions in zip(
-        snapshot.bases(), matching(tables, read_filter(filter)), strict=False
-    ):
-        found[base + positions] = True
+    found = filtered(filter, snapshot)
     return found if mask is None else found & mask
+
+
+def filtered(filter: Any, snapshot: Snapshot) -> npt.NDArray[np.bool_]:  # noqa: A002
+    """The documents that meet a filter, bool (n_rows,) by position, deleted ones among them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        See `filters.read_filter` and `filters.matching`.
+    """
+    tables = [store.fields for store in snapshot.library.stores]
+    parts = matching(tables, read_filter(filter))
+    mask = np.zeros(snapshot.manifest.num_rows, np.bool_)
+    for base, positions in zip(snapshot.bases(), parts, strict=False):
+        mask[base + positions] = True
+    return mask
 
 
 def read_subset(subset: Any, snapshot: Snapshot) -> npt.NDArray[np.bool_]:

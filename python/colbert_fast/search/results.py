@@ -36,7 +36,8 @@ class Hit:
     id
         The document's id, of the type it was given with.
     score
-        MaxSim of the query and the document's stored (decompressed) vectors.
+        MaxSim of the query and the document's stored (decompressed) vectors; in mode "hybrid" that
+        and BM25 fused.
     text
         The document's text, or None if the index was built from embeddings alone.
     metadata

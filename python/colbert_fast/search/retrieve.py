@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ __all__ = ["padded", "retrieve", "score_candidates"]
 _WIDER = 4  # factor on nprobe for queries whose cells hold fewer than k documents
 _WIDEST_SHARE = 4  # 1 / share of the cells from which probing gains nothing over reading all
 
+# Int8 scores that spare a candidate the exact one need a score of every centroid first.
+_CENTROIDS_PER_TOKEN = 3
 _NONE = (np.empty(0, np.int64), np.empty(0, np.float32))
 
 
@@ -32,9 +35,11 @@ def retrieve(
     `subset`, bool (n_rows,), is by position; deleted documents are never found.
 
     In mode "plaid" a subset of no more than `ndocs` documents is scored exactly, as Stanford's
-    searcher does; mode "default" scans so few by itself. Otherwise a query whose probed cells hold
-    too few documents is searched again with more, and exhaustively rather than with over a quarter
-    of all cells.
+    searcher does; mode "default" scans so few by itself. Of a larger subset the best documents are
+    farther from the query than the best of all: mode "default" probes more cells, by the root of
+    how few documents are allowed, which keeps recall (10 % of 25,000 documents: .948 at the nprobe
+    4 of all, .995 at 13). A query whose probed cells hold too few documents is searched again with
+    more, and exhaustively rather than with over a quarter of all cells.
 
     Returns
     -------
@@ -50,6 +55,9 @@ def retrieve(
     searcher, num_centroids = snapshot.searcher, snapshot.manifest.num_centroids
     if allowed <= params.ndocs and params.mode == "plaid" and allowed < snapshot.manifest.num_rows:
         params = params._replace(exhaustive=True)
+    if params.mode == "default":
+        share = allowed / snapshot.manifest.num_rows
+        params = params._replace(nprobe=round(params.nprobe / math.sqrt(share)))
     pids, scores = searcher.search(queries, params, subset=subset)
     while not params.exhaustive:
         short = np.flatnonzero(pids[:, wanted - 1] < 0)
@@ -69,7 +77,7 @@ def score_candidates(
     k: int,
     subset: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Score each query's own documents exactly.
+    """Score each query's own documents, exactly but those whose int8 scores leave them no chance.
 
     `candidates`, int64 (m,) each, are positions in any order. Documents that are deleted, without
     vectors or outside `subset`, bool (n_rows,), are left out.
@@ -82,7 +90,9 @@ def score_candidates(
     k = min(k, snapshot.num_documents)
     if k == 0:
         return padded([_NONE] * len(queries), 0)
-    params = SearchParams.resolve(k, exhaustive=True)
+    tokens = sum(int(snapshot.doclens[each].sum()) for each in candidates)
+    screened = tokens > len(queries) * snapshot.manifest.num_centroids / _CENTROIDS_PER_TOKEN
+    params = SearchParams.resolve(k, exhaustive=not screened)
     mask = snapshot.allowed(subset)
     return snapshot.searcher.search(queries, params, subset=mask, candidates=candidates)
 
