@@ -96,6 +96,15 @@ inline I32x16 count(I32x16 a, Mask m) {
           _mm256_sub_epi32(a.hi, _mm256_castps_si256(m.hi))};
 }
 inline F32x16 to_float(I32x16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+// Entries of a table of sixteen: of either half, chosen by bit 3 of the index.
+inline __m256 lookup(F32x16 table, __m256i index) {
+  const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));
+  return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.lo, index),
+                          _mm256_permutevar8x32_ps(table.hi, index), upper);
+}
+inline F32x16 lookup(F32x16 table, I32x16 index) {
+  return {lookup(table, index.lo), lookup(table, index.hi)};
+}
 // Rounded to nearest, ties to even, and clamped.
 inline void store_u8(std::uint8_t *p, F32x16 a) {
   // The packs work within 128-bit halves: words 0-3 of lo, of hi, 4-7 of lo, of hi.
@@ -136,6 +145,17 @@ inline Bytes shift_in(Bytes a) {
 inline Bytes max_bytes(Bytes a, Bytes b) { return _mm256_max_epu8(a, b); }
 inline Bytes add_bytes(Bytes a, Bytes b) { return _mm256_add_epi8(a, b); }
 inline Bytes lookup(Bytes table, Bytes index) { return _mm256_shuffle_epi8(table, index); }
+// Bytes from the seventeenth on doubled.
+inline Bytes double_upper(Bytes a) {
+  return _mm256_add_epi8(a, _mm256_blend_epi32(_mm256_setzero_si256(), a, 0xf0));
+}
+// Sixteen bytes of a and of b by turns.
+inline void interleave(const std::uint8_t *a, const std::uint8_t *b, std::uint8_t *out) {
+  const __m128i left = _mm_loadu_si128(reinterpret_cast<const __m128i *>(a));
+  const __m128i right = _mm_loadu_si128(reinterpret_cast<const __m128i *>(b));
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(out), _mm_unpacklo_epi8(left, right));
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(out + 16), _mm_unpackhi_epi8(left, right));
+}
 
 } // namespace
 

@@ -54,6 +54,8 @@ inline I32x16 count(I32x16 a, Mask m) {
   return _mm512_mask_add_epi32(a, m, a, _mm512_set1_epi32(1));
 }
 inline F32x16 to_float(I32x16 a) { return _mm512_cvtepi32_ps(a); }
+// Entries of a table of sixteen.
+inline F32x16 lookup(F32x16 table, I32x16 index) { return _mm512_permutexvar_ps(index, table); }
 // Rounded to nearest, ties to even, and clamped.
 inline void store_u8(std::uint8_t *p, F32x16 a) {
   const __m512i rounded = _mm512_max_epi32(_mm512_cvtps_epi32(a), _mm512_setzero_si512());
@@ -92,6 +94,17 @@ inline Bytes shift_in(Bytes a) {
 inline Bytes max_bytes(Bytes a, Bytes b) { return _mm256_max_epu8(a, b); }
 inline Bytes add_bytes(Bytes a, Bytes b) { return _mm256_add_epi8(a, b); }
 inline Bytes lookup(Bytes table, Bytes index) { return _mm256_shuffle_epi8(table, index); }
+// Bytes from the seventeenth on doubled.
+inline Bytes double_upper(Bytes a) {
+  return _mm256_add_epi8(a, _mm256_blend_epi32(_mm256_setzero_si256(), a, 0xf0));
+}
+// Sixteen bytes of a and of b by turns.
+inline void interleave(const std::uint8_t *a, const std::uint8_t *b, std::uint8_t *out) {
+  const __m128i left = _mm_loadu_si128(reinterpret_cast<const __m128i *>(a));
+  const __m128i right = _mm_loadu_si128(reinterpret_cast<const __m128i *>(b));
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(out), _mm_unpacklo_epi8(left, right));
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(out + 16), _mm_unpackhi_epi8(left, right));
+}
 
 } // namespace
 

@@ -79,12 +79,10 @@ inline Codes codes_from(Codes codes, std::size_t i) {
 
 // Everything that decoding a residual needs. `values[window]` is what a dimension decodes to, the
 // window (windows_of them) as it lies in the bytes, with 3 bits the third bit on top; `levels` are
-// the same in 7 bits, value ~ low + step * level. `by_byte[index][j]` is the value of the j-th of a
-// byte's dimensions: the index has the byte, above it with 3 bits the four high bits, the first
-// dimension's on top, and above those the context_bits that end the byte before. `norms[256]` and
-// `scales[256]` decode those bytes.
+// the same in 7 bits, value ~ low + step * level. `norms[256]` and `scales[256]` decode those
+// bytes.
 struct Decoder {
-  const float *centroids, *values, *by_byte;
+  const float *centroids, *values;
   const std::uint8_t *levels;
   const float *norms, *scales;
   int nbits;

@@ -105,6 +105,16 @@ inline I32x16 count(I32x16 a, Mask m) {
 inline F32x16 to_float(I32x16 a) {
   return each<F32x16>([&](int i) { return vcvtq_f32_s32(a.v[i]); });
 }
+// Entries of a table of sixteen: its 64 bytes, four at a time.
+inline F32x16 lookup(F32x16 table, I32x16 index) {
+  uint8x16x4_t bytes;
+  for (int i = 0; i < 4; ++i) bytes.val[i] = vreinterpretq_u8_f32(table.v[i]);
+  return each<F32x16>([&](int i) {
+    const uint32x4_t at = vmulq_n_u32(vreinterpretq_u32_s32(index.v[i]), 0x04040404u);
+    const uint8x16_t which = vreinterpretq_u8_u32(vaddq_u32(at, vdupq_n_u32(0x03020100u)));
+    return vreinterpretq_f32_u8(vqtbl4q_u8(bytes, which));
+  });
+}
 // Rounded to nearest, ties to even, and clamped.
 inline void store_u8(std::uint8_t *p, F32x16 a) {
   uint16x4_t part[4];
@@ -147,6 +157,13 @@ inline Bytes shift_in(Bytes a) { return vextq_u8(vdupq_n_u8(0), a, 15); }
 inline Bytes max_bytes(Bytes a, Bytes b) { return vmaxq_u8(a, b); }
 inline Bytes add_bytes(Bytes a, Bytes b) { return vaddq_u8(a, b); }
 inline Bytes lookup(Bytes table, Bytes index) { return vqtbl1q_u8(table, index); }
+// Bytes from the seventeenth on doubled: a register has no more than sixteen here.
+inline Bytes double_upper(Bytes a) { return a; }
+// Sixteen bytes of a and of b by turns.
+inline void interleave(const std::uint8_t *a, const std::uint8_t *b, std::uint8_t *out) {
+  const uint8x16x2_t both = {{vld1q_u8(a), vld1q_u8(b)}};
+  vst2q_u8(out, both);
+}
 
 } // namespace
 

@@ -32,34 +32,128 @@ void compress(const void *points, DType type, std::size_t n, std::size_t dim,
   }
 }
 
-// The values of a packed row, in dimension order: one table look-up per byte.
+// One plane of windows, each looked up in `table`: out[i] for the n bytes of a row. The window of
+// field s has kLow bits of its own at bits `shift` and up and the context above them, in this byte
+// or the one before; `high`, with 3 bits, has its third bit in place of field s. May write, but
+// never reads, up to kBytes - 1 bytes past the end. Half a register at a time before single bytes:
+// short rows (1 bit) would else stall on a copy that loads must see.
 template <int B>
-inline void values_row(const Decoder &decoder, const std::uint8_t *packed, float *out) {
-  constexpr std::size_t kPerByte = planes_of(B);
-  constexpr unsigned kContext = (1u << context_bits(B)) - 1u;
-  const std::size_t width = decoder.dim / kPerByte, eighth = decoder.dim / 8;
-  unsigned before = 0;
-  for (std::size_t i = 0; i < width; ++i) {
-    std::size_t index = packed[i] | (before & kContext) << (B == 3 ? 12 : 8);
-    before = packed[i];
-    if constexpr (B == 3) {
-      unsigned high = packed[width + i % eighth] >> (1 - i / eighth) & 0x55u;
-      high = (high | high >> 1) & 0x33u;
-      index |= std::size_t{(high | high >> 2) & 0x0fu} << 8;
+inline void expand_plane(const std::uint8_t *packed, std::size_t n, std::size_t plane,
+                         const std::uint8_t *high, Bytes table, std::uint8_t *out) {
+  constexpr int kLow = low_bits(B), kWidth = kLow + context_bits(B);
+  const int end = kLow * static_cast<int>(plane + 1), shift = 8 - end;
+  const auto expand_at = [&](std::size_t i, auto load_at) {
+    const std::uint8_t *at = packed + i;
+    const Bytes byte = load_at(at);
+    // No more bits than this byte has: what `field` shifts in comes from its neighbour.
+    Bytes window =
+        field(byte, shift, static_cast<std::uint8_t>((1 << (kWidth < end ? kWidth : end)) - 1));
+    if (kWidth > end) {
+      const Bytes before = i == 0 ? shift_in(byte) : load_at(at - 1);
+      const int from_before = (1 << kWidth) - (1 << end);
+      window = add_bytes(window, field_left(before, end, static_cast<std::uint8_t>(from_before)));
     }
-    memcpy(out + i * kPerByte, decoder.by_byte + index * kPerByte, kPerByte * sizeof(float));
+    if constexpr (B == 3) {
+      const int up = 2 * static_cast<int>(plane) - 4; // from bit 7 - 2 * plane to bit 3
+      const Bytes third = load_bytes(high + i);
+      window = add_bytes(window, up < 0 ? field(third, -up, 8) : field_left(third, up, 8));
+    }
+    store_bytes(out + i, lookup(table, window));
+  };
+  std::size_t i = 0;
+  for (; i + kBytes <= n; i += kBytes)
+    expand_at(i, [](const std::uint8_t *p) { return load_bytes(p); });
+  for (; i + 16 <= n; i += 16) expand_at(i, [](const std::uint8_t *p) { return load_16_bytes(p); });
+  if (i < n)
+    expand_at(i, [&](const std::uint8_t *p) {
+      std::uint8_t tail[kBytes] = {};
+      memcpy(tail, p, n - i);
+      return load_bytes(tail);
+    });
+}
+
+// The windows of a packed row looked up in `table`, plane by plane; not for 8 bits.
+template <int B>
+inline void expand(std::size_t dim, const std::uint8_t *packed, Bytes table, std::uint8_t *out) {
+  constexpr std::size_t kPlanes = planes_of(B);
+  const std::size_t width = dim / kPlanes;
+  std::uint8_t high[B == 3 ? kMaxDim / 4 + kBytes : 1];
+  if constexpr (B == 3) {
+    // Third bits of plane s at bit 7 - 2 * s throughout: those of the second half lie one lower.
+    const std::uint8_t *from = packed + width;
+    const std::size_t eighth = min_of(dim, kMaxDim) / 8; // kMaxDim only for the compiler to see
+    if (kBytes == 32 && eighth == 16) { // in one piece, which loads can be forwarded from
+      store_bytes(high, double_upper(load_table(from)));
+    } else {
+      for (std::size_t i = 0; i < eighth; ++i) high[i] = from[i];
+      for (std::size_t i = 0; i < eighth; ++i)
+        high[eighth + i] = static_cast<std::uint8_t>(2 * from[i]);
+    }
+  }
+#if defined(__GNUC__)
+#pragma GCC unroll 8 // shifts by constants cost half
+#endif
+  for (std::size_t s = 0; s < kPlanes; ++s)
+    expand_plane<B>(packed, width, s, high, table, out + s * width);
+}
+
+// The 7-bit levels of a packed row, plane by plane.
+template <int B>
+inline void levels_row(const Decoder &decoder, const std::uint8_t *packed, std::uint8_t *out) {
+  if constexpr (B == 8)
+    for (std::size_t i = 0; i < decoder.dim; ++i) out[i] = decoder.levels[packed[i]];
+  else
+    expand<B>(decoder.dim, packed, load_table(decoder.levels), out);
+}
+
+// The windows of a packed row in dimension order: planes 0 and 2 of four make the even dimensions,
+// 1 and 3 the odd ones, and these the row. Writes up to 2 * kBytes - 1 bytes past the end.
+template <int B>
+inline void windows_row(std::size_t dim, const std::uint8_t *packed, std::uint8_t *out) {
+  static const std::uint8_t itself[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  if constexpr (B == 8) {
+    memcpy(out, packed, dim);
+  } else {
+    std::uint8_t other[kMaxDim + 2 * kBytes];
+    std::uint8_t *from = out, *to = other;
+    // So that the last step ends in `out`.
+    if (planes_of(B) != 4) from = other, to = out;
+    expand<B>(dim, packed, load_table(itself), from);
+    for (std::size_t m = planes_of(B), width = dim / m; m > 1; m /= 2, width *= 2) {
+      for (std::size_t s = 0; s < m / 2; ++s)
+        for (std::size_t i = 0; i < width; i += 16)
+          interleave(from + s * width + i, from + (s + m / 2) * width + i,
+                     to + 2 * (s * width + i));
+      std::uint8_t *swap = from;
+      from = to, to = swap;
+    }
   }
 }
 
-// row holds a token's values and becomes unit(centroid + scale * values), zero up to a multiple of
-// 16; returns 1 / |...|.
+// row = unit(centroid + scale * values), zero up to a multiple of 16, from a token's windows in
+// dimension order; returns 1 / |...|.
+template <int B>
 inline float finish_row(const Decoder &decoder, const Residuals &tokens, std::size_t i,
-                        float *row) {
+                        const std::uint8_t *windows, float *row) {
   const float *centroid = decoder.centroids + code_at(tokens.codes, i) * decoder.dim;
   const F32x16 scale = set1(tokens.scales == nullptr ? 1.0f : decoder.scales[tokens.scales[i]]);
+  const F32x16 table = load(decoder.values);
   F32x16 squares = set1(0.0f);
   for (std::size_t d = 0; d < decoder.dim; d += kLanes) {
-    const F32x16 x = fma(load_row(row, d, decoder.dim), scale, load_row(centroid, d, decoder.dim));
+    F32x16 value;
+    if constexpr (B == 8) {
+      float values[kLanes];
+      for (std::size_t j = 0; j < kLanes; ++j) values[j] = decoder.values[windows[d + j]];
+      value = load(values);
+    } else {
+      value = lookup(table, load_u8(windows + d));
+    }
+    if (d + kLanes > decoder.dim) { // the windows end within these
+      float tail[kLanes];
+      store(tail, value);
+      value = load_row(tail, 0, decoder.dim - d);
+    }
+    const F32x16 x = fma(value, scale, load_row(centroid, d, decoder.dim));
     squares = fma(x, x, squares);
     store(row + d, x);
   }
@@ -75,20 +169,22 @@ inline void prefetch_centroid(const Decoder &decoder, std::size_t code) {
   for (std::size_t d = 0; d < decoder.dim; d += kLanes) prefetch(centroid + d);
 }
 
-// Tokens from `first` on, of n, in `rows`; returns how many, at most kDecoded. First the values of
-// all, then the rest: loads that span several small stores have to wait until those have left the
-// store buffer.
+// Tokens from `first` on, of n, in `rows`; returns how many, at most kDecoded. First the windows of
+// all, then the rest, so that no load waits for the stores before it.
 constexpr std::size_t kDecoded = 8;
 inline std::size_t decode_rows(const Decoder &decoder, const Residuals &tokens, std::size_t first,
                                std::size_t n, float *const *rows, float *inverse) {
   const std::size_t count = min_of(kDecoded, n - first);
-  for (std::size_t j = 0; j < count; ++j) {
-    prefetch_centroid(decoder, code_at(tokens.codes, min_of(first + kDecoded + j, n - 1)));
-    const std::uint8_t *packed = tokens.packed + (first + j) * decoder.packed_dim;
-    with_bits(decoder.nbits, [&](auto b) { values_row<b.value>(decoder, packed, rows[j]); });
-  }
+  std::uint8_t windows[kDecoded][kMaxDim + 2 * kBytes];
   for (std::size_t j = 0; j < count; ++j)
-    inverse[j] = finish_row(decoder, tokens, first + j, rows[j]);
+    prefetch_centroid(decoder, code_at(tokens.codes, min_of(first + kDecoded + j, n - 1)));
+  with_bits(decoder.nbits, [&](auto b) {
+    const std::uint8_t *packed = tokens.packed + first * decoder.packed_dim;
+    for (std::size_t j = 0; j < count; ++j)
+      windows_row<b.value>(decoder.dim, packed + j * decoder.packed_dim, windows[j]);
+    for (std::size_t j = 0; j < count; ++j)
+      inverse[j] = finish_row<b.value>(decoder, tokens, first + j, windows[j], rows[j]);
+  });
   return count;
 }
 
@@ -134,69 +230,6 @@ float residual_maxsim(const Panels &query, const Decoder &decoder, const Residua
   return sum_of_max(query, source, n, nullptr);
 }
 
-// The levels of one plane from byte `first` of the row on, `n` of them: out[i] = table[window]. The
-// window of field s has kLow bits of its own at bits `shift` and up and the context above them, in
-// this byte or the one before; `high`, with 3 bits, is where its third bit lies. May write, but
-// never reads, up to kBytes - 1 bytes past the end. Half a register at a time before single bytes:
-// short rows (1 and 3 bits) would else stall on a copy that loads must see.
-template <int B>
-inline void expand_run(const std::uint8_t *packed, std::size_t first, std::size_t n,
-                       std::size_t plane, const std::uint8_t *high, int high_shift, Bytes table,
-                       std::uint8_t *out) {
-  constexpr int kLow = low_bits(B), kWidth = kLow + context_bits(B);
-  const int end = kLow * static_cast<int>(plane + 1), shift = 8 - end;
-  const auto expand_at = [&](std::size_t i, auto load_at) {
-    const std::uint8_t *at = packed + first + i;
-    const Bytes byte = load_at(at);
-    // No more bits than this byte has: what `field` shifts in comes from its neighbour.
-    Bytes window =
-        field(byte, shift, static_cast<std::uint8_t>((1 << (kWidth < end ? kWidth : end)) - 1));
-    if (kWidth > end) {
-      const Bytes before = first + i == 0 ? shift_in(byte) : load_at(at - 1);
-      const int from_before = (1 << kWidth) - (1 << end);
-      window = add_bytes(window, field_left(before, end, static_cast<std::uint8_t>(from_before)));
-    }
-    if constexpr (B == 3)
-      window = add_bytes(window, field_left(field(load_at(high + i), high_shift, 1), 3, 8));
-    store_bytes(out + i, lookup(table, window));
-  };
-  std::size_t i = 0;
-  for (; i + kBytes <= n; i += kBytes)
-    expand_at(i, [](const std::uint8_t *p) { return load_bytes(p); });
-  for (; i + 16 <= n; i += 16) expand_at(i, [](const std::uint8_t *p) { return load_16_bytes(p); });
-  if (i < n)
-    expand_at(i, [&](const std::uint8_t *p) {
-      std::uint8_t tail[kBytes] = {};
-      memcpy(tail, p, n - i);
-      return load_bytes(tail);
-    });
-}
-
-// The 7-bit levels of a packed row, plane by plane.
-template <int B>
-inline void expand(const Decoder &decoder, const std::uint8_t *packed, std::uint8_t *out) {
-  constexpr std::size_t kPlanes = planes_of(B);
-  const std::size_t width = decoder.dim / kPlanes, eighth = decoder.dim / 8;
-  if constexpr (B == 8) {
-    for (std::size_t i = 0; i < width; ++i) out[i] = decoder.levels[packed[i]];
-  } else {
-    const Bytes table = load_table(decoder.levels);
-#if defined(__GNUC__)
-#pragma GCC unroll 8 // shifts by constants cost half
-#endif
-    for (std::size_t s = 0; s < kPlanes; ++s) {
-      std::uint8_t *plane = out + s * width;
-      if constexpr (B == 3) {
-        for (std::size_t half = 0; half < 2; ++half)
-          expand_run<B>(packed, half * eighth, eighth, s, packed + width,
-                        7 - static_cast<int>(2 * s + half), table, plane + half * eighth);
-      } else {
-        expand_run<B>(packed, 0, width, s, nullptr, 0, table, plane);
-      }
-    }
-  }
-}
-
 // Levels of a tile of tokens, and of the one behind it while the products of the first are made.
 struct LevelTiles {
   const Decoder &decoder;
@@ -211,7 +244,7 @@ struct LevelTiles {
   template <int B> void fill(std::size_t i, std::size_t t) {
     if (i + t >= n) return;
     prefetch(table.rows + code_at(tokens.codes, i + t) * table.stride);
-    expand<B>(decoder, tokens.packed + (i + t) * decoder.packed_dim, half(i) + t * stride);
+    levels_row<B>(decoder, tokens.packed + (i + t) * decoder.packed_dim, half(i) + t * stride);
   }
   void rows(std::size_t i, const std::uint8_t *(&row)[kTileRows]) {
     for (std::size_t t = 0; t < kTileRows; ++t) row[t] = half(i) + min_of(t, n - 1 - i) * stride;

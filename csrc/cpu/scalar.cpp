@@ -116,6 +116,10 @@ inline I32x16 count(I32x16 a, Mask m) {
 inline F32x16 to_float(I32x16 a) {
   return each<F32x16>([&](int i) { return static_cast<float>(a.v[i]); });
 }
+// Entries of a table of sixteen.
+inline F32x16 lookup(F32x16 table, I32x16 index) {
+  return each<F32x16>([&](int i) { return table.v[index.v[i]]; });
+}
 // Rounded to nearest, ties to even, and clamped.
 inline void store_u8(std::uint8_t *p, F32x16 a) {
   for (int i = 0; i < 16; ++i) {
@@ -163,6 +167,12 @@ inline Bytes add_bytes(Bytes a, Bytes b) {
 }
 inline Bytes lookup(Bytes table, Bytes index) {
   return each<Bytes>([&](int i) { return table.v[index.v[i]]; });
+}
+// Bytes from the seventeenth on doubled: a register has no more than sixteen here.
+inline Bytes double_upper(Bytes a) { return a; }
+// Sixteen bytes of a and of b by turns.
+inline void interleave(const std::uint8_t *a, const std::uint8_t *b, std::uint8_t *out) {
+  for (int i = 0; i < 16; ++i) out[2 * i] = a[i], out[2 * i + 1] = b[i];
 }
 
 } // namespace

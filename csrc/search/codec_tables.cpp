@@ -55,28 +55,12 @@ CodecTables::CodecTables(const float *centroids, const float *weights, std::size
     norms_[b] = std::exp2((static_cast<float>(b) - 127.5f) / 127.5f);
     scales_[b] = b == 0 ? 0.0f : std::exp2((static_cast<float>(b) - kScaleOne) / kScaleSteps);
   }
-  fill_by_byte();
-}
-
-void CodecTables::fill_by_byte() {
-  const int own = low_bits(nbits_), width = own + context_bits(nbits_);
-  const int above = nbits_ == 3 ? 12 : 8; // where the index has the bits of the byte before
-  const std::size_t planes = planes_of(nbits_), mask = (std::size_t{1} << width) - 1;
-  for (std::size_t index = 0; index < std::size_t{1} << (above + context_bits(nbits_)); ++index) {
-    const std::size_t stream = index >> above << 8 | (index & 255);
-    for (std::size_t j = 0; j < planes; ++j) {
-      std::size_t window = stream >> (8 - static_cast<std::size_t>(own) * (j + 1)) & mask;
-      if (nbits_ == 3) window |= (index >> (11 - j) & 1) << 3;
-      by_byte_.push_back(values_[window]);
-    }
-  }
 }
 
 Decoder CodecTables::decoder() const {
   const std::size_t packed_dim = dim_ * static_cast<std::size_t>(nbits_) / 8;
-  return {centroids_,     values_.data(), by_byte_.data(),
-          levels_.data(), norms_.data(),  scales_.data(),
-          nbits_,         dim_,           packed_dim};
+  return {centroids_,     values_.data(), levels_.data(), norms_.data(),
+          scales_.data(), nbits_,         dim_,           packed_dim};
 }
 
 } // namespace colbert_fast

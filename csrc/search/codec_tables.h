@@ -30,13 +30,11 @@ public:
   float level_error() const { return level_error_; }
 
 private:
-  void fill_by_byte();
-
   const float *centroids_;
   int nbits_;
   std::size_t dim_;
   float low_, step_, level_error_ = 0.0f;
-  std::vector<float> values_, by_byte_;
+  std::vector<float> values_;
   std::array<std::uint8_t, 256> levels_{};
   std::array<float, 256> norms_{}, scales_{};
 };

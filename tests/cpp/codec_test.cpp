@@ -15,25 +15,23 @@ class Codec {
 public:
   Codec(Random &random, const Case &c)
       : nbits_(c.nbits), dim_(c.dim), centroids_(random.floats(c.centroids * c.dim, c.whole)),
-        values_(random.floats(windows_of(c.nbits), c.whole)), by_byte_(0),
-        levels_(windows_of(c.nbits)), norms_(random.floats(256)), scales_(random.floats(256)) {
+        values_(random.floats(windows_of(c.nbits), c.whole)), levels_(windows_of(c.nbits)),
+        norms_(random.floats(256)), scales_(random.floats(256)) {
     if (random.below(2) == 0)
       values_ = values_by_window(random.floats(std::size_t{1} << nbits_, c.whole), nbits_);
-    by_byte_ = values_by_byte(values_, nbits_);
     for (std::size_t i = 0; i < levels_.size(); ++i)
       levels_[i] = static_cast<std::uint8_t>(kMaxLevel - (c.whole ? 0 : random.below(128)));
   }
   std::size_t packed_dim() const { return dim_ * static_cast<std::size_t>(nbits_) / 8; }
   Decoder view() const {
-    return {centroids_.data(), values_.data(), by_byte_.data(), levels_.data(),
-            norms_.data(),     scales_.data(), nbits_,          dim_,
-            packed_dim()};
+    return {centroids_.data(), values_.data(), levels_.data(), norms_.data(),
+            scales_.data(),    nbits_,         dim_,           packed_dim()};
   }
 
 private:
   int nbits_;
   std::size_t dim_;
-  Buffer<float> centroids_, values_, by_byte_;
+  Buffer<float> centroids_, values_;
   Buffer<std::uint8_t> levels_;
   Buffer<float> norms_, scales_;
 };

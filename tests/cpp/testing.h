@@ -209,28 +209,6 @@ inline Buffer<float> values_by_window(const Buffer<float> &weights, int nbits) {
   return out;
 }
 
-// Decoder::by_byte from its definition: written out, the bits are those that end the byte before
-// and then the byte's, from its top. A window is the last of them up to a dimension's own; with 3
-// bits its top bit is among the bits 8 to 11 of the index.
-inline Buffer<float> values_by_byte(const Buffer<float> &values, int nbits) {
-  const int low = colbert_fast::low_bits(nbits), context = colbert_fast::context_bits(nbits);
-  const int per_byte = 8 / low, above = nbits == 3 ? 12 : 8;
-  Buffer<float> out((std::size_t{1} << (above + context)) * static_cast<std::size_t>(per_byte));
-  for (std::size_t i = 0; i < out.size(); ++i) {
-    const std::size_t index = i / static_cast<std::size_t>(per_byte);
-    const int j = static_cast<int>(i) % per_byte;
-    std::vector<std::size_t> stream;
-    for (int k = context - 1; k >= 0; --k) stream.push_back(index >> (above + k) & 1);
-    for (int k = 7; k >= 0; --k) stream.push_back(index >> k & 1);
-    std::size_t window = 0;
-    for (int k = j * low; k < j * low + context + low; ++k)
-      window = window << 1 | stream[static_cast<std::size_t>(k)];
-    if (nbits == 3) window |= (index >> (11 - j) & 1) << 3;
-    out[i] = values[window];
-  }
-  return out;
-}
-
 class Tally {
 public:
   void check(bool ok, const std::string &what) {

@@ -128,18 +128,16 @@ void pack(const Kernels &k, Tally &tally) {
 struct Toy {
   Buffer<float> centroid{0, 0, 0, 0, 0, 0, 0, 0}, norms = Buffer<float>(256),
                                                   scales = Buffer<float>(256);
-  Buffer<float> values, by_byte;
+  Buffer<float> values;
   Buffer<std::uint8_t> levels = Buffer<std::uint8_t>(256);
   int nbits;
 
-  Toy(Buffer<float> by_window, int bits)
-      : values(std::move(by_window)), by_byte(values_by_byte(values, bits)), nbits(bits) {
+  Toy(Buffer<float> by_window, int bits) : values(std::move(by_window)), nbits(bits) {
     for (std::size_t b = 0; b < 256; ++b) scales[b] = static_cast<float>(b) / 64;
   }
   Decoder view() const {
     return {centroid.data(),
             values.data(),
-            by_byte.data(),
             levels.data(),
             norms.data(),
             scales.data(),
