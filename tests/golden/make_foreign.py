@@ -2,10 +2,13 @@
 
     make_foreign.py LIBRARY FOLDER     # stanford, fast-plaid or xtr-warp-rs
 
-Each runs in an environment of its own: those of benchmarks/peers. FOLDER gets the index as the
-library wrote it, and beside it what the library answered: `queries.npy` float32 (n, tokens, dim),
-`pids.npy` int64 (n, 10) and `scores.npy` float32 (n, 10), best first. All parts of the index are
-looked at in these searches, so the answers are those of an exhaustive search.
+Each runs in an environment of its own: those of benchmarks/peers. Only Stanford's index is kept in
+this folder so far; the other two need torch 2.11, which on Linux brings CUDA libraries.
+
+FOLDER gets the index as the library wrote it, and beside it what the library answered:
+`queries.npy` float32 (n, tokens, dim), `pids.npy` int64 (n, 10) and `scores.npy` float32 (n, 10),
+best first. All parts of the index are looked at in these searches, so the answers are those of an
+exhaustive search.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ _CHUNK_DOCUMENTS, _CHUNK_TOKENS = 25_000, 1 << 22  # 25,000 is Stanford's own
 class StanfordWriter:
     """Append documents to an index in `folder`, which exists and is empty.
 
-    A chunk is kept in memory until it is written, and 12 bytes for every token and document that
-    shares a centroid with no earlier token of it.
+    A chunk is kept in memory until it is written, and to the end 8 bytes for every pair of a
+    document and a centroid.
 
     Parameters
     ----------
@@ -88,7 +88,9 @@ class StanfordWriter:
         }
         self._write_json(f"{number}.metadata.json", chunk)
         pids = np.repeat(np.arange(self._documents, self._documents + len(doclens)), doclens)
-        self._pairs.append(np.unique(codes.astype(np.int64) << 32 | pids))
+        pairs = codes.astype(np.int64) << 32 | pids
+        pairs.sort()  # np.unique hashes, which takes six times as long
+        self._pairs.append(pairs[np.append(True, pairs[1:] != pairs[:-1])])
         self._documents += len(doclens)
         self._tokens += len(codes)
         self._chunks += 1

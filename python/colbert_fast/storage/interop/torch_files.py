@@ -220,14 +220,14 @@ def write_tensors(path: Path, arrays: Sequence[npt.NDArray[Any]], *, as_tuple: b
     body = b"".join(_pickle_tensor(str(key), array) for key, array in enumerate(arrays))
     body = b"(" + body + b"t" if as_tuple else body
     with zipfile.ZipFile(path, "x", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        archive.writestr(f"{root}/data.pkl", b"\x80\x02" + body + b".")
-        archive.writestr(f"{root}/byteorder", b"little")
+        # A ZipInfo has a fixed date: the same arrays give the same file.
+        archive.writestr(zipfile.ZipInfo(f"{root}/data.pkl"), b"\x80\x02" + body + b".")
+        archive.writestr(zipfile.ZipInfo(f"{root}/byteorder"), b"little")
         for key, array in enumerate(arrays):
-            # A fixed date: the same arrays give the same file.
             info = zipfile.ZipInfo(f"{root}/data/{key}")
             with archive.open(info, "w", force_zip64=True) as file:
                 file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        archive.writestr(f"{root}/version", b"3\n")
+        archive.writestr(zipfile.ZipInfo(f"{root}/version"), b"3\n")
 
 
 def _pickle_tensor(key: str, array: npt.NDArray[Any]) -> bytes:
