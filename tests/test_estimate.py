@@ -32,9 +32,7 @@ def test_a_large_collection_in_words() -> None:
     assert text.startswith("about 1,000,000 documents, 117.0 M tokens: 4.")
     assert "GB of index without texts, 4.3 GB of temporary files, 1." in text
     assert "GB of memory, 2." in text
-    assert str(of(num_tokens=10_000, num_documents=100, seconds=5.0)).endswith(
-        "MB of memory, 1 min"
-    )
+    assert str(of(10_000, 100, seconds=5.0)).endswith("MB of memory, 1 min")
 
 
 def test_what_is_told_of_an_index_is_near_its_size(
