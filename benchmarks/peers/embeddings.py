@@ -27,7 +27,7 @@ PASSAGE_WORDS, PASSAGE_TOKENS, QUERY_TOKENS = 100, 128, 32
 SIZES = {"small": 5_000, "medium": 25_000}  # passages; small is the start of medium
 QUERIES, JUDGED, TOP = 600, 200, 100
 NOISE = 0.6  # norm of the noise in spliced passages: that of medium's residuals at 16,384 centroids
-SPLICED_AT_ONCE, SCORED_AT_ONCE = 10_000, 8_192  # passages, tokens
+SPLICED_AT_ONCE, SCORED_AT_ONCE = 2_000, 8_192  # passages, tokens
 
 
 class Prose(HTMLParser):
@@ -204,47 +204,63 @@ def make_real(data: Path, trees: list[Path]) -> None:
     if len(texts) < largest:
         raise SystemExit(f"--docs: {len(texts)} passages found, {largest} wanted: name more trees")
     encoder = Encoder()
-    documents = encoder.documents(texts[:largest])
     query_vectors = encoder.queries(queries)
+    documents: list[np.ndarray] = []
     for size, count in SIZES.items():
+        documents += encoder.documents(texts[len(documents) : count])
         folder = data / "emb" / size
         folder.mkdir(parents=True, exist_ok=True)
-        vectors = np.concatenate(documents[:count])
+        vectors = np.concatenate(documents)
         np.save(folder / "embeddings.npy", vectors)
-        doclens = np.array([len(document) for document in documents[:count]])
+        doclens = np.array([len(document) for document in documents])
         write_rest(folder, vectors, doclens, query_vectors, "real")
 
 
-def make_spliced(data: Path, size: str, passages: int) -> None:
-    """Each passage is the start of one real passage and the end of another, with noise."""
-    source = data / "emb" / "medium"
-    real = np.load(source / "embeddings.npy", mmap_mode="r")
-    lengths = np.load(source / "doclens.npy").astype(np.int64)
-    ends = np.cumsum(lengths)
-    rng = np.random.default_rng(SEED)
-    head, tail = rng.integers(len(lengths), size=(2, passages))
-    head_length = (lengths[head] * rng.uniform(0.3, 0.7, passages)).astype(np.int64)
-    tail_length = np.maximum((lengths[tail] * rng.uniform(0.3, 0.7, passages)).astype(np.int64), 1)
-    head_start, tail_end = ends[head] - lengths[head], ends[tail]
-    doclens = head_length + tail_length
+class Spliced:
+    """Passages made of the start of one real passage and the end of another, with noise."""
 
+    def __init__(self, source: Path, passages: int) -> None:
+        self.real = np.load(source / "embeddings.npy", mmap_mode="r")
+        lengths = np.load(source / "doclens.npy").astype(np.int64)
+        ends = np.cumsum(lengths)
+        self.rng = np.random.default_rng(SEED)
+        head, tail = self.rng.integers(len(lengths), size=(2, passages))
+        heads = (lengths[head] * self.rng.uniform(0.3, 0.7, passages)).astype(np.int64)
+        tails = (lengths[tail] * self.rng.uniform(0.3, 0.7, passages)).astype(np.int64)
+        tails = np.maximum(tails, 1)
+        self.doclens = heads + tails
+        first = ends[head] - lengths[head]
+        # Rows of the real passages, from and to, two spans a passage.
+        spans = np.stack([first, first + heads, ends[tail] - tails, ends[tail]], 1)
+        self.spans = spans.reshape(-1, 2)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """float16 rows of SPLICED_AT_ONCE passages each; can be read once."""
+        for first in range(0, len(self.spans), 2 * SPLICED_AT_ONCE):
+            spans = self.spans[first : first + 2 * SPLICED_AT_ONCE].tolist()
+            block = np.concatenate([self.real[start:end] for start, end in spans])
+            rows = block.astype(np.float32)
+            noise = self.rng.standard_normal(rows.shape, np.float32)
+            rows += noise * np.float32(NOISE / DIM**0.5)
+            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+            yield rows.astype(np.float16)
+
+
+def make_spliced(data: Path, size: str, passages: int) -> None:
+    source = data / "emb" / "medium"
+    spliced = Spliced(source, passages)
     folder = data / "emb" / size
     folder.mkdir(parents=True, exist_ok=True)
-    shape = (int(doclens.sum()), DIM)
+    shape = (int(spliced.doclens.sum()), DIM)
     out = np.lib.format.open_memmap(folder / "embeddings.npy", "w+", np.float16, shape)
     written = 0
-    for first in tqdm(range(0, passages, SPLICED_AT_ONCE), desc="splicing", unit="block"):
-        spans = []
-        for i in range(first, min(first + SPLICED_AT_ONCE, passages)):
-            spans.append(real[head_start[i] : head_start[i] + head_length[i]])
-            spans.append(real[tail_end[i] - tail_length[i] : tail_end[i]])
-        block = np.concatenate(spans).astype(np.float32)
-        block += rng.standard_normal(block.shape, np.float32) * np.float32(NOISE / DIM**0.5)
-        block /= np.linalg.norm(block, axis=1, keepdims=True)
-        out[written : written + len(block)] = block
-        written += len(block)
+    with tqdm(total=len(out), desc="splicing", unit="token", unit_scale=True) as bar:
+        for block in spliced.blocks():
+            out[written : written + len(block)] = block
+            written += len(block)
+            bar.update(len(block))
     out.flush()
-    write_rest(folder, out, doclens, np.load(source / "queries.npy"), "spliced")
+    write_rest(folder, out, spliced.doclens, np.load(source / "queries.npy"), "spliced")
 
 
 def main() -> None:

@@ -1,0 +1,377 @@
+"""How build and search grow with the collection: every stage beside its floor, at equal recall.
+
+    python bench_growth.py DATA --passages 5000 25000 250000
+
+DATA has the collection `medium` of peers/README.md. Smaller ones are its start, larger ones are
+spliced from it on the way into the index. CPU time, which other work on the machine disturbs least;
+queries run on one thread.
+
+Stages of a build are timed around the functions that do them. Stages of a search are differences
+of searches: with two documents allowed only the way to the candidates is left, with ndocs = 1 their
+approximate scores come on top (`search_stages`). A floor is what the arithmetic alone would take
+at the rates that torch and numpy reach in the same run, or the bytes at the bandwidth seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import torch
+
+import colbert_fast
+from colbert_fast import Index, build
+from colbert_fast.compress.codec import ResidualCodec
+from colbert_fast.kernels import ops
+
+sys.path.append(str(Path(__file__).parent / "peers"))
+from embeddings import Spliced
+
+DIM, QUERY_TOKENS, K = 128, 32, 10
+ITERATIONS = 4  # of k-means, the default of a build
+# Tried in turn until one finds as much as is wanted: nprobe, ndocs.
+LADDER = ((1, 128), (1, 256), (2, 256), (2, 512), (4, 512), (4, 1024), (8, 2048), (16, 4096))
+
+
+class Machine(NamedTuple):
+    """What one core does, measured: operations and bytes a second."""
+
+    float32: float
+    int8: float
+    memory: float
+    cache: float
+
+    @classmethod
+    def measure(cls) -> Machine:
+        """Square matrix products; the largest of an array that fits the cache or does not."""
+        torch.set_num_threads(1)
+        n = 1024
+        a = torch.randn(n, n)
+        b = torch.randint(-60, 60, (n, n), dtype=torch.int8)
+        large, small = np.ones(1 << 25, np.int64), np.ones(1 << 15, np.int64)
+        return cls(
+            2 * n**3 / best(lambda: a @ a),
+            2 * n**3 / best(lambda: torch._int_mm(b, b)),
+            large.nbytes / best(large.max),
+            small.nbytes / best(small.max),
+        )
+
+
+def best(work: Callable[[], object], rounds: int = 15) -> float:
+    """Least CPU seconds of this thread."""
+    seconds = []
+    for _ in range(rounds):
+        start = time.thread_time()
+        work()
+        seconds.append(time.thread_time() - start)
+    return min(seconds)
+
+
+class Collection:
+    """`passages` passages, the start of `medium` or spliced from it."""
+
+    def __init__(self, source: Path, passages: int) -> None:
+        self.source = source
+        doclens = np.load(source / "doclens.npy")
+        self.spliced = Spliced(source, passages) if passages > len(doclens) else None
+        self.doclens = doclens[:passages] if self.spliced is None else self.spliced.doclens
+        self.tokens = int(self.doclens.sum())
+        self.splicing = 0.0  # CPU seconds
+
+    def documents(self) -> Iterator[np.ndarray]:
+        blocks = self.blocks()
+        rows = next(blocks)
+        done = 0
+        for length in self.doclens.tolist():
+            if done == len(rows):
+                done, rows = 0, next(blocks)
+            yield rows[done : done + length]
+            done += length
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        if self.spliced is None:
+            yield np.load(self.source / "embeddings.npy", mmap_mode="r")[: self.tokens]
+            return
+        start = time.process_time()
+        for block in self.spliced.blocks():
+            self.splicing += time.process_time() - start
+            yield block
+            start = time.process_time()
+
+
+class Stage:
+    """A function that is watched while it is used by others."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.owner, self.name, self.function = owner, name, getattr(owner, name)
+        self.seconds = 0.0  # CPU, of all threads
+        self.first_argument = self.result = None  # of the last call
+
+    def watching(self) -> Any:
+        def call(first: Any, *args: Any, **options: Any) -> Any:
+            start = time.process_time()
+            self.result = self.function(first, *args, **options)
+            self.seconds += time.process_time() - start
+            self.first_argument = first
+            return self.result
+
+        return mock.patch.object(self.owner, self.name, call)
+
+
+class Built(NamedTuple):
+    """An index, what its build took in CPU seconds, and what floors are computed from."""
+
+    index: Index
+    seconds: dict[str, float]
+    sampled: int  # tokens that k-means saw
+    centroids: np.ndarray
+    lists: ops.InvertedLists
+
+
+def build_index(path: Path, collection: Collection) -> Built:
+    """Build with the default settings; "rest" is reading, checking, spilling and writing."""
+    stages = {
+        "k-means": Stage(build, "fit_centroids"),
+        "compress": Stage(ResidualCodec, "encode"),
+        "lists": Stage(ops, "build_lists"),
+    }
+    with contextlib.ExitStack() as stack:
+        for stage in stages.values():
+            stack.enter_context(stage.watching())
+        start = time.process_time()
+        ids = range(len(collection.doclens))
+        index = Index.build(path, collection.documents(), ids=ids, progress=False)
+        whole = time.process_time() - start - collection.splicing
+    seconds = {name: stage.seconds for name, stage in stages.items()}
+    seconds["rest"] = whole - sum(seconds.values())
+    return Built(
+        index,
+        seconds,
+        len(stages["k-means"].first_argument),
+        stages["compress"].first_argument.centroids,
+        stages["lists"].result,
+    )
+
+
+def build_floors(built: Built, tokens: int, machine: Machine) -> dict[str, float]:
+    """Seconds of one core.
+
+    Of two-level assignment: the heads of all groups and the centroids of one, in int8. Of the
+    trellis: for two paths a square and a choice for each of 16 weights and a dimension, in float32.
+    Of the lists: codes are read and postings written once.
+    """
+    k = len(built.centroids)
+    assign = 2 * DIM * (6 * math.sqrt(k) + math.sqrt(k) / 6) / machine.int8
+    trellis = 2 * DIM * 16 * 3 / machine.float32
+    listed = 2 * tokens + built.lists.data.nbytes
+    return {
+        "k-means": ITERATIONS * built.sampled * assign,
+        "compress": tokens * (assign + trellis),
+        "lists": listed / machine.memory,
+    }
+
+
+class Point(NamedTuple):
+    """Settings of a search, and the share of the exhaustive top 10 that they find."""
+
+    nprobe: int
+    ndocs: int
+    recall: float
+
+    @classmethod
+    def cheapest(cls, index: Index, queries: np.ndarray, wanted: float) -> Point:
+        """The first rung of the ladder that finds `wanted`, or the last."""
+        truth = [{hit.id for hit in hits} for hits in index.search(queries, K, exhaustive=True)]
+        for nprobe, ndocs in LADDER:
+            found = index.search(queries, K, nprobe=nprobe, ndocs=ndocs)
+            pairs = zip(found, truth, strict=True)
+            recall = sum(len({hit.id for hit in hits} & best) for hits, best in pairs)
+            point = cls(nprobe, ndocs, recall / (K * len(queries)))
+            if point.recall >= wanted:
+                break
+        return point
+
+
+class Work(NamedTuple):
+    """What the searches of one setting look at, per query."""
+
+    cells: float  # lists read
+    list_bytes: float
+    documents: float  # gathered
+    tokens: float  # of them
+
+    @classmethod
+    def count(cls, built: Built, queries: np.ndarray, nprobe: int, doclens: np.ndarray) -> Work:
+        rows = []
+        for query in queries:
+            scores = ops.centroid_scores(query, built.centroids)
+            cells = np.unique(ops.top_centroids(scores, nprobe))
+            lengths = np.diff(built.lists.offsets)[cells]
+            documents = ops.gather_documents(built.lists, cells, len(doclens))
+            rows.append((len(cells), lengths.sum(), len(documents), doclens[documents].sum()))
+        return cls(*np.mean(rows, axis=0).tolist())
+
+
+def time_searches(
+    searches: dict[str, Callable[[int], object]], count: int, rounds: int = 7
+) -> dict[str, float]:
+    """Seconds a query: the least of the rounds, in which the searches take turns, averaged."""
+    least = {name: np.full(count, np.inf) for name in searches}
+    for _ in range(rounds):
+        for query in range(count):
+            for name, search in searches.items():
+                start = time.thread_time()
+                search(query)
+                least[name][query] = min(least[name][query], time.thread_time() - start)
+    return {name: float(seconds.mean()) for name, seconds in least.items()}
+
+
+def search_stages(
+    built: Built, queries: np.ndarray, point: Point, doclens: np.ndarray
+) -> tuple[dict[str, float], Work]:
+    """Seconds of each stage of a query, and what it looks at."""
+    index, n_docs = built.index, len(doclens)
+    nprobe, ndocs, _ = point
+    other = 4 * nprobe
+    rng = np.random.default_rng(1)
+    everything = np.ones(n_docs, np.bool_)
+    two, few, more, added = [], [], [], 0
+    for query in queries:
+        ranking = [hit.id for hit in index.search(query, 256)]
+        others = rng.choice(np.setdiff1d(np.arange(n_docs), ranking), 256, replace=False)
+        added += int(doclens[others].sum())
+        for masks, allowed in (
+            (two, ranking[:2]), (few, ranking), (more, [*ranking, *others.tolist()]),
+        ):  # fmt: skip
+            mask = np.zeros(n_docs, np.bool_)
+            mask[allowed] = True
+            masks.append(mask)
+
+    def search(i: int, k: int = K, **options: Any) -> None:
+        index.search(queries[i], k, **options)
+
+    seconds = time_searches(
+        {
+            "whole": lambda i: search(i, nprobe=nprobe, ndocs=ndocs),
+            "masked": lambda i: search(i, nprobe=nprobe, ndocs=ndocs, subset=everything),
+            "cells": lambda i: search(i, 1, nprobe=nprobe, ndocs=1, subset=two[i]),
+            "more cells": lambda i: search(i, 1, nprobe=other, ndocs=1, subset=two[i]),
+            "one": lambda i: search(i, 1, nprobe=nprobe, ndocs=1),
+            "128": lambda i: search(i, nprobe=nprobe, ndocs=128),
+            "256 scanned": lambda i: search(i, ndocs=512, subset=few[i]),
+            "512 scanned": lambda i: search(i, ndocs=512, subset=more[i]),
+        },
+        len(queries),
+    )
+    work = Work.count(built, queries, nprobe, doclens)
+    wider = Work.count(built, queries, other, doclens)
+    mask = max(0.0, seconds["masked"] - seconds["whole"])
+    per_byte = (seconds["more cells"] - seconds["cells"]) / (wider.list_bytes - work.list_bytes)
+    gather = per_byte * work.list_bytes
+    per_token = (seconds["512 scanned"] - seconds["256 scanned"]) / (added / len(queries))
+    block = per_token * 128 * float(np.mean([doclens[mask].mean() for mask in few]))
+    exact = seconds["128"] - seconds["one"] - block
+    return {
+        "centroids": seconds["cells"] - mask - gather,
+        "gather": gather,
+        "approximate": seconds["one"] - seconds["cells"] + mask,
+        "int8": seconds["whole"] - seconds["one"] - exact,
+        "exact": exact,
+        "whole": seconds["whole"],
+        "int8 a token": per_token,
+    }, work
+
+
+def search_floors(
+    built: Built, stages: dict[str, float], work: Work, machine: Machine
+) -> dict[str, float]:
+    """Seconds of one core.
+
+    Of the int8 stage: as many tokens as its time is enough for. Of the exact one: the tokens that
+    win, of `K` documents.
+    """
+    token = 2 * DIM * QUERY_TOKENS
+    return {
+        "centroids": token * len(built.centroids) / machine.int8,
+        "gather": work.list_bytes / machine.memory,
+        "approximate": work.tokens * (2 / machine.memory + QUERY_TOKENS / machine.cache),
+        "int8": stages["int8"] / stages["int8 a token"] * token / machine.int8,
+        "exact": K * QUERY_TOKENS * token / machine.float32,
+    }
+
+
+SEARCH_STAGES = ("centroids", "gather", "approximate", "int8", "exact")
+BUILD_STAGES = ("k-means", "compress", "lists")
+
+
+def cells(seconds: dict[str, float], floors: dict[str, float], stages: Any, scale: float) -> str:
+    return " | ".join(f"{seconds[s] * scale:.2f} ({floors[s] * scale:.2f})" for s in stages)
+
+
+def exponent(before: tuple[int, float] | None, tokens: int, seconds: float) -> str:
+    """Of the power of the size that the time grew by since the row above."""
+    if before is None:
+        return ""
+    return f"{math.log(seconds / before[1]) / math.log(tokens / before[0]):.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--passages", type=int, nargs="+", default=[5_000, 25_000, 250_000])
+    parser.add_argument("--queries", type=int, default=50)
+    parser.add_argument("--recall", type=float, default=0.95, help="of the exhaustive top 10")
+    options = parser.parse_args()
+    source = options.data / "emb" / "medium"
+    queries = np.load(source / "queries.npy")[: options.queries]
+    machine = Machine.measure()
+    print("one core: {:.0f} GFLOP/s float32, {:.0f} GOP/s int8, {:.0f} GB/s, {:.0f} in the cache"
+          .format(*(rate / 1e9 for rate in machine)))  # fmt: skip
+    threads = colbert_fast.get_num_threads()
+    builds, searches = [], []
+    search_before = build_before = None
+    for passages in options.passages:
+        collection = Collection(source, passages)
+        tokens = collection.tokens
+        with tempfile.TemporaryDirectory(dir=options.data) as folder:
+            colbert_fast.set_num_threads(threads)
+            built = build_index(Path(folder) / "index.cf", collection)
+            point = Point.cheapest(built.index, queries, options.recall)
+            colbert_fast.set_num_threads(1)
+            stages, work = search_stages(built, queries, point, collection.doclens)
+            built.index.close()
+        head = f"| {passages:,} | {tokens / 1e6:.2f} M | {len(built.centroids):,} |"
+        whole, total = stages["whole"], sum(built.seconds.values())
+        searches.append(
+            f"{head} {point.nprobe}, {point.ndocs} | {point.recall:.3f} | {work.documents:,.0f} | "
+            f"{1e3 * whole:.2f} | {exponent(search_before, tokens, whole)} | "
+            + cells(stages, search_floors(built, stages, work, machine), SEARCH_STAGES, 1e3)
+            + f" | {1e9 * stages['int8 a token']:.0f} |"
+        )
+        builds.append(
+            f"{head} {total:.1f} | {exponent(build_before, tokens, total)} | "
+            + cells(built.seconds, build_floors(built, tokens, machine), BUILD_STAGES, 1)
+            + f" | {built.seconds['rest']:.1f} | {1e6 * total / tokens:.1f} |"
+        )
+        search_before, build_before = (tokens, whole), (tokens, total)
+        print(searches[-1], builds[-1], sep="\n", flush=True)
+    head = "\n| passages | tokens | K | "
+    print(head + "nprobe, ndocs | recall@10 | gathered | ms | exponent | "
+          + " | ".join(SEARCH_STAGES) + " | int8, ns a token |", *searches, sep="\n")  # fmt: skip
+    print(head + "CPU s | exponent | " + " | ".join(BUILD_STAGES) + " | rest | us a token |",
+          *builds, sep="\n")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
