@@ -224,11 +224,14 @@ class Work(NamedTuple):
 def time_searches(
     searches: dict[str, Callable[[int], object]], count: int, rounds: int = 7
 ) -> dict[str, float]:
-    """Seconds a query: the least of the rounds, in which the searches take turns, averaged."""
+    """Seconds a query: the least of the rounds, in which the searches take turns, averaged.
+
+    A query comes again only after all others, so that its documents have left the caches.
+    """
     least = {name: np.full(count, np.inf) for name in searches}
     for _ in range(rounds):
-        for query in range(count):
-            for name, search in searches.items():
+        for name, search in searches.items():
+            for query in range(count):
                 start = time.thread_time()
                 search(query)
                 least[name][query] = min(least[name][query], time.thread_time() - start)

@@ -71,11 +71,12 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="folder for their vectors")
     parser.add_argument("--bits", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--points", type=point, nargs="*", default=[], metavar="NPROBE,NDOCS")
+    parser.add_argument("--queries", type=int, help="the first so many of each collection")
     options = parser.parse_args()
     print("| collection | documents | queries | bits | search | exact | exhaustive | found | "
           "difference | recall@10 |", "|---" * 10 + "|", sep="\n")  # fmt: skip
     for folder in options.collections:
-        judged = read_judged(folder, options.cache)
+        judged = read_judged(folder, options.cache).first(options.queries)
         lines = rows(judged, folder.name, options.bits, [{}, *options.points])
         print(*lines, sep="\n", flush=True)
 

@@ -21,6 +21,14 @@ class Judged(NamedTuple):
     queries: dict[str, np.ndarray]  # float32 (tokens, dim) each
     qrels: dict[str, dict[str, int]]
 
+    def first(self, count: int | None) -> Judged:
+        """The same with the first `count` queries; None: all."""
+        chosen = list(self.queries)[:count]
+        return self._replace(
+            queries={query: self.queries[query] for query in chosen},
+            qrels={query: self.qrels[query] for query in chosen},
+        )
+
 
 def read_judged(folder: Path, cache: Path) -> Judged:
     """Read a folder in BEIR layout; its vectors are kept in `cache`, under its name."""
