@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
-import torch
+from machine import Machine
 
 import colbert_fast
 from colbert_fast import Index, build
@@ -40,40 +40,6 @@ DIM, QUERY_TOKENS, K = 128, 32, 10
 ITERATIONS = 4  # of k-means, the default of a build
 # Tried in turn until one finds as much as is wanted: nprobe, ndocs.
 LADDER = ((1, 128), (1, 256), (2, 256), (2, 512), (4, 512), (4, 1024), (8, 2048), (16, 4096))
-
-
-class Machine(NamedTuple):
-    """What one core does, measured: operations and bytes a second."""
-
-    float32: float
-    int8: float
-    memory: float
-    cache: float
-
-    @classmethod
-    def measure(cls) -> Machine:
-        """Square matrix products; the largest of an array that fits the cache or does not."""
-        torch.set_num_threads(1)
-        n = 1024
-        a = torch.randn(n, n)
-        b = torch.randint(-60, 60, (n, n), dtype=torch.int8)
-        large, small = np.ones(1 << 25, np.int64), np.ones(1 << 15, np.int64)
-        return cls(
-            2 * n**3 / best(lambda: a @ a),
-            2 * n**3 / best(lambda: torch._int_mm(b, b)),
-            large.nbytes / best(large.max),
-            small.nbytes / best(small.max),
-        )
-
-
-def best(work: Callable[[], object], rounds: int = 15) -> float:
-    """Least CPU seconds of this thread."""
-    seconds = []
-    for _ in range(rounds):
-        start = time.thread_time()
-        work()
-        seconds.append(time.thread_time() - start)
-    return min(seconds)
 
 
 class Collection:
@@ -181,24 +147,31 @@ def build_floors(built: Built, tokens: int, machine: Machine) -> dict[str, float
 
 
 class Point(NamedTuple):
-    """Settings of a search, and the share of the exhaustive top 10 that they find."""
+    """Settings of a search, and the share of the exhaustive top 10 that they find.
+
+    `default_recall` is that of a search without settings.
+    """
 
     nprobe: int
     ndocs: int
     recall: float
+    default_recall: float
 
     @classmethod
     def cheapest(cls, index: Index, queries: np.ndarray, wanted: float) -> Point:
         """The first rung of the ladder that finds `wanted`, or the last."""
         truth = [{hit.id for hit in hits} for hits in index.search(queries, K, exhaustive=True)]
+
+        def recall(**options: int) -> float:
+            pairs = zip(index.search(queries, K, **options), truth, strict=True)
+            found = sum(len({hit.id for hit in hits} & best) for hits, best in pairs)
+            return found / (K * len(queries))
+
         for nprobe, ndocs in LADDER:
-            found = index.search(queries, K, nprobe=nprobe, ndocs=ndocs)
-            pairs = zip(found, truth, strict=True)
-            recall = sum(len({hit.id for hit in hits} & best) for hits, best in pairs)
-            point = cls(nprobe, ndocs, recall / (K * len(queries)))
-            if point.recall >= wanted:
+            found = recall(nprobe=nprobe, ndocs=ndocs)
+            if found >= wanted:
                 break
-        return point
+        return cls(nprobe, ndocs, found, recall())
 
 
 class Work(NamedTuple):
@@ -243,7 +216,7 @@ def search_stages(
 ) -> tuple[dict[str, float], Work]:
     """Seconds of each stage of a query, and what it looks at."""
     index, n_docs = built.index, len(doclens)
-    nprobe, ndocs, _ = point
+    nprobe, ndocs = point.nprobe, point.ndocs
     other = 4 * nprobe
     rng = np.random.default_rng(1)
     everything = np.ones(n_docs, np.bool_)
@@ -265,6 +238,7 @@ def search_stages(
     seconds = time_searches(
         {
             "whole": lambda i: search(i, nprobe=nprobe, ndocs=ndocs),
+            "default": lambda i: search(i),
             "masked": lambda i: search(i, nprobe=nprobe, ndocs=ndocs, subset=everything),
             "cells": lambda i: search(i, 1, nprobe=nprobe, ndocs=1, subset=two[i]),
             "more cells": lambda i: search(i, 1, nprobe=other, ndocs=1, subset=two[i]),
@@ -290,6 +264,7 @@ def search_stages(
         "int8": seconds["whole"] - seconds["one"] - exact,
         "exact": exact,
         "whole": seconds["whole"],
+        "default": seconds["default"],
         "int8 a token": per_token,
     }, work
 
@@ -314,17 +289,78 @@ def search_floors(
 
 SEARCH_STAGES = ("centroids", "gather", "approximate", "int8", "exact")
 BUILD_STAGES = ("k-means", "compress", "lists")
+SIZE = ("passages", "M tokens", "K")
+SEARCH_HEAD = (
+    *SIZE, "nprobe, ndocs", "recall@10", "gathered", "ms", "exponent", *SEARCH_STAGES,
+    "int8, ns a token", "default: ms, recall",
+)  # fmt: skip
+BUILD_HEAD = (*SIZE, "CPU s", "exponent", *BUILD_STAGES, "rest", "us a token")
 
 
-def cells(seconds: dict[str, float], floors: dict[str, float], stages: Any, scale: float) -> str:
-    return " | ".join(f"{seconds[s] * scale:.2f} ({floors[s] * scale:.2f})" for s in stages)
+class Measured(NamedTuple):
+    """What was measured of a collection."""
+
+    tokens: int
+    search: float  # seconds
+    build: float
+    search_row: list[str]
+    build_row: list[str]
 
 
-def exponent(before: tuple[int, float] | None, tokens: int, seconds: float) -> str:
+def measure(
+    data: Path, passages: int, queries: np.ndarray, recall: float, machine: Machine
+) -> Measured:
+    """Build and search `passages` passages; the rows lack their exponents."""
+    collection = Collection(data / "emb" / "medium", passages)
+    threads = colbert_fast.get_num_threads()
+    with tempfile.TemporaryDirectory(dir=data) as folder:
+        built = build_index(Path(folder) / "index.cf", collection)
+        point = Point.cheapest(built.index, queries, recall)
+        colbert_fast.set_num_threads(1)
+        stages, work = search_stages(built, queries, point, collection.doclens)
+        colbert_fast.set_num_threads(threads)
+        built.index.close()
+    tokens, total = collection.tokens, sum(built.seconds.values())
+    size = [f"{passages:,}", f"{tokens / 1e6:.2f}", f"{len(built.centroids):,}"]
+    search_row = [
+        *size,
+        f"{point.nprobe}, {point.ndocs}",
+        f"{point.recall:.3f}",
+        f"{work.documents:,.0f}",
+        f"{1e3 * stages['whole']:.2f}",
+        *cells(stages, search_floors(built, stages, work, machine), SEARCH_STAGES, 1e3),
+        f"{1e9 * stages['int8 a token']:.0f}",
+        f"{1e3 * stages['default']:.2f}, {point.default_recall:.3f}",
+    ]
+    build_row = [
+        *size,
+        f"{total:.1f}",
+        *cells(built.seconds, build_floors(built, tokens, machine), BUILD_STAGES, 1),
+        f"{built.seconds['rest']:.1f}",
+        f"{1e6 * total / tokens:.1f}",
+    ]
+    return Measured(tokens, stages["whole"], total, search_row, build_row)
+
+
+def cells(
+    seconds: dict[str, float], floors: dict[str, float], stages: tuple[str, ...], scale: float
+) -> list[str]:
+    """Each stage's time with its floor in brackets."""
+    return [f"{seconds[s] * scale:.2f} ({floors[s] * scale:.2f})" for s in stages]
+
+
+def table(head: tuple[str, ...], rows: list[list[str]], exponents: list[str]) -> None:
+    """Print Markdown, the exponents where the head has them."""
+    at = head.index("exponent")
+    print("", "| " + " | ".join(head) + " |", "|---" * len(head) + "|", sep="\n")
+    for row, exponent in zip(rows, exponents, strict=True):
+        print("| " + " | ".join([*row[:at], exponent, *row[at:]]) + " |")
+
+
+def exponents(sizes: list[int], seconds: list[float]) -> list[str]:
     """Of the power of the size that the time grew by since the row above."""
-    if before is None:
-        return ""
-    return f"{math.log(seconds / before[1]) / math.log(tokens / before[0]):.2f}"
+    steps = np.diff(np.log(seconds)) / np.diff(np.log(sizes))
+    return ["", *(f"{step:.2f}" for step in steps)]
 
 
 def main() -> None:
@@ -336,44 +372,19 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=50)
     parser.add_argument("--recall", type=float, default=0.95, help="of the exhaustive top 10")
     options = parser.parse_args()
-    source = options.data / "emb" / "medium"
-    queries = np.load(source / "queries.npy")[: options.queries]
+    queries = np.load(options.data / "emb" / "medium" / "queries.npy")[: options.queries]
     machine = Machine.measure()
     print("one core: {:.0f} GFLOP/s float32, {:.0f} GOP/s int8, {:.0f} GB/s, {:.0f} in the cache"
-          .format(*(rate / 1e9 for rate in machine)))  # fmt: skip
-    threads = colbert_fast.get_num_threads()
-    builds, searches = [], []
-    search_before = build_before = None
+          .format(*(rate / 1e9 for rate in machine)), flush=True)  # fmt: skip
+    rows: list[Measured] = []
     for passages in options.passages:
-        collection = Collection(source, passages)
-        tokens = collection.tokens
-        with tempfile.TemporaryDirectory(dir=options.data) as folder:
-            colbert_fast.set_num_threads(threads)
-            built = build_index(Path(folder) / "index.cf", collection)
-            point = Point.cheapest(built.index, queries, options.recall)
-            colbert_fast.set_num_threads(1)
-            stages, work = search_stages(built, queries, point, collection.doclens)
-            built.index.close()
-        head = f"| {passages:,} | {tokens / 1e6:.2f} M | {len(built.centroids):,} |"
-        whole, total = stages["whole"], sum(built.seconds.values())
-        searches.append(
-            f"{head} {point.nprobe}, {point.ndocs} | {point.recall:.3f} | {work.documents:,.0f} | "
-            f"{1e3 * whole:.2f} | {exponent(search_before, tokens, whole)} | "
-            + cells(stages, search_floors(built, stages, work, machine), SEARCH_STAGES, 1e3)
-            + f" | {1e9 * stages['int8 a token']:.0f} |"
-        )
-        builds.append(
-            f"{head} {total:.1f} | {exponent(build_before, tokens, total)} | "
-            + cells(built.seconds, build_floors(built, tokens, machine), BUILD_STAGES, 1)
-            + f" | {built.seconds['rest']:.1f} | {1e6 * total / tokens:.1f} |"
-        )
-        search_before, build_before = (tokens, whole), (tokens, total)
-        print(searches[-1], builds[-1], sep="\n", flush=True)
-    head = "\n| passages | tokens | K | "
-    print(head + "nprobe, ndocs | recall@10 | gathered | ms | exponent | "
-          + " | ".join(SEARCH_STAGES) + " | int8, ns a token |", *searches, sep="\n")  # fmt: skip
-    print(head + "CPU s | exponent | " + " | ".join(BUILD_STAGES) + " | rest | us a token |",
-          *builds, sep="\n")  # fmt: skip
+        rows.append(measure(options.data, passages, queries, options.recall, machine))
+        print(*rows[-1].search_row, *rows[-1].build_row, sep=" | ", file=sys.stderr)
+    sizes = [row.tokens for row in rows]
+    table(SEARCH_HEAD, [row.search_row for row in rows],
+          exponents(sizes, [row.search for row in rows]))  # fmt: skip
+    table(BUILD_HEAD, [row.build_row for row in rows],
+          exponents(sizes, [row.build for row in rows]))  # fmt: skip
 
 
 if __name__ == "__main__":
