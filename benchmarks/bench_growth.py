@@ -39,7 +39,10 @@ from embeddings import Spliced
 DIM, QUERY_TOKENS, K = 128, 32, 10
 ITERATIONS = 4  # of k-means, the default of a build
 # Tried in turn until one finds as much as is wanted: nprobe, ndocs.
-LADDER = ((1, 128), (1, 256), (2, 256), (2, 512), (4, 512), (4, 1024), (8, 2048), (16, 4096))
+LADDER = (
+    (1, 128), (1, 256), (2, 256), (2, 512), (4, 512), (2, 1024), (4, 1024), (4, 2048), (8, 2048),
+    (16, 4096),
+)  # fmt: skip
 
 
 class Collection:

@@ -46,6 +46,34 @@ def test_exact_top(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("modules")
+def test_spliced_passages_are_spans_of_real_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import embeddings
+
+    monkeypatch.setattr(embeddings, "NOISE", 0.0)
+    monkeypatch.setattr(embeddings, "SPLICED_AT_ONCE", 7)
+    rng = np.random.default_rng(3)
+    source = tmp_path / "emb" / "medium"
+    source.mkdir(parents=True)
+    doclens = rng.integers(4, 40, size=30).astype(np.int32)
+    real = unit(rng.standard_normal((doclens.sum(), DIM))).astype(np.float16)
+    np.save(source / "embeddings.npy", real)
+    np.save(source / "doclens.npy", doclens)
+    np.save(source / "queries.npy", unit(rng.standard_normal((3, 32, DIM))).astype(np.float32))
+    embeddings.make_spliced(tmp_path, "large", 50)
+    large = tmp_path / "emb" / "large"
+    lengths, rows = np.load(large / "doclens.npy"), np.load(large / "embeddings.npy")
+    assert len(lengths) == 50
+    assert lengths.sum() == len(rows)
+    cosines = rows.astype(np.float32) @ real.T.astype(np.float32)
+    nearest = cosines.argmax(1)
+    assert cosines.max(1).min() > 0.999
+    for places in np.split(nearest, np.cumsum(lengths)[:-1]):
+        assert (np.diff(places) != 1).sum() <= 1  # two runs
+
+
+@pytest.mark.usefixtures("modules")
 def test_ratios_are_those_of_our_fastest_point_as_good() -> None:
     import report
 
