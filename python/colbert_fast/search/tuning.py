@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,7 +145,7 @@ class Tuning:
         contents = {"format": FORMAT, "version": VERSION, "index": manifest.lineage}
         text = json.dumps(contents | dataclasses.asdict(self), indent=2)
         path = folder / TUNING
-        fresh = path.with_name(f"{TUNING}.{secrets.token_hex(4)}")
+        fresh = path.with_name(f"{TUNING}.{os.urandom(4).hex()}")
         try:
             with fresh.open("w", encoding="utf-8") as file:
                 file.write(text + "\n")

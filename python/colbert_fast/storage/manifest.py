@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import re
-import secrets
 import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -288,7 +287,7 @@ def fingerprint_of(model: object) -> str | None:
 
 def new_lineage() -> str:
     """See `Manifest.lineage`."""
-    return secrets.token_hex(8)
+    return os.urandom(8).hex()
 
 
 def library_version() -> str:
