@@ -129,7 +129,7 @@ class IndexReader:
             Instead of nprobe and ndocs: the share of the true `k` best to find, at the least cost
             that `tune` measured for it. Of a `subset` it may find less.
         bm25_weight
-            In mode "hybrid": the share of BM25 in the fused score, by default 0.5.
+            In mode "hybrid": the share of BM25 in the fused score, by default 0.3.
         texts
             In modes "rerank" and "hybrid", which rank texts by BM25: what the queries say, if they
             are given as embeddings.

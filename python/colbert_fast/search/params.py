@@ -32,7 +32,7 @@ TextMode = Literal["rerank", "hybrid"]
 """Those that rank the stored texts by BM25 as well."""
 Mode = Literal[DenseMode, TextMode]
 TEXT_MODES: tuple[TextMode, ...] = get_args(TextMode)
-_BM25_WEIGHT = 0.5
+_BM25_WEIGHT = 0.3
 
 
 class SearchOptions(TypedDict, total=False):
