@@ -1,8 +1,8 @@
 """The golden index of Stanford ColBERT, and the same codes and residuals in every other layout.
 
-The other layouts are written here by hand, as their libraries write them: fast-plaid and
-xtr-warp-rs run only beside torch 2.11, and next-plaid and xtr-warp are not on PyPI. So the answers
-that all of them must give are Stanford's own.
+The other layouts are written here by hand, as their libraries write them; of fast-plaid and
+xtr-warp-rs there are golden indexes as well, next-plaid and xtr-warp are not on PyPI. So the
+answers that all of them must give are Stanford's own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 from colbert_fast.storage.interop import open_foreign
 from colbert_fast.storage.interop.torch_files import write_tensors
 
-GOLDEN = Path(__file__).parent / "golden" / "stanford"
+FOREIGN = Path(__file__).parent / "golden"
+GOLDEN = FOREIGN / "stanford"
 INDEX = GOLDEN / "index"
 QUERIES = np.load(GOLDEN / "queries.npy")
 PIDS = np.load(GOLDEN / "pids.npy")

@@ -16,6 +16,7 @@ from colbert_fast.errors import IndexExistsError, IndexFormatError
 from colbert_fast.storage.interop import open_foreign
 from colbert_fast.storage.interop.torch_files import read_tensors, write_tensors
 from foreign_indexes import (
+    FOREIGN,
     INDEX,
     LAYOUTS,
     PIDS,
@@ -57,6 +58,36 @@ def test_stanfords_index_gives_stanfords_answers(tmp_path: Path, way: dict[str, 
         assert_engines_answers(index, **way)
         assert index.ids == tuple(range(60))
         assert index.info()["model"] is None
+        index.verify()
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_fast_plaids_index_gives_fast_plaids_answers(tmp_path: Path, way: dict[str, Any]) -> None:
+    """Its scores are those of a query in float16, so a sum of eight is off by some 1e-3."""
+    golden = FOREIGN / "fast-plaid"
+    queries = np.load(golden / "queries.npy").astype(np.float16).astype(np.float32)
+    with imported(golden / "index", tmp_path / "index") as index:
+        found = index.search(queries, 10, **way)
+        scores = np.array([[hit.score for hit in hits] for hits in found])
+        np.testing.assert_allclose(scores, np.load(golden / "scores.npy"), atol=1e-3)
+        pids = [[hit.id for hit in hits] for hits in found]
+        assert pids == np.load(golden / "pids.npy").tolist()
+        index.verify()
+
+
+def test_warps_index_gives_warps_documents(tmp_path: Path) -> None:
+    """Its scores are of rows that are not normalised, so of the ten best some may differ."""
+    golden = FOREIGN / "xtr-warp-rs"
+    with imported(golden / "index", tmp_path / "index") as index:
+        assert len(index) == 60
+        found = index.search(np.load(golden / "queries.npy"), 10)
+        theirs = np.load(golden / "pids.npy").tolist()
+        shared = [
+            len({hit.id for hit in hits} & {*pids})
+            for hits, pids in zip(found, theirs, strict=True)
+        ]
+        assert min(shared) >= 8
+        assert [hits[0].id for hits in found] == [pids[0] for pids in theirs]
         index.verify()
 
 

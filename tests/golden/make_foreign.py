@@ -2,8 +2,8 @@
 
     make_foreign.py LIBRARY FOLDER     # stanford, fast-plaid or xtr-warp-rs
 
-Each runs in an environment of its own: those of benchmarks/peers. Only Stanford's index is kept in
-this folder so far; the other two need torch 2.11, which on Linux brings CUDA libraries.
+Each runs in an environment of its own: those of benchmarks/peers. Of fast-plaid's index all is kept
+but its lock and the uncompressed vectors.
 
 FOLDER gets the index as the library wrote it, and beside it what the library answered:
 `queries.npy` float32 (n, tokens, dim), `pids.npy` int64 (n, 10) and `scores.npy` float32 (n, 10),
@@ -92,6 +92,8 @@ def fast_plaid(path: Path, documents: list[np.ndarray], queries: np.ndarray) -> 
     found = made.search(
         torch.from_numpy(queries), top_k=TOP, n_ivf_probe=64, n_full_scores=4 * DOCUMENTS
     )
+    for name in ("embeddings.npy", "plaid.lock"):
+        (path / name).unlink()
     return split_pairs(found)
 
 
