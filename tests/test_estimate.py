@@ -62,7 +62,7 @@ def test_a_full_disk_is_foreseen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(estimate.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="colbert_fast"):
         estimate._tell(of(), tmp_path, progress=False)
     assert "about 1,000,000 documents" in caplog.text
     assert "has 1.0 GB free, the build will need about 8." in caplog.text

@@ -163,8 +163,9 @@ def test_old_files_that_cannot_be_removed_are_left(
 def run(code: str, path: Path) -> subprocess.Popen[str]:
     script = textwrap.dedent(
         """
-        import sys, time
+        import signal, sys, time
         import numpy as np
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" ignores it
         from colbert_fast import Index
         def documents():
             rng = np.random.default_rng(0)

@@ -146,7 +146,8 @@ def test_other_queries_find_what_was_promised(
         len({hit.id for hit in a} & {hit.id for hit in b})
         for a, b in zip(truth, found, strict=True)
     ]
-    assert np.mean(shared) / k >= recall
+    # A hundred other queries: their mean is known to a standard error of one or two points.
+    assert np.mean(shared) / k >= recall - 0.03
 
 
 def test_curves_are_pareto_and_reach_their_target(index: Index) -> None:
