@@ -83,7 +83,7 @@ Searcher::Searcher(Collection collection)
       bytes_(collection_.centroids, collection_.n_centroids, collection_.dim),
       has_inverse_norms_(
           std::all_of(collection_.parts.begin(), collection_.parts.end(),
-                      [](const Part &part) { return part.tokens.inverse_norms != nullptr; })) {}
+                      [](const Part &part) { return part.inverse_norms != nullptr; })) {}
 
 const Part &Searcher::part_of(std::size_t document) const {
   // The last part that begins at or before the document: of several that begin there, all but the
@@ -92,6 +92,19 @@ const Part &Searcher::part_of(std::size_t document) const {
       std::upper_bound(collection_.parts.begin(), collection_.parts.end(), document,
                        [](std::size_t id, const Part &part) { return id < part.base; });
   return *(after - 1);
+}
+
+Codes Searcher::Tokens::codes() const {
+  thread_local AlignedVector<std::int32_t> buffer;
+  return part.codes.unpack(first, count, buffer);
+}
+
+Residuals Searcher::Tokens::residuals(const Decoder &decoder) const {
+  const auto from = [&](const std::uint8_t *bytes) {
+    return bytes == nullptr ? nullptr : bytes + first;
+  };
+  return {codes(), part.residuals + first * decoder.packed_dim, from(part.scales),
+          from(part.inverse_norms)};
 }
 
 // Float scores of all centroids, and the best of each query token.
@@ -202,8 +215,7 @@ void Searcher::approximate(Arena &arena, const std::uint8_t *keep) const {
   arena.init.assign(lanes, 0.0f);
   std::fill_n(arena.init.begin(), arena.query.count(), kNothingMatched);
   score_each(arena, 0, arena.hits.size(), 256, [&](const Tokens &tokens) {
-    return cpu.approximate(arena.scores.data(), lanes,
-                           codes_from(tokens.part.tokens.codes, tokens.first), tokens.count, keep,
+    return cpu.approximate(arena.scores.data(), lanes, tokens.codes(), tokens.count, keep,
                            arena.init.data());
   });
 }
@@ -212,8 +224,7 @@ void Searcher::approximate_i8(Arena &arena) const {
   const Kernels &cpu = kernels();
   const ByteTable table = arena.bytes.table();
   score_each(arena, 0, arena.hits.size(), 256, [&](const Tokens &tokens) {
-    return cpu.approximate_i8(table, codes_from(tokens.part.tokens.codes, tokens.first),
-                              tokens.count);
+    return cpu.approximate_i8(table, tokens.codes(), tokens.count);
   });
 }
 
@@ -230,8 +241,7 @@ void Searcher::score_int8(Arena &arena, std::size_t k, bool all) const {
   const float *ratio = arena.bytes.ratio(arena.query, codec.step());
   const auto score = [&](const Tokens &tokens) {
     return cpu.residual_maxsim_i8(arena.levels.view(), ratio, table, decoder,
-                                  residuals_from(tokens.part.tokens, decoder, tokens.first),
-                                  tokens.count);
+                                  tokens.residuals(decoder), tokens.count);
   };
   if (all) return score_each(arena, 0, arena.hits.size(), 32, score);
   arena.rough.resize(arena.hits.size());
@@ -279,8 +289,7 @@ void Searcher::score_exact(Arena &arena) const {
   }
   const Decoder decoder = collection_.codec->decoder();
   score_each(arena, 0, arena.hits.size(), 8, [&](const Tokens &tokens) {
-    return cpu.residual_maxsim(
-        query, decoder, residuals_from(tokens.part.tokens, decoder, tokens.first), tokens.count);
+    return cpu.residual_maxsim(query, decoder, tokens.residuals(decoder), tokens.count);
   });
 }
 
@@ -291,7 +300,7 @@ float Searcher::score_contenders(const Arena &arena, const Decoder &decoder, con
   thread_local AlignedVector<float> cells;
   thread_local std::vector<std::int32_t> which, codes;
   thread_local std::vector<std::uint8_t> packed, scales;
-  const Residuals all = residuals_from(tokens.part.tokens, decoder, tokens.first);
+  const Residuals all = tokens.residuals(decoder);
   cells.resize(tokens.count * arena.query.lanes());
   which.resize(tokens.count);
   const std::size_t n =

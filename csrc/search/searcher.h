@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "packed_codes.h"
 #include "search/byte_scores.h"
 #include "search/codec_tables.h"
 #include "search/lists.h"
@@ -44,9 +45,10 @@ struct Part {
   // Ids count from 0 in each part. Centroids are appended, so that a part may have fewer lists than
   // there are centroids now.
   Lists lists;
-  // Residuals, or codes alone and whole vectors.
-  Residuals tokens;
-  const std::uint16_t *embeddings; // float16
+  PackedCodes codes;
+  // Residuals, or whole vectors as float16.
+  const std::uint8_t *residuals, *scales, *inverse_norms;
+  const std::uint16_t *embeddings;
 
   std::size_t n_docs() const { return offsets.size() - 1; }
   bool holds(std::size_t document) const { return document - base < n_docs(); }
@@ -81,6 +83,9 @@ private:
   struct Tokens {
     const Part &part;
     std::size_t first, count;
+    // In memory of this thread, until it unpacks another document's.
+    Codes codes() const;
+    Residuals residuals(const Decoder &decoder) const;
   };
   void search_plaid(Arena &arena, const SearchParams &params, const Selection &selection) const;
   void search_default(Arena &arena, const SearchParams &params, const Selection &selection) const;
