@@ -21,7 +21,8 @@ from synthetic import clustered, files, make, sentences
 
 
 def decoded(index: Index) -> np.ndarray:
-    return index._snapshot.codec.decode(index._snapshot.segments[0].columns)
+    columns = index._snapshot.segments[0].columns
+    return index._snapshot.codec.decode({name: each[:] for name, each in columns.items()})
 
 
 @pytest.fixture
