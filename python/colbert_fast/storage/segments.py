@@ -41,6 +41,12 @@ class Column:
     row: tuple[int, ...] = ()
     bits: int | None = None
 
+    @property
+    def row_bytes(self) -> float:
+        """What a row takes on disk."""
+        whole = self.dtype.itemsize * math.prod(self.row)
+        return whole if self.bits is None else self.bits / 8
+
 
 class NpyWriter:
     """Append rows to an .npy file whose final length is not known beforehand.
