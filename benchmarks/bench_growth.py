@@ -29,9 +29,10 @@ import numpy as np
 from machine import Machine
 
 import colbert_fast
-from colbert_fast import Index, build
+from colbert_fast import Index, assembly, build
 from colbert_fast.compress.codec import ResidualCodec
 from colbert_fast.kernels import ops
+from colbert_fast.storage.codes import code_bits
 
 sys.path.append(str(Path(__file__).parent / "peers"))
 from embeddings import Spliced
@@ -83,15 +84,15 @@ class Stage:
     def __init__(self, owner: Any, name: str) -> None:
         self.owner, self.name, self.function = owner, name, getattr(owner, name)
         self.seconds = 0.0  # CPU, of all threads
-        self.first_argument = self.result = None  # of the last call
+        self.first_argument: Any = None  # of the last call
 
     def watching(self) -> Any:
         def call(first: Any, *args: Any, **options: Any) -> Any:
             start = time.process_time()
-            self.result = self.function(first, *args, **options)
+            result = self.function(first, *args, **options)
             self.seconds += time.process_time() - start
             self.first_argument = first
-            return self.result
+            return result
 
         return mock.patch.object(self.owner, self.name, call)
 
@@ -111,7 +112,7 @@ def build_index(path: Path, collection: Collection) -> Built:
     stages = {
         "k-means": Stage(build, "fit_centroids"),
         "compress": Stage(ResidualCodec, "encode"),
-        "lists": Stage(ops, "build_lists"),
+        "lists": Stage(assembly, "invert"),
     }
     with contextlib.ExitStack() as stack:
         for stage in stages.values():
@@ -122,12 +123,13 @@ def build_index(path: Path, collection: Collection) -> Built:
         whole = time.process_time() - start - collection.splicing
     seconds = {name: stage.seconds for name, stage in stages.items()}
     seconds["rest"] = whole - sum(seconds.values())
+    [segment] = index._snapshot.segments
     return Built(
         index,
         seconds,
         len(stages["k-means"].first_argument),
         stages["compress"].first_argument.centroids,
-        stages["lists"].result,
+        ops.InvertedLists(segment.list_counts, segment.list_offsets, segment.list_data),
     )
 
 
@@ -136,12 +138,12 @@ def build_floors(built: Built, tokens: int, machine: Machine) -> dict[str, float
 
     Of two-level assignment: the heads of all groups and the centroids of one, in int8. Of the
     trellis: for two paths a square and a choice for each of 16 weights and a dimension, in float32.
-    Of the lists: codes are read and postings written once.
+    Of the lists: codes are read twice and postings written once.
     """
     k = len(built.centroids)
     assign = 2 * DIM * (6 * math.sqrt(k) + math.sqrt(k) / 6) / machine.int8
     trellis = 2 * DIM * 16 * 3 / machine.float32
-    listed = 2 * tokens + built.lists.data.nbytes
+    listed = 2 * tokens * code_bits(k) / 8 + built.lists.data.nbytes
     return {
         "k-means": ITERATIONS * built.sampled * assign,
         "compress": tokens * (assign + trellis),

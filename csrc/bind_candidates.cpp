@@ -11,6 +11,7 @@
 #include "array_view.h"
 #include "checks.h"
 #include "cpu/dispatch.h"
+#include "packed_codes.h"
 #include "search/lists.h"
 #include "search/probe.h"
 #include "search/query_panels.h"
@@ -64,29 +65,90 @@ void top_centroids(const py::object &scores, const py::object &cells) {
   std::copy(ids.begin(), ids.end(), out.as<std::int32_t>());
 }
 
-// A numpy array that keeps the vector, instead of a copy.
-template <class T> py::array_t<T> owned(std::vector<T> values) {
-  auto *kept = new std::vector<T>(std::move(values));
-  const py::capsule owner(kept, [](void *p) { delete static_cast<std::vector<T> *>(p); });
-  return py::array_t<T>(static_cast<py::ssize_t>(kept->size()), kept->data(), owner);
+void check_code_bits(int bits) {
+  if (bits < 1 || bits > kMaxCodeBits)
+    throw py::value_error("`bits` must be from 1 to " + std::to_string(kMaxCodeBits) + ", got " +
+                          std::to_string(bits));
 }
 
-py::tuple build_lists(const py::object &codes, const py::object &doclens, std::int64_t n_centroids,
-                      std::int64_t max_postings) {
-  if (n_centroids < 1)
-    throw py::value_error("`num_centroids` must be at least 1, got " + std::to_string(n_centroids));
-  const View ids = expect(codes, "codes", {DType::i32, DType::u16}, {kAny});
-  const View lengths = expect(doclens, "doclens", {DType::i32}, {kAny});
-  const std::vector<std::int64_t> starts = check_doclens(lengths, ids.shape[0]);
-  const Codes checked = check_codes(ids, n_centroids);
-  BuiltLists lists;
-  {
-    const py::gil_scoped_release release;
-    lists = invert(checked, starts, static_cast<std::size_t>(n_centroids), max_postings);
-  }
-  return py::make_tuple(owned(std::move(lists.counts)), owned(std::move(lists.offsets)),
-                        owned(std::move(lists.data)));
+std::int64_t padded_bytes(std::int64_t n, int bits) {
+  return static_cast<std::int64_t>(packed_bytes(static_cast<std::size_t>(n), bits) + kCodePadding);
 }
+
+void pack_codes(const py::object &codes, int bits, const py::object &packed) {
+  check_code_bits(bits);
+  const View ids = expect(codes, "codes", {DType::i32, DType::u16}, {kAny});
+  const Codes checked = check_codes(ids, std::int64_t{1} << bits);
+  const View out = expect_out(packed, "packed", DType::u8, {padded_bytes(ids.shape[0], bits)});
+  const py::gil_scoped_release release;
+  write_codes(checked, ids.dim(0), bits, out.as<std::uint8_t>());
+}
+
+void unpack_codes(const py::object &packed, int bits, std::int64_t first, const py::object &codes) {
+  check_code_bits(bits);
+  const View in = expect(packed, "packed", {DType::u8}, {kAny});
+  const View out = expect_out(codes, "codes", DType::i32, {kAny});
+  const std::int64_t most = in.shape[0] * 8 / bits; // so that no sum overflows
+  if (first < 0 || first > most || padded_bytes(first + out.shape[0], bits) > in.shape[0])
+    throw py::value_error("`first` and `count` must lie within the ids of `packed`, got " +
+                          std::to_string(first) + " and " + std::to_string(out.shape[0]) + " of " +
+                          std::to_string(in.shape[0]) + " bytes");
+  const PackedCodes all{in.as<const std::uint8_t>(), bits,
+                        std::numeric_limits<std::int32_t>::max()};
+  const py::gil_scoped_release release;
+  parallel_for(out.dim(0), std::size_t{1} << 14, [&](std::size_t begin, std::size_t end) {
+    AlignedVector<std::int32_t> buffer;
+    const Codes block = all.unpack(static_cast<std::size_t>(first) + begin, end - begin, buffer);
+    std::memcpy(out.as<std::int32_t>() + begin, block.data, (end - begin) * sizeof(std::int32_t));
+  });
+}
+
+// A ListBuilder with the Python array that it reads.
+class BoundListBuilder {
+public:
+  BoundListBuilder(py::object packed, int bits, const py::object &doclens, std::int64_t n_centroids,
+                   std::optional<std::int64_t> n_codes)
+      : packed_(std::move(packed)), builder_(make(packed_, bits, doclens, n_centroids, n_codes)) {}
+
+  py::array_t<std::int32_t> counts() const { return copied(builder_.counts()); }
+  py::array_t<std::int64_t> offsets() const { return copied(builder_.offsets()); }
+
+  void fill(std::int64_t first, std::int64_t last, const py::object &data) const {
+    const auto n = static_cast<std::int64_t>(builder_.counts().size());
+    if (first < 0 || first > last || last > n)
+      throw py::value_error("`first` and `last` must be from 0 to " + std::to_string(n) + ", got " +
+                            std::to_string(first) + " and " + std::to_string(last));
+    const auto begin = static_cast<std::size_t>(first), end = static_cast<std::size_t>(last);
+    const View out =
+        expect_out(data, "data", DType::u8, {builder_.offsets()[end] - builder_.offsets()[begin]});
+    const py::gil_scoped_release release;
+    builder_.fill(begin, end, out.as<std::uint8_t>());
+  }
+
+private:
+  static ListBuilder make(const py::object &packed, int bits, const py::object &doclens,
+                          std::int64_t n_centroids, std::optional<std::int64_t> n_codes) {
+    if (n_centroids < 1)
+      throw py::value_error("`num_centroids` must be at least 1, got " +
+                            std::to_string(n_centroids));
+    check_code_bits(bits);
+    const View lengths = expect(doclens, "doclens", {DType::i32}, {kAny});
+    std::vector<std::int64_t> starts =
+        n_codes ? check_doclens(lengths, *n_codes) : check_doclens(lengths);
+    const View codes = expect(packed, "codes", {DType::u8}, {padded_bytes(starts.back(), bits)});
+    const PackedCodes all{codes.as<const std::uint8_t>(), bits,
+                          std::numeric_limits<std::int32_t>::max()};
+    const py::gil_scoped_release release;
+    return ListBuilder(all, std::move(starts), static_cast<std::size_t>(n_centroids));
+  }
+
+  template <class T> static py::array_t<T> copied(const std::vector<T> &values) {
+    return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+  }
+
+  py::object packed_;
+  ListBuilder builder_;
+};
 
 py::array_t<std::int32_t> read_lists(const py::object &counts, const py::object &offsets,
                                      const py::object &data, const py::object &cells,
@@ -188,8 +250,16 @@ void bind_candidates(py::module_ &m) {
   using py::arg;
   m.def("centroid_scores", &centroid_scores, arg("query"), arg("centroids"), arg("scores"));
   m.def("top_centroids", &top_centroids, arg("scores"), arg("cells"));
-  m.def("build_lists", &build_lists, arg("codes"), arg("doclens"), arg("num_centroids"),
-        arg("max_postings") = kMaxPostings);
+  m.def("pack_codes", &pack_codes, arg("codes"), arg("bits"), arg("packed"));
+  m.def("unpack_codes", &unpack_codes, arg("packed"), arg("bits"), arg("first"), arg("codes"));
+  py::class_<BoundListBuilder>(m, "ListBuilder")
+      .def(py::init<py::object, int, const py::object &, std::int64_t,
+                    std::optional<std::int64_t>>(),
+           arg("packed"), arg("bits"), arg("doclens"), arg("num_centroids"),
+           arg("num_codes") = py::none())
+      .def_property_readonly("counts", &BoundListBuilder::counts)
+      .def_property_readonly("offsets", &BoundListBuilder::offsets)
+      .def("fill", &BoundListBuilder::fill, arg("first"), arg("last"), arg("data"));
   m.def("read_lists", &read_lists, arg("counts"), arg("offsets"), arg("data"), arg("cells"),
         arg("n_docs"));
   m.def("approximate_maxsim", &approximate_maxsim, arg("scores"), arg("codes"), arg("doclens"),

@@ -149,25 +149,25 @@ private:
       return hold(expect(value, (name + key).c_str(), dtypes, shape), value);
     };
     Part p{};
-    const View codes = array("codes", {DType::i32, DType::u16}, {kAny});
-    const std::int64_t n = codes.shape[0];
-    p.tokens.codes = codes_of(codes);
-    p.offsets = check_doclens(array("doclens", {DType::i32}, {kAny}), n, name + "doclens");
+    std::int64_t n = 0; // tokens
     const bool has_residuals = !arrays["residuals"].is_none();
     if (has_residuals == !arrays["embeddings"].is_none() || has_residuals != weights.has_value())
       throw py::value_error("pass `weights` and `" + name + "residuals`, or `" + name +
                             "embeddings`");
     if (has_residuals) {
-      const View packed = array("residuals", {DType::u8}, {n, kAny});
+      const View packed = array("residuals", {DType::u8}, {kAny, kAny});
+      n = packed.shape[0];
       use_codec(*weights, nbits_of_rows(packed.shape[1], centers.shape[1], name + "residuals"),
                 name, centers);
-      p.tokens.packed = packed.as<const std::uint8_t>();
-      p.tokens.scales = bytes(arrays["scales"], name + "scales", n);
-      p.tokens.inverse_norms = bytes(arrays["inverse_norms"], name + "inverse_norms", n);
+      p.residuals = packed.as<const std::uint8_t>();
+      p.scales = bytes(arrays["scales"], name + "scales", n);
+      p.inverse_norms = bytes(arrays["inverse_norms"], name + "inverse_norms", n);
     } else {
-      p.embeddings =
-          array("embeddings", {DType::f16}, {n, centers.shape[1]}).as<const std::uint16_t>();
+      const View vectors = array("embeddings", {DType::f16}, {kAny, centers.shape[1]});
+      n = vectors.shape[0];
+      p.embeddings = vectors.as<const std::uint16_t>();
     }
+    p.offsets = check_doclens(array("doclens", {DType::i32}, {kAny}), n, name + "doclens");
     const View counts = array("counts", {DType::i32}, {kAny});
     if (counts.shape[0] > centers.shape[0])
       throw py::value_error("`" + name + "counts` must be of at most the " +
@@ -178,6 +178,15 @@ private:
     check_offsets(offsets.as<const std::int64_t>(), counts.dim(0), data.shape[0], name);
     p.lists = {counts.as<const std::int32_t>(), offsets.as<const std::int64_t>(),
                data.as<const std::uint8_t>(), counts.dim(0)};
+    if (n > 0 && counts.dim(0) == 0)
+      throw py::value_error("`" + name + "counts` must not be empty where there are tokens");
+    const int n_bits = code_bits(counts.dim(0));
+    const View codes =
+        array("codes", {DType::u8},
+              {static_cast<std::int64_t>(packed_bytes(static_cast<std::size_t>(n), n_bits) +
+                                         kCodePadding)});
+    p.codes = {codes.as<const std::uint8_t>(), n_bits,
+               static_cast<std::int32_t>(counts.shape[0] - 1)};
     return p;
   }
 

@@ -63,8 +63,8 @@ inline void check_finite(const View &floats, const char *name) {
     throw py::value_error(std::string("`") + name + "` must be finite");
 }
 
-// Offsets of the documents' first tokens; the lengths must be there, and sum to n_tokens.
-inline std::vector<std::int64_t> check_doclens(const View &doclens, std::int64_t n_tokens,
+// Offsets of the documents' first tokens, and one past the last.
+inline std::vector<std::int64_t> check_doclens(const View &doclens,
                                                const std::string &name = "doclens") {
   if (doclens.shape[0] > std::numeric_limits<std::int32_t>::max())
     throw py::value_error("`" + name + "` must be of at most 2147483647 documents, got " +
@@ -77,6 +77,13 @@ inline std::vector<std::int64_t> check_doclens(const View &doclens, std::int64_t
                             " at " + std::to_string(i));
     offsets[i + 1] = offsets[i] + length;
   }
+  return offsets;
+}
+
+// The same; the lengths must sum to n_tokens.
+inline std::vector<std::int64_t> check_doclens(const View &doclens, std::int64_t n_tokens,
+                                               const std::string &name = "doclens") {
+  std::vector<std::int64_t> offsets = check_doclens(doclens, name);
   if (offsets.back() != n_tokens)
     throw py::value_error("`" + name + "` must sum to the number of tokens, " +
                           std::to_string(n_tokens) + ", got " + std::to_string(offsets.back()));

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colbert_fast import _core
 from colbert_fast.kernels import ops, reference
 from support import (
     DOCLENS,
@@ -84,15 +86,65 @@ def test_lists_round_trip(collection: tuple[np.ndarray, np.ndarray, int]) -> Non
         assert lists.counts[cell] == len(expected)
 
 
-@pytest.mark.parametrize("code_type", [np.int32, np.uint16])
-def test_neither_threads_nor_slices_show_in_lists(code_type: Any, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("max_bytes", [1, 30, 200, 1 << 20])
+def test_neither_threads_nor_blocks_show_in_lists(
+    max_bytes: int, threads: int, rng: np.random.Generator
+) -> None:
     doclens = rng.integers(0, 9, 500).astype(np.int32)
-    codes = (rng.integers(0, 13, doclens.sum()) ** 2 // 12).astype(code_type)
-    truth = tuple(reference.build_lists(codes, doclens, 14))
-    for threads in (1, 2, 5):
-        with use_threads(threads):
-            for postings in (1, 200, 1 << 20):
-                assert same_bits(_core.build_lists(codes, doclens, 14, postings), truth)
+    doclens[7] = 5000  # more than are unpacked at once
+    codes = (rng.integers(0, 13, doclens.sum()) ** 2 // 12).astype(np.int32)
+    truth = reference.build_lists(codes, doclens, 14)
+    packed = ops.pack_codes(codes, 5)
+    with use_threads(threads):
+        counts, offsets, stream = ops.stream_lists(packed, 5, doclens, 14, max_bytes=max_bytes)
+        blocks = list(stream)
+    assert same_bits((counts, offsets, np.concatenate(blocks)), tuple(truth))
+    longest = int(np.diff(offsets).max())
+    assert all(len(block) <= max(max_bytes, longest) for block in blocks)
+    assert len(blocks) >= min(14, len(truth.data) // max(max_bytes, longest))
+
+
+def test_codes_that_change_between_passes_are_noticed() -> None:
+    doclens = np.ones(100, np.int32)
+    packed = ops.pack_codes(np.arange(100, dtype=np.int32) % 4, 3)
+    _, _, blocks = ops.stream_lists(packed, 3, doclens, 4)
+    packed[:37] = 0
+    with pytest.raises(ValueError, match="codes"):
+        next(blocks)
+
+
+MEMORY = """
+import resource, sys
+import numpy as np
+from colbert_fast import set_num_threads
+from colbert_fast.kernels import ops
+
+set_num_threads(2)
+packed = np.load(sys.argv[1], mmap_mode="r")
+doclens = np.full(60_000, 100, np.int32)
+ops.stream_lists(packed[: 200 + ops.CODE_PADDING], 8, doclens[:2], 200)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+_, offsets, blocks = ops.stream_lists(packed, 8, doclens, 200, max_bytes=100_000)
+assert sum(map(len, blocks)) == offsets[-1] > 2_500_000
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts peak memory as Linux does")
+def test_memory_for_lists_does_not_grow_with_tokens(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    codes = rng.integers(0, 200, 6_000_000).astype(np.int32)
+    np.save(tmp_path / "codes.npy", ops.pack_codes(codes, 8))
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, tmp_path / "codes.npy"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    # The mapped codes count once they are read, 6 MB; plain ids would take 19 MB more.
+    assert int(done.stdout) < 6_000_000 + 5_000_000
 
 
 def test_wide_gaps() -> None:
@@ -155,6 +207,7 @@ def test_top_k(n: int, rng: np.random.Generator) -> None:
 LISTS = reference.build_lists(np.array([0, 1, 1], np.int32), np.array([1, 2], np.int32), 2)
 SCORES = np.ones((2, 3), np.float32)
 TWO = np.array([1, 2], np.int32)
+PACKED = ops.pack_codes(np.array([0, 1, 1], np.int32), 1)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +218,11 @@ TWO = np.array([1, 2], np.int32)
         (lambda: ops.build_lists(np.array([0, 1, 2], np.int32), TWO, 2), "codes"),
         (lambda: ops.build_lists(np.array([0, 1, -1], np.int32), TWO, 2), "codes"),
         (lambda: ops.build_lists(np.array([0, 1], np.int32), TWO, 2), "doclens"),
+        (lambda: ops.stream_lists(PACKED, 1, TWO, 2, max_bytes=0), "max_bytes"),
+        (lambda: ops.stream_lists(PACKED, 0, TWO, 2), "bits"),
+        (lambda: ops.stream_lists(PACKED, 1, TWO, 0), "num_centroids"),
+        (lambda: ops.stream_lists(PACKED[1:], 1, TWO, 2), "codes"),
+        (lambda: ops.stream_lists(PACKED, 1, TWO, 1), "codes"),
         (lambda: ops.read_list(LISTS, 2), "centroid|cells"),
         (lambda: ops.read_list(LISTS, -1), "centroid|cells"),
         (lambda: ops.gather_documents(LISTS, np.array([0, 2], np.int32), 2), "cells"),

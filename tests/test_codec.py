@@ -144,12 +144,13 @@ def test_float16_keeps_the_vectors(points: np.ndarray, centroids: np.ndarray) ->
     assert codec.nbits == 16
 
 
-def test_codes_are_as_narrow_as_the_centroids_allow(rng: np.random.Generator) -> None:
-    narrow = Float16Codec(np.zeros((1 << 16, 8), np.float32))
-    wide = Float16Codec(np.zeros(((1 << 16) + 1, 8), np.float32))
-    assert narrow.columns()["codes"].dtype == np.uint16
-    assert wide.columns()["codes"].dtype == np.int32
-    assert narrow.encode(unit(rng.standard_normal((2, 8))))["codes"].dtype == np.uint16
+@pytest.mark.parametrize(
+    ("num_centroids", "bits"), [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (1 << 16, 16), (65537, 17)]
+)
+def test_codes_are_as_narrow_as_the_centroids_allow(num_centroids: int, bits: int) -> None:
+    codec = Float16Codec(np.zeros((num_centroids, 8), np.float32))
+    assert codec.columns()["codes"].bits == bits
+    assert codec.columns(1)["codes"].bits == 1
 
 
 @pytest.mark.parametrize("nbits", NBITS)

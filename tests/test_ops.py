@@ -75,6 +75,11 @@ def make_calls(data: Collection) -> dict[str, Call]:
             {"query": data.query, "centroids": data.centroids},
         ),
         "top_centroids": (ops.top_centroids, {"scores": scores, "nprobe": 3}),
+        "pack_codes": (ops.pack_codes, {"codes": data.codes, "bits": 9}),
+        "unpack_codes": (
+            ops.unpack_codes,
+            {"packed": ops.pack_codes(data.codes, 9), "bits": 9, "first": 2, "count": 5},
+        ),
         "build_lists": (ops.build_lists, lists_of),
         "read_list": (ops.read_list, {"lists": lists, "centroid": 1}),
         "gather_documents": (

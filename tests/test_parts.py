@@ -13,6 +13,7 @@ import pytest
 from colbert_fast.kernels import ops, reference
 from colbert_fast.search.params import SearchParams
 from colbert_fast.search.pipeline import Part, Searcher
+from colbert_fast.storage.codes import code_bits
 from support import (
     any_threads,
     every_isa,
@@ -60,20 +61,18 @@ def collection(codec: str) -> tuple[Any, np.ndarray | None, Columns, np.ndarray]
     return data.centroids, data.weights, columns, data.query
 
 
-def part_of(columns: Columns, begin: int, end: int, code_type: Any) -> Part:
+def part_of(columns: Columns, begin: int, end: int) -> Part:
     doclens = DOCLENS[begin:end]
     rows = {name: column[ENDS[begin] : ENDS[end]] for name, column in columns.items()}
-    rows["codes"] = rows["codes"].astype(code_type)
-    lists = ops.build_lists(rows["codes"], doclens, OLD_K if end <= OLD_DOCS else K)
+    num_centroids = OLD_K if end <= OLD_DOCS else K
+    lists = ops.build_lists(rows["codes"], doclens, num_centroids)
+    rows["codes"] = ops.pack_codes(rows["codes"], code_bits(num_centroids))
     return Part(**rows, doclens=doclens, lists=lists)
 
 
 def searcher_of(codec: str, bounds: Sequence[int]) -> Searcher:
     centroids, weights, columns, _ = COLLECTIONS[codec]
-    parts = [
-        part_of(columns, begin, end, (np.uint16, np.int32)[i % 2])
-        for i, (begin, end) in enumerate(itertools.pairwise(bounds))
-    ]
+    parts = [part_of(columns, begin, end) for begin, end in itertools.pairwise(bounds)]
     return Searcher(centroids=centroids, weights=weights, parts=parts)
 
 
@@ -174,13 +173,14 @@ def test_no_documents_no_hits(codec: str, options: str) -> None:
 def five_parts() -> list[Part]:
     bounds = BOUNDS["five"]
     columns = COLLECTIONS["default"][2]
-    return [part_of(columns, *span, np.int32) for span in itertools.pairwise(bounds)]
+    return [part_of(columns, *span) for span in itertools.pairwise(bounds)]
 
 
 @pytest.mark.parametrize(
     ("column", "change", "error", "message"),
     [
         ("codes", lambda rows: rows.astype(np.int64), TypeError, r"parts\[3\]\.codes`"),
+        ("codes", lambda rows: rows[:-1], ValueError, r"parts\[3\]\.codes`"),
         ("doclens", lambda rows: -rows, ValueError, r"parts\[3\]\.doclens` must not be negative"),
         ("doclens", lambda rows: rows + 1, ValueError, r"parts\[3\]\.doclens` must sum to"),
         ("scales", lambda rows: rows[1:], ValueError, r"parts\[3\]\.scales`"),

@@ -12,6 +12,7 @@ from colbert_fast.compress.codec import ResidualCodec
 from colbert_fast.kernels import ops, reference
 from colbert_fast.search.params import SearchParams
 from colbert_fast.search.pipeline import Part, Searcher
+from colbert_fast.storage.codes import code_bits
 from support import (
     NBITS,
     Collection,
@@ -53,7 +54,9 @@ def make_searcher(data: Collection, codec: str) -> Searcher:
 def searcher_of(arrays: Arguments, lists: ops.InvertedLists) -> Searcher:
     """Over one part."""
     shared = {"centroids": arrays["centroids"], "weights": arrays.get("weights")}
-    part = Part(**{name: arrays[name] for name in arrays.keys() - shared.keys()}, lists=lists)
+    columns = {name: arrays[name] for name in arrays.keys() - shared.keys()}
+    columns["codes"] = ops.pack_codes(columns["codes"], code_bits(len(lists.counts)))
+    part = Part(**columns, lists=lists)
     return Searcher(**shared, parts=[part])
 
 
@@ -264,7 +267,7 @@ def test_documents_that_all_score_below_zero(name: Any) -> None:
     columns = codec.encode(embeddings)
     lists = ops.build_lists(columns["codes"], DOCLENS, 40)
     shared: Arguments = {"centroids": codec.centroids, "weights": codec.weights}
-    searcher = Searcher(**shared, parts=[Part(**columns, doclens=DOCLENS, lists=lists)])
+    searcher = searcher_of(shared | columns | {"doclens": DOCLENS}, lists)
     queries = [-axis, -embeddings[:32]]
     exact_ids, exact = searcher.search(queries, SearchParams.resolve(280, exhaustive=True))
     assert (exact[:, :200] < 0).all()

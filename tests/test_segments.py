@@ -21,9 +21,9 @@ from colbert_fast.storage.segments import (
 )
 from colbert_fast.storage.spill import Spill
 
-CODES = Column(np.dtype(np.uint16))
+IDS = Column(np.dtype(np.uint16))
 BYTES = Column(np.dtype(np.uint8), (32,))
-COLUMNS = {"codes": CODES, "residuals": BYTES}
+COLUMNS = {"codes": Column(np.dtype(np.int32), bits=2), "residuals": BYTES}
 DOCLENS = np.array([3, 0, 4], np.int32)
 
 
@@ -93,7 +93,7 @@ class FullDisk:
 
 
 def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
-    writer = NpyWriter(tmp_path / "a.npy", CODES)
+    writer = NpyWriter(tmp_path / "a.npy", IDS)
     writer.abort()
     writer._file = FullDisk()  # type: ignore[assignment]
     with pytest.raises(OSError, match=r"No space left on device.*a\.npy") as caught:
@@ -120,16 +120,16 @@ def test_damaged_files_are_named(tmp_path: Path, kind: str) -> None:
     write_npy(path, np.arange(100, dtype=np.uint16))
     path.write_bytes(damaged(path.read_bytes())[kind])
     with pytest.raises(IndexFormatError) as caught:
-        open_npy(path, CODES, 100)
+        open_npy(path, IDS, 100)
     assert str(path) in str(caught.value)
 
 
 def test_missing_and_mismatched_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "codes.npy"
     with pytest.raises(IndexFormatError, match=r"codes\.npy: No such file"):
-        open_npy(path, CODES)
+        open_npy(path, IDS)
     write_npy(path, np.arange(100, dtype=np.uint16))
-    for column, rows in ((CODES, 99), (Column(np.dtype(np.int32)), 100), (BYTES, None)):
+    for column, rows in ((IDS, 99), (Column(np.dtype(np.int32)), 100), (BYTES, None)):
         with pytest.raises(IndexFormatError, match=r"codes\.npy: not an \.npy file of"):
             open_npy(path, column, rows)
 
@@ -140,12 +140,12 @@ def segment(tmp_path: Path) -> Path:
     with SegmentWriter(folder, COLUMNS) as writer:
         for doclens in (DOCLENS[:2], DOCLENS[2:]):
             n = int(doclens.sum())
-            rows = {"codes": np.arange(n, dtype=np.uint16), "residuals": np.ones((n, 32), np.uint8)}
+            rows = {"codes": np.arange(n, dtype=np.int32), "residuals": np.ones((n, 32), np.uint8)}
             writer.append(rows, doclens)
         writer.close()
         assert (writer.num_documents, writer.num_tokens) == (3, 7)
     counts = np.array([2, 2, 2, 1], np.int32)
-    write_lists(folder, counts, np.array([0, 2, 4, 6, 7]), np.zeros(7, np.uint8))
+    write_lists(folder, counts, np.array([0, 2, 4, 6, 7]), [np.zeros(7, np.uint8)])
     return folder
 
 
@@ -156,7 +156,7 @@ def open_segment(folder: Path, **changes: int) -> Segment:
 
 def test_segment_round_trip(segment: Path) -> None:
     opened = open_segment(segment)
-    np.testing.assert_array_equal(opened.columns["codes"], [0, 1, 2, 0, 1, 2, 3])
+    np.testing.assert_array_equal(opened.codes[:], [0, 1, 2, 0, 1, 2, 3])
     assert opened.columns["residuals"].shape == (7, 32)
     np.testing.assert_array_equal(opened.doclens, DOCLENS)
     np.testing.assert_array_equal(opened.list_counts, [2, 2, 2, 1])

@@ -124,6 +124,29 @@ inline I32x16 dot4(I32x16 acc, const std::uint8_t *u, const std::int8_t *s) {
   return {dot4(acc.lo, all, loadi(s)), dot4(acc.hi, all, loadi(s + 32))};
 }
 
+// Sixteen fields of a bit stream that begin at bit `first` < 8, as 32-bit words: each lies in two
+// words of the 32 bytes that hold eight. Shifts by 32 give zero.
+struct Fields {
+  __m256i word, shift, back, mask;
+  std::ptrdiff_t bytes; // of eight fields
+  Fields(int bits, int first)
+      : mask(_mm256_set1_epi32(static_cast<int>((1u << bits) - 1u))), bytes(bits) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i at = _mm256_add_epi32(_mm256_mullo_epi32(lane, _mm256_set1_epi32(bits)),
+                                        _mm256_set1_epi32(first));
+    word = _mm256_srli_epi32(at, 5);
+    shift = _mm256_and_si256(at, _mm256_set1_epi32(31));
+    back = _mm256_sub_epi32(_mm256_set1_epi32(32), shift);
+  }
+  __m256i eight(const std::uint8_t *p) const {
+    const __m256i all = loadi(p), next = _mm256_add_epi32(word, _mm256_set1_epi32(1));
+    const __m256i low = _mm256_srlv_epi32(_mm256_permutevar8x32_epi32(all, word), shift);
+    const __m256i high = _mm256_sllv_epi32(_mm256_permutevar8x32_epi32(all, next), back);
+    return _mm256_and_si256(_mm256_or_si256(low, high), mask);
+  }
+  I32x16 read(const std::uint8_t *p) const { return {eight(p), eight(p + bytes)}; }
+};
+
 inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
 
 inline Bytes load_bytes(const std::uint8_t *p) { return loadi(p); }

@@ -67,6 +67,26 @@ inline I32x16 dot4(I32x16 acc, const std::uint8_t *u, const std::int8_t *s) {
   return _mm512_dpbusd_epi32(acc, _mm512_set1_epi32(four), _mm512_loadu_si512(s));
 }
 
+// Sixteen fields of a bit stream that begin at bit `first` < 8, as 32-bit words: each lies in two
+// words of the 64 bytes that hold all. Shifts by 32 give zero.
+struct Fields {
+  __m512i word, shift, back, mask;
+  Fields(int bits, int first) : mask(_mm512_set1_epi32(static_cast<int>((1u << bits) - 1u))) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i at = _mm512_add_epi32(_mm512_mullo_epi32(lane, _mm512_set1_epi32(bits)),
+                                        _mm512_set1_epi32(first));
+    word = _mm512_srli_epi32(at, 5);
+    shift = _mm512_and_si512(at, _mm512_set1_epi32(31));
+    back = _mm512_sub_epi32(_mm512_set1_epi32(32), shift);
+  }
+  I32x16 read(const std::uint8_t *p) const {
+    const __m512i all = _mm512_loadu_si512(p), next = _mm512_add_epi32(word, _mm512_set1_epi32(1));
+    const __m512i low = _mm512_srlv_epi32(_mm512_permutexvar_epi32(word, all), shift);
+    const __m512i high = _mm512_sllv_epi32(_mm512_permutexvar_epi32(next, all), back);
+    return _mm512_and_si512(_mm512_or_si512(low, high), mask);
+  }
+};
+
 inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
 
 inline Bytes load_bytes(const std::uint8_t *p) {

@@ -58,6 +58,11 @@ struct Codes {
   bool wide;
 };
 
+// A segment's ids, packed: id i takes bits i * bits to (i + 1) * bits - 1 of a stream that fills
+// bytes from the lowest bit, and kCodePadding bytes follow, which kernels may read.
+constexpr int kMaxCodeBits = 31;
+constexpr std::size_t kCodePadding = 64;
+
 // Unnamed, so that no translation unit can end up with another's copy compiled for a newer CPU.
 namespace {
 inline std::size_t code_at(Codes codes, std::size_t i) {
@@ -215,6 +220,11 @@ struct Kernels {
                     std::size_t first, std::size_t nprobe, float *values, std::int32_t *ids);
   // approximate() on a byte table, over all codes.
   float (*approximate_i8)(const ByteTable &table, Codes codes, std::size_t n);
+
+  // Packed ids `first` to first + n - 1, of 1 to kMaxCodeBits bits; what is above `largest` becomes
+  // `largest`. `out` takes a multiple of kLanes, of which what is past n is arbitrary.
+  void (*unpack_codes)(const std::uint8_t *packed, std::size_t first, std::size_t n, int bits,
+                       std::int32_t largest, std::int32_t *out);
 
   // -- residual ----------------------------------------------------------------------------------
   // Buckets (one byte per dimension) to packed rows and back; the bit order is told in bits-inl.h.

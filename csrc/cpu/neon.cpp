@@ -134,6 +134,41 @@ inline I32x16 dot4(I32x16 acc, const std::uint8_t *u, const std::int8_t *s) {
   });
 }
 
+// Sixteen fields of a bit stream that begin at bit `first` < 8, as 32-bit words: each lies in five
+// of the 32 bytes that hold eight, at a shift below 8. Look-ups past those bytes give zero.
+struct Fields {
+  uint8x16_t low[2], high[2];
+  int32x4_t shift[2];
+  uint32x4_t mask;
+  std::ptrdiff_t bytes; // of eight fields
+  Fields(int bits, int first) : mask(vdupq_n_u32((1u << bits) - 1u)), bytes(bits) {
+    std::uint8_t at[32];
+    std::int32_t right[8];
+    for (int lane = 0; lane < 8; ++lane) {
+      const int bit = first + lane * bits;
+      right[lane] = -(bit % 8);
+      for (int k = 0; k < 4; ++k) at[4 * lane + k] = static_cast<std::uint8_t>(bit / 8 + k);
+    }
+    for (int i = 0; i < 2; ++i) {
+      low[i] = vld1q_u8(at + 16 * i);
+      high[i] = vaddq_u8(low[i], vdupq_n_u8(4));
+      shift[i] = vld1q_s32(right + 4 * i);
+    }
+  }
+  int32x4_t four(uint8x16x2_t all, int i) const {
+    const uint32x4_t a = vreinterpretq_u32_u8(vqtbl2q_u8(all, low[i]));
+    const uint32x4_t b = vreinterpretq_u32_u8(vqtbl2q_u8(all, high[i]));
+    const uint32x4_t both =
+        vorrq_u32(vshlq_u32(a, shift[i]), vshlq_u32(b, vaddq_s32(shift[i], vdupq_n_s32(32))));
+    return vreinterpretq_s32_u32(vandq_u32(both, mask));
+  }
+  I32x16 read(const std::uint8_t *p) const {
+    const uint8x16x2_t a = {{vld1q_u8(p), vld1q_u8(p + 16)}};
+    const uint8x16x2_t b = {{vld1q_u8(p + bytes), vld1q_u8(p + bytes + 16)}};
+    return {{four(a, 0), four(a, 1), four(b, 0), four(b, 1)}};
+  }
+};
+
 inline void prefetch(const void *p) {
 #if defined(__GNUC__)
   __builtin_prefetch(p);

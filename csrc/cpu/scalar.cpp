@@ -135,6 +135,20 @@ inline I32x16 dot4(I32x16 acc, const std::uint8_t *u, const std::int8_t *s) {
   });
 }
 
+// Sixteen fields of a bit stream that begin at bit `first` < 8, each in two of its 32-bit words.
+struct Fields {
+  int bits, first;
+  Fields(int n, int at) : bits(n), first(at) {}
+  I32x16 read(const std::uint8_t *p) const {
+    return each<I32x16>([&](int i) {
+      const int at = first + i * bits;
+      std::uint64_t words;
+      memcpy(&words, p + at / 32 * 4, 8);
+      return static_cast<std::int32_t>(words >> at % 32 & ((std::uint64_t{1} << bits) - 1));
+    });
+  }
+};
+
 inline void prefetch(const void *p) {
 #if defined(__GNUC__)
   __builtin_prefetch(p);

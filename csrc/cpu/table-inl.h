@@ -3,6 +3,7 @@
 #include "maxsim-inl.h"
 
 #include "candidates-inl.h"
+#include "codes-inl.h"
 #include "kmeans-inl.h"
 #include "pooling-inl.h"
 #include "residual-inl.h"
@@ -19,6 +20,7 @@ const Kernels COLBERT_FAST_TABLE = {
     quantise, near_columns, best_columns, products,
     ward,
     scores, probe, approximate, scores_i8, approximate_i8,
+    unpack_codes,
     pack, unpack, compress, compress_trellis, decompress, residual_maxsim, residual_maxsim_i8,
     contenders,
 };

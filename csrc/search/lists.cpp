@@ -11,149 +11,115 @@
 namespace colbert_fast {
 namespace {
 
-// A counting sort of (centroid, document) pairs, in which each block of documents has its own
-// counters, so that blocks are independent and their order is the order of the documents.
-class Inverter {
-public:
-  Inverter(Codes codes, const std::vector<std::int64_t> &starts, std::size_t n_lists)
-      : codes_(codes), starts_(starts), n_lists_(n_lists) {
-    // Few enough blocks that their counters take less than the codes.
-    const auto n_tokens = static_cast<std::size_t>(starts.back());
-    const std::size_t n_blocks =
-        std::max<std::size_t>(1, std::min(num_threads(), n_tokens / (4 * n_lists)));
-    for (std::size_t b = 0; b <= n_blocks; ++b) {
-      const std::int64_t token =
-          starts.back() / static_cast<std::int64_t>(n_blocks) * static_cast<std::int64_t>(b);
-      const auto at = std::lower_bound(starts.begin(), starts.end() - 1, token);
-      bounds_.push_back(b == n_blocks ? starts.size() - 1
-                                      : static_cast<std::size_t>(at - starts.begin()));
-    }
-    next_.assign(n_blocks * n_lists, 0);
-  }
+constexpr std::size_t kBlock = 4096; // codes unpacked at once
 
-  // Postings of each list; next_ then has those of each block.
-  std::vector<std::int32_t> count() {
-    each_block([&](std::size_t b) {
-      std::int64_t *counts = next_.data() + b * n_lists_;
-      each_posting(b, 0, n_lists_, [&](std::size_t code, std::int32_t) { ++counts[code]; });
-    });
-    std::vector<std::int32_t> counts(n_lists_, 0);
-    for (std::size_t i = 0; i < next_.size(); ++i)
-      counts[i % n_lists_] += static_cast<std::int32_t>(next_[i]);
-    return counts;
-  }
-
-  // The ids of lists `begin` to `end`, list after list. Once for each list.
-  void fill(std::size_t begin, std::size_t end, std::int32_t *ids) {
-    std::int64_t at = 0;
-    for (std::size_t c = begin; c < end; ++c)
-      for (std::size_t b = 0; b + 1 < bounds_.size(); ++b)
-        at += std::exchange(next_[b * n_lists_ + c], at);
-    each_block([&](std::size_t b) {
-      std::int64_t *next = next_.data() + b * n_lists_;
-      each_posting(b, begin, end,
-                   [&](std::size_t code, std::int32_t doc) { ids[next[code]++] = doc; });
-    });
-  }
-
-private:
-  template <class F> void each_block(F f) {
-    parallel_for(bounds_.size() - 1, 1, [&](std::size_t begin, std::size_t end) {
-      for (std::size_t b = begin; b < end; ++b) f(b);
-    });
-  }
-
-  // f(code, document) for each first occurrence of a code in a document, documents ascending.
-  template <class F> void each_posting(std::size_t b, std::size_t begin, std::size_t end, F f) {
-    std::vector<std::int32_t> last(end - begin, -1);
-    for (std::size_t doc = bounds_[b]; doc < bounds_[b + 1]; ++doc)
-      for (std::int64_t i = starts_[doc]; i < starts_[doc + 1]; ++i) {
-        const std::size_t code = code_at(codes_, static_cast<std::size_t>(i));
-        if (code < begin || code >= end) continue;
-        if (last[code - begin] == static_cast<std::int32_t>(doc)) continue;
-        last[code - begin] = static_cast<std::int32_t>(doc);
-        f(code, static_cast<std::int32_t>(doc));
-      }
-  }
-
-  Codes codes_;
-  const std::vector<std::int64_t> &starts_;
-  std::size_t n_lists_;
-  std::vector<std::size_t> bounds_; // documents before each block
-  std::vector<std::int64_t> next_;  // [block][list]
-};
-
-unsigned bit_length(std::uint32_t value) {
-  unsigned n = 0;
+std::uint8_t bit_length(std::uint32_t value) {
+  std::uint8_t n = 0;
   for (; value != 0; value >>= 1) ++n;
   return n;
 }
 
-unsigned width_of(const std::int32_t *list, std::int32_t count) {
-  std::uint32_t largest = 0;
-  std::int32_t previous = -1;
-  for (std::int32_t i = 0; i < count; previous = list[i++])
-    largest = std::max(largest, static_cast<std::uint32_t>(list[i] - previous - 1));
-  return bit_length(largest);
-}
-
-void pack(const std::int32_t *list, std::int32_t count, unsigned width, std::uint8_t *out) {
-  *out++ = static_cast<std::uint8_t>(width);
-  std::uint64_t buffer = 0;
-  unsigned filled = 0;
-  std::int32_t previous = -1;
-  for (std::int32_t i = 0; i < count; previous = list[i++]) {
-    buffer |= static_cast<std::uint64_t>(list[i] - previous - 1) << filled;
-    for (filled += width; filled >= 8; filled -= 8, buffer >>= 8)
-      *out++ = static_cast<std::uint8_t>(buffer);
-  }
-  if (filled > 0) *out = static_cast<std::uint8_t>(buffer);
-}
-
-// Append lists `begin` to `end`, whose plain ids are given, to the offsets and the data.
-void encode(const std::vector<std::int32_t> &ids, std::size_t begin, std::size_t end,
-            BuiltLists &lists) {
-  constexpr std::size_t kGrain = 64;
-  std::vector<std::size_t> first(end - begin + 1, 0);
-  for (std::size_t c = begin; c < end; ++c)
-    first[c - begin + 1] = first[c - begin] + static_cast<std::size_t>(lists.counts[c]);
-  std::vector<unsigned> widths(end - begin);
-  const auto each_list = [&](auto f) {
-    parallel_for(end - begin, kGrain, [&](std::size_t from, std::size_t to) {
-      for (std::size_t i = from; i < to; ++i)
-        if (lists.counts[begin + i] > 0) f(i, ids.data() + first[i], lists.counts[begin + i]);
-    });
-  };
-  each_list([&](std::size_t i, const std::int32_t *list, std::int32_t count) {
-    widths[i] = width_of(list, count);
-  });
-  for (std::size_t i = 0; i < end - begin; ++i) {
-    const std::int64_t count = lists.counts[begin + i];
-    lists.offsets.push_back(lists.offsets.back() +
-                            (count == 0 ? 0 : 1 + (count * widths[i] + 7) / 8));
-  }
-  lists.data.resize(static_cast<std::size_t>(lists.offsets.back()));
-  each_list([&](std::size_t i, const std::int32_t *list, std::int32_t count) {
-    pack(list, count, widths[i], lists.data.data() + lists.offsets[begin + i]);
-  });
+// The low `width` bits of `value` into zeros at bit `at`. Byte by byte: the next list may be
+// another thread's.
+void put(std::uint8_t *out, std::int64_t at, std::uint32_t value, int width) {
+  const int shift = static_cast<int>(at % 8);
+  out += at / 8;
+  std::uint64_t bits = std::uint64_t{value} << shift;
+  for (int left = shift + width; left > 0; left -= 8, bits >>= 8)
+    *out++ |= static_cast<std::uint8_t>(bits);
 }
 
 } // namespace
 
-BuiltLists invert(Codes codes, const std::vector<std::int64_t> &starts, std::size_t n_lists,
-                  std::int64_t max_postings) {
-  Inverter inverter(codes, starts, n_lists);
-  BuiltLists lists{inverter.count(), {0}, {}};
-  std::vector<std::int32_t> ids;
-  for (std::size_t begin = 0, end = 0; begin < n_lists; begin = end) {
-    std::int64_t postings = lists.counts[end++];
-    while (end < n_lists && postings + lists.counts[end] <= max_postings)
-      postings += lists.counts[end++];
-    ids.resize(static_cast<std::size_t>(postings));
-    inverter.fill(begin, end, ids.data());
-    encode(ids, begin, end, lists);
+// f(begin, end) for a range of lists for each thread. Every range reads all codes, which is cheaper
+// than to share lists: that would take counters for each thread and list.
+template <class F> void ListBuilder::each_range(std::size_t begin, std::size_t end, F f) const {
+  const std::size_t n = std::min(num_threads(), end - begin);
+  parallel_for(n, 1, [&](std::size_t first, std::size_t last) {
+    for (std::size_t i = first; i < last; ++i)
+      f(begin + (end - begin) * i / n, begin + (end - begin) * (i + 1) / n);
+  });
+}
+
+// f(code - begin, document) for the tokens whose codes are in [begin, end), documents ascending.
+template <class F> void ListBuilder::each_token(std::size_t begin, std::size_t end, F f) const {
+  AlignedVector<std::int32_t> buffer(kBlock);
+  const auto from = static_cast<std::uint32_t>(begin),
+             span = static_cast<std::uint32_t>(end) - from;
+  for (std::size_t doc = 0; doc + 1 < starts_.size(); ++doc) {
+    const auto stop = static_cast<std::size_t>(starts_[doc + 1]);
+    for (auto at = static_cast<std::size_t>(starts_[doc]); at < stop; at += kBlock) {
+      const std::size_t n = std::min(kBlock, stop - at);
+      codes_.unpack(at, n, buffer);
+      // Most are another range's, at random: sorted out without a branch.
+      std::size_t own = 0;
+      std::int32_t largest = 0;
+      for (std::size_t i = 0; i < n; ++i) {
+        const std::int32_t code = buffer[i];
+        largest = std::max(largest, code);
+        const std::uint32_t list = static_cast<std::uint32_t>(code) - from;
+        buffer[own] = static_cast<std::int32_t>(list);
+        own += list < span;
+      }
+      if (static_cast<std::size_t>(largest) >= counts_.size())
+        throw std::invalid_argument("`codes` must be from 0 to " +
+                                    std::to_string(counts_.size() - 1) + ", got " +
+                                    std::to_string(largest));
+      for (std::size_t i = 0; i < own; ++i)
+        f(static_cast<std::size_t>(buffer[i]), static_cast<std::int32_t>(doc));
+    }
   }
-  return lists;
+}
+
+ListBuilder::ListBuilder(PackedCodes codes, std::vector<std::int64_t> starts, std::size_t n_lists)
+    : codes_(codes), starts_(std::move(starts)), counts_(n_lists, 0), widths_(n_lists, 0) {
+  each_range(0, n_lists, [&](std::size_t begin, std::size_t end) {
+    struct State {
+      std::int32_t last = -1;
+      std::uint32_t gaps = 0; // all of them or-ed: as long as the largest
+    };
+    std::vector<State> states(end - begin);
+    each_token(begin, end, [&](std::size_t i, std::int32_t doc) {
+      State &list = states[i];
+      if (list.last == doc) return;
+      list.gaps |= static_cast<std::uint32_t>(doc - list.last - 1);
+      list.last = doc;
+      ++counts_[begin + i];
+    });
+    for (std::size_t c = begin; c < end; ++c) widths_[c] = bit_length(states[c - begin].gaps);
+  });
+  offsets_.push_back(0);
+  for (std::size_t c = 0; c < n_lists; ++c)
+    offsets_.push_back(offsets_.back() +
+                       (counts_[c] == 0 ? 0 : 1 + (std::int64_t{counts_[c]} * widths_[c] + 7) / 8));
+}
+
+void ListBuilder::fill(std::size_t begin, std::size_t end, std::uint8_t *out) const {
+  each_range(begin, end, [&](std::size_t first, std::size_t last) {
+    fill_range(first, last, out + (offsets_[first] - offsets_[begin]));
+  });
+}
+
+void ListBuilder::fill_range(std::size_t begin, std::size_t end, std::uint8_t *out) const {
+  std::memset(out, 0, static_cast<std::size_t>(offsets_[end] - offsets_[begin]));
+  struct State {
+    std::int64_t bit;
+    std::int32_t last, left, width;
+  };
+  std::vector<State> states;
+  for (std::size_t c = begin; c < end; ++c) {
+    const std::int64_t at = offsets_[c] - offsets_[begin];
+    if (counts_[c] > 0) out[at] = widths_[c];
+    states.push_back({8 * at + 8, -1, counts_[c], widths_[c]});
+  }
+  each_token(begin, end, [&](std::size_t i, std::int32_t doc) {
+    State &list = states[i];
+    if (list.last == doc) return;
+    if (list.left-- == 0) throw std::invalid_argument("`codes` have changed since they were read");
+    put(out, list.bit, static_cast<std::uint32_t>(doc - list.last - 1), list.width);
+    list.bit += list.width;
+    list.last = doc;
+  });
 }
 
 void read_list(const Lists &lists, std::size_t c, std::size_t n_docs,

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "packed_codes.h"
 
 namespace colbert_fast {
 
@@ -20,21 +21,32 @@ struct Lists {
   std::size_t n_lists;
 };
 
-struct BuiltLists {
-  std::vector<std::int32_t> counts;
-  std::vector<std::int64_t> offsets;
-  std::vector<std::uint8_t> data;
+// Makes the lists of the documents whose tokens have `codes`; document d's begin at starts[d], and
+// starts ends with the number of tokens. The codes are read once to count, and once more for each
+// call of `fill`; what is kept meanwhile grows with documents and lists, never with tokens. The
+// same bytes for any number of threads. Throws std::invalid_argument at a code not below n_lists.
+class ListBuilder {
+public:
+  ListBuilder(PackedCodes codes, std::vector<std::int64_t> starts, std::size_t n_lists);
+
+  const std::vector<std::int32_t> &counts() const { return counts_; }
+  const std::vector<std::int64_t> &offsets() const { return offsets_; }
+
+  // Write lists `begin` to end - 1: offsets[end] - offsets[begin] bytes, and nowhere else whatever
+  // has happened to the codes since they were counted.
+  void fill(std::size_t begin, std::size_t end, std::uint8_t *out) const;
+
+private:
+  template <class F> void each_range(std::size_t begin, std::size_t end, F f) const;
+  template <class F> void each_token(std::size_t begin, std::size_t end, F f) const;
+  void fill_range(std::size_t begin, std::size_t end, std::uint8_t *out) const;
+
+  PackedCodes codes_;
+  std::vector<std::int64_t> starts_;
+  std::vector<std::int32_t> counts_;
+  std::vector<std::int64_t> offsets_;
+  std::vector<std::uint8_t> widths_;
 };
-
-// Postings that `invert` holds as plain ids at once, of 4 bytes.
-constexpr std::int64_t kMaxPostings = std::int64_t{1} << 26;
-
-// The lists of documents whose tokens have `codes`; document d's begin at starts[d], and starts
-// ends with the number of tokens. The same bytes for any number of threads. Beside the result it
-// takes the plain ids of as many lists as hold max_postings (or of one), and three bytes per token
-// at most.
-BuiltLists invert(Codes codes, const std::vector<std::int64_t> &starts, std::size_t n_lists,
-                  std::int64_t max_postings);
 
 // Append list c to `out`. Throws std::runtime_error if its bytes do not fit what they claim, or
 // hold an id not below n_docs: the file is corrupt, and memory is never read or written out of

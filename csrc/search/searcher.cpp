@@ -83,16 +83,7 @@ Searcher::Searcher(Collection collection)
       bytes_(collection_.centroids, collection_.n_centroids, collection_.dim),
       has_inverse_norms_(
           std::all_of(collection_.parts.begin(), collection_.parts.end(),
-                      [](const Part &part) { return part.tokens.inverse_norms != nullptr; })) {}
-
-const Part &Searcher::part_of(std::size_t document) const {
-  // The last part that begins at or before the document: of several that begin there, all but the
-  // last are empty.
-  const auto after =
-      std::upper_bound(collection_.parts.begin(), collection_.parts.end(), document,
-                       [](std::size_t id, const Part &part) { return id < part.base; });
-  return *(after - 1);
-}
+                      [](const Part &part) { return part.inverse_norms != nullptr; })) {}
 
 // Float scores of all centroids, and the best of each query token.
 void Searcher::score_centroids(Arena &arena, std::size_t nprobe) const {
@@ -155,8 +146,7 @@ void Searcher::given_documents(Arena &arena, const Selection &selection) const {
   arena.ids.clear();
   for (std::size_t i = 0; i < selection.n_candidates; ++i) {
     const auto id = static_cast<std::size_t>(selection.candidates[i]);
-    const Part &part = part_of(id);
-    if (part.offsets[id - part.base + 1] > part.offsets[id - part.base] && selection.holds(id))
+    if (Tokens(collection_.part_of(id), id).count > 0 && selection.holds(id))
       arena.ids.push_back(static_cast<std::int32_t>(id));
   }
   std::sort(arena.ids.begin(), arena.ids.end());
@@ -173,23 +163,20 @@ void Searcher::score_each(Arena &arena, std::size_t begin, std::size_t end, std:
     for (std::size_t i = begin + first; i < begin + last; ++i) {
       Hit &hit = arena.hits[i];
       const auto document = static_cast<std::size_t>(hit.document);
-      if (!part->holds(document)) part = &part_of(document);
+      if (!part->holds(document)) part = &collection_.part_of(document);
 #if !defined(_MSC_VER)
       // Written out: gcc takes a function that only prefetches for one without effect.
       const auto soon =
           static_cast<std::size_t>(arena.hits[std::min(i + kAhead, end - 1)].document);
       if (part->holds(soon)) {
-        const std::int64_t *from = part->offsets.data() + (soon - part->base);
-        const std::size_t size = part->tokens.codes.wide ? 4 : 2;
-        const auto *codes = static_cast<const char *>(part->tokens.codes.data);
-        for (auto at = static_cast<std::size_t>(from[0]) * size;
-             at < static_cast<std::size_t>(from[1]) * size; at += 64)
-          __builtin_prefetch(codes + at);
+        const Tokens tokens(*part, soon);
+        const auto bits = static_cast<std::size_t>(part->codes.bits);
+        const std::size_t end_byte = (tokens.first + tokens.count) * bits / 8;
+        for (std::size_t at = tokens.first * bits / 8; at < end_byte; at += 64)
+          __builtin_prefetch(part->codes.data + at);
       }
 #endif
-      const std::int64_t *at = part->offsets.data() + (document - part->base);
-      const float value = score(
-          Tokens{*part, static_cast<std::size_t>(at[0]), static_cast<std::size_t>(at[1] - at[0])});
+      const float value = score(Tokens(*part, document));
       // NaN, from a damaged file, would break the order that selection needs.
       hit.score = value == value ? value : -std::numeric_limits<float>::infinity();
     }
@@ -202,8 +189,7 @@ void Searcher::approximate(Arena &arena, const std::uint8_t *keep) const {
   arena.init.assign(lanes, 0.0f);
   std::fill_n(arena.init.begin(), arena.query.count(), kNothingMatched);
   score_each(arena, 0, arena.hits.size(), 256, [&](const Tokens &tokens) {
-    return cpu.approximate(arena.scores.data(), lanes,
-                           codes_from(tokens.part.tokens.codes, tokens.first), tokens.count, keep,
+    return cpu.approximate(arena.scores.data(), lanes, tokens.codes(), tokens.count, keep,
                            arena.init.data());
   });
 }
@@ -212,8 +198,7 @@ void Searcher::approximate_i8(Arena &arena) const {
   const Kernels &cpu = kernels();
   const ByteTable table = arena.bytes.table();
   score_each(arena, 0, arena.hits.size(), 256, [&](const Tokens &tokens) {
-    return cpu.approximate_i8(table, codes_from(tokens.part.tokens.codes, tokens.first),
-                              tokens.count);
+    return cpu.approximate_i8(table, tokens.codes(), tokens.count);
   });
 }
 
@@ -230,8 +215,7 @@ void Searcher::score_int8(Arena &arena, std::size_t k, bool all) const {
   const float *ratio = arena.bytes.ratio(arena.query, codec.step());
   const auto score = [&](const Tokens &tokens) {
     return cpu.residual_maxsim_i8(arena.levels.view(), ratio, table, decoder,
-                                  residuals_from(tokens.part.tokens, decoder, tokens.first),
-                                  tokens.count);
+                                  tokens.residuals(decoder), tokens.count);
   };
   if (all) return score_each(arena, 0, arena.hits.size(), 32, score);
   arena.rough.resize(arena.hits.size());
@@ -279,8 +263,7 @@ void Searcher::score_exact(Arena &arena) const {
   }
   const Decoder decoder = collection_.codec->decoder();
   score_each(arena, 0, arena.hits.size(), 8, [&](const Tokens &tokens) {
-    return cpu.residual_maxsim(
-        query, decoder, residuals_from(tokens.part.tokens, decoder, tokens.first), tokens.count);
+    return cpu.residual_maxsim(query, decoder, tokens.residuals(decoder), tokens.count);
   });
 }
 
@@ -291,7 +274,7 @@ float Searcher::score_contenders(const Arena &arena, const Decoder &decoder, con
   thread_local AlignedVector<float> cells;
   thread_local std::vector<std::int32_t> which, codes;
   thread_local std::vector<std::uint8_t> packed, scales;
-  const Residuals all = residuals_from(tokens.part.tokens, decoder, tokens.first);
+  const Residuals all = tokens.residuals(decoder);
   cells.resize(tokens.count * arena.query.lanes());
   which.resize(tokens.count);
   const std::size_t n =

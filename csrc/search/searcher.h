@@ -7,8 +7,7 @@
 #include <vector>
 
 #include "search/byte_scores.h"
-#include "search/codec_tables.h"
-#include "search/lists.h"
+#include "search/collection.h"
 #include "search/query_panels.h"
 
 namespace colbert_fast {
@@ -38,31 +37,6 @@ struct Selection {
   bool holds(std::size_t document) const { return allowed == nullptr || allowed[document] != 0; }
 };
 
-struct Part {
-  std::size_t base;                  // documents in the parts before
-  std::vector<std::int64_t> offsets; // of each document's first token, and one past the last
-  // Ids count from 0 in each part. Centroids are appended, so that a part may have fewer lists than
-  // there are centroids now.
-  Lists lists;
-  // Residuals, or codes alone and whole vectors.
-  Residuals tokens;
-  const std::uint16_t *embeddings; // float16
-
-  std::size_t n_docs() const { return offsets.size() - 1; }
-  bool holds(std::size_t document) const { return document - base < n_docs(); }
-};
-
-struct Collection {
-  const float *centroids;
-  std::size_t n_centroids, dim;
-  const CodecTables *codec; // null: the parts hold embeddings
-  std::vector<Part> parts;
-
-  std::size_t n_docs() const {
-    return parts.empty() ? 0 : parts.back().base + parts.back().n_docs();
-  }
-};
-
 class Searcher {
 public:
   explicit Searcher(Collection collection);
@@ -77,11 +51,6 @@ public:
 
 private:
   struct Arena;
-  // A document's tokens, counted from 0 in its part.
-  struct Tokens {
-    const Part &part;
-    std::size_t first, count;
-  };
   void search_plaid(Arena &arena, const SearchParams &params, const Selection &selection) const;
   void search_default(Arena &arena, const SearchParams &params, const Selection &selection) const;
   void score_centroids(Arena &arena, std::size_t nprobe) const;
@@ -97,7 +66,6 @@ private:
   float int8_error(const Arena &arena, std::size_t lane) const;
   float score_contenders(const Arena &arena, const Decoder &decoder, const float *ratio,
                          const Tokens &tokens) const;
-  const Part &part_of(std::size_t document) const;
   template <class Score>
   void score_each(Arena &arena, std::size_t begin, std::size_t end, std::size_t grain,
                   Score score) const;

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from colbert_fast.compress.codec import Codec
 from colbert_fast.ingest import Chunk
 from colbert_fast.kernels import ops
+from colbert_fast.storage.codes import code_bits
 from colbert_fast.storage.documents import DocumentStore, DocumentWriter
 from colbert_fast.storage.manifest import STORE, SegmentRecord
 from colbert_fast.storage.segments import Segment, SegmentWriter, write_lists
@@ -116,7 +117,7 @@ def finish_segment(segment: SegmentWriter, codec: Codec, residual_norm: float) -
 
 def invert(folder: Path, num_centroids: int) -> None:
     """Make the inverted lists of the segment in `folder` from its codes and doclens."""
-    codes = np.load(folder / "codes.npy", mmap_mode="r")
+    packed = np.load(folder / "codes.npy", mmap_mode="r")
     doclens = np.load(folder / "doclens.npy")
-    lists = ops.build_lists(codes, doclens, num_centroids)
-    write_lists(folder, lists.counts, lists.offsets, lists.data)
+    bits = code_bits(num_centroids)
+    write_lists(folder, *ops.stream_lists(packed, bits, doclens, num_centroids))

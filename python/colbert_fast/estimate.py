@@ -60,7 +60,7 @@ class Estimate(NamedTuple):
             columns = float16_columns(num_centroids, dim)
         else:
             columns = residual_columns(options.codec, num_centroids, dim, options.nbits)
-        row = sum(each.dtype.itemsize * math.prod(each.row) for each in columns.values())
+        row = sum(each.row_bytes for each in columns.values())
         vector = np.dtype(np.float16).itemsize * dim
         centroids = np.dtype(np.float32).itemsize * dim * num_centroids
         return cls(

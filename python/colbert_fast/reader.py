@@ -54,9 +54,8 @@ class IndexReader:
         """Open the newest generation of an index by mapping its files.
 
         Only centroids and document lengths are read. What can be told from sizes, headers and
-        lengths is checked here, and the range of the codes (2 or 4 bytes per token) by the first
-        search. Other flipped bits are not: call `verify` once on an index that comes from elsewhere
-        or from a disk you doubt.
+        lengths is checked here. Flipped bits are not, and can give wrong scores: call `verify` once
+        on an index that comes from elsewhere or from a disk you doubt.
 
         Parameters
         ----------

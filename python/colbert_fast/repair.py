@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from colbert_fast.assembly import invert
 from colbert_fast.compress.codec import Codec, ResidualCodec, open_codec
@@ -15,11 +16,14 @@ from colbert_fast.errors import IndexFormatError
 from colbert_fast.kernels import ops
 from colbert_fast.storage.files import damage_of
 from colbert_fast.storage.manifest import Manifest, SegmentRecord
-from colbert_fast.storage.segments import write_npy
+from colbert_fast.storage.segments import open_column, write_npy
 from colbert_fast.storage.transactions import Transaction, update
 
 __all__ = ["RepairReport", "repair_index"]
 
+UInt8 = npt.NDArray[np.uint8]
+
+_BLOCK = 1 << 20  # tokens whose codes are unpacked at once
 _LISTS = frozenset({"list_counts.npy", "list_offsets.npy", "list_data.npy"})
 _DERIVED = _LISTS | {"inverse_norms.npy"}
 
@@ -93,11 +97,24 @@ def _rebuilt(
     new = transaction.folder / name
     shutil.copytree(old, new, ignore=shutil.ignore_patterns(*files, *_LISTS))
     if "inverse_norms.npy" in files and isinstance(codec, ResidualCodec):
-        columns = {each.stem: np.load(each, mmap_mode="r") for each in new.glob("*.npy")}
-        norms = ops.inverse_norms(
-            columns["codes"], columns["residuals"], codec.centroids, codec.weights,
-            scales=columns.get("scales"),
-        )  # fmt: skip
-        write_npy(new / "inverse_norms.npy", norms)
+        write_npy(new / "inverse_norms.npy", _inverse_norms(new, codec, segment))
     invert(new, segment.num_centroids)
     return dataclasses.replace(segment, name=name)
+
+
+def _inverse_norms(folder: Path, codec: ResidualCodec, segment: SegmentRecord) -> UInt8:
+    """The inverse norms of a segment, computed as its encoding did."""
+    columns = {
+        name: open_column(folder / f"{name}.npy", column, segment.num_tokens)
+        for name, column in codec.columns(segment.num_centroids).items()
+        if name != "inverse_norms"
+    }
+    norms = np.empty(segment.num_tokens, np.uint8)
+    for start in range(0, segment.num_tokens, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        rows = {name: each[block] for name, each in columns.items()}
+        norms[block] = ops.inverse_norms(
+            rows["codes"], rows["residuals"], codec.centroids, codec.weights,
+            scales=rows.get("scales"),
+        )  # fmt: skip
+    return norms

@@ -33,6 +33,7 @@ public:
     sweep(random_, 1, [this](const Case &c) { approximate(c); });
     sweep(random_, 2, [this](const Case &c) { scores_i8(c); });
     sweep(random_, 1, [this](const Case &c) { approximate_i8(c); });
+    sweep(random_, 8, [this](const Case &c) { unpack_codes(c); });
   }
 
 private:
@@ -280,6 +281,30 @@ private:
     got[0] = isa_.approximate_i8(table.view(), codes.view(), c.n);
     want[0] = scalar_.approximate_i8(table.view(), codes.view(), c.n);
     tally_.same(got, want, c.describe(isa_, "approximate_i8"));
+  }
+
+  // All bits, from any first id, in a buffer that ends with the padding; some above the largest.
+  void unpack_codes(const Case &c) {
+    const int n_bits = 1 + static_cast<int>(random_.below(kMaxCodeBits));
+    const auto bits = static_cast<std::size_t>(n_bits);
+    const std::size_t first = random_.below(40), n = (first + c.n) * bits;
+    const std::uint32_t mask = (1u << bits) - 1u;
+    const auto largest = static_cast<std::int32_t>(c.whole ? mask : random_.below(mask));
+    auto packed = random_.integers<std::uint8_t>((n + 7) / 8 + kCodePadding, 256);
+    const std::size_t padded = (c.n + kLanes - 1) / kLanes * kLanes;
+    Buffer<std::int32_t> got(padded), want(c.n);
+    isa_.unpack_codes(packed.data(), first, c.n, n_bits, largest, got.poison(0xff).data());
+    for (std::size_t i = 0; i < c.n; ++i) {
+      std::uint32_t code = 0;
+      for (std::size_t b = 0; b < bits; ++b) {
+        const std::size_t at = (first + i) * bits + b;
+        code |= (packed[at / 8] >> at % 8 & 1u) << b;
+      }
+      want[i] = std::min(static_cast<std::int32_t>(code), largest);
+    }
+    Buffer<std::int32_t> head(c.n); // what is past n is not part of the promise
+    std::copy_n(got.data(), c.n, head.data());
+    tally_.same(head, want, c.describe(isa_, "unpack_codes") + ", bits " + std::to_string(bits));
   }
 
   const Kernels &isa_, &scalar_;

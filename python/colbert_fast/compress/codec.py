@@ -14,13 +14,13 @@ from colbert_fast.compress.levels import quantile_levels
 from colbert_fast.compress.trellis import fit_trellis
 from colbert_fast.errors import IndexFormatError
 from colbert_fast.kernels import ops
+from colbert_fast.storage.codes import code_bits
 from colbert_fast.storage.manifest import CodecName
 from colbert_fast.storage.segments import Column, open_npy, write_npy
 
 __all__ = ["NBITS", "Codec", "Columns", "Float16Codec", "ResidualCodec", "open_codec"]
 
 NBITS = ops.NBITS
-_MAX_UINT16_CENTROIDS = 1 << 16
 _TRELLIS_TOKENS = 20_000  # more change the weights by less than their rounding
 
 Columns = Mapping[str, npt.NDArray[Any]]
@@ -96,8 +96,8 @@ def _from_centroid_bytes(
     return np.ldexp(rows.astype(np.float32), exponents[:, None])
 
 
-def _code_dtype(num_centroids: int) -> np.dtype[Any]:
-    return np.dtype(np.uint16 if num_centroids <= _MAX_UINT16_CENTROIDS else np.int32)
+def _codes(num_centroids: int) -> Column:
+    return Column(np.dtype(np.int32), bits=code_bits(num_centroids))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +194,7 @@ class ResidualCodec:
             columns["inverse_norms"] = ops.inverse_norms(
                 codes, residuals, self.centroids, self.weights, scales=scales
             )
-        columns["codes"] = codes.astype(_code_dtype(len(self.centroids)))
+        columns["codes"] = codes
         columns["residuals"] = residuals
         return columns
 
@@ -249,7 +249,7 @@ class Float16Codec:
         """See `Codec.encode`."""
         codes, _ = ops.assign(embeddings, self.centroids)
         return {
-            "codes": codes.astype(_code_dtype(len(self.centroids))),
+            "codes": codes,
             "embeddings": embeddings.astype(np.float16, copy=False),
         }
 
@@ -272,7 +272,7 @@ def residual_columns(
     """The columns of `ResidualCodec`."""
     uint8 = np.dtype(np.uint8)
     columns = {
-        "codes": Column(_code_dtype(num_centroids)),
+        "codes": _codes(num_centroids),
         "residuals": Column(uint8, (dim * nbits // 8,)),
     }
     if name == "plaid" or nbits < 4:
@@ -285,7 +285,7 @@ def residual_columns(
 def float16_columns(num_centroids: int, dim: int) -> dict[str, Column]:
     """The columns of `Float16Codec`."""
     return {
-        "codes": Column(_code_dtype(num_centroids)),
+        "codes": _codes(num_centroids),
         "embeddings": Column(np.dtype(np.float16), (dim,)),
     }
 

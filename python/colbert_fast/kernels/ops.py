@@ -14,6 +14,7 @@ the same functions in plain numpy: they say what each of these means.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -34,17 +35,22 @@ __all__ = [
     "gather_documents",
     "inverse_norms",
     "maxsim",
+    "pack_codes",
     "pack_residuals",
     "pool",
     "read_list",
     "residual_maxsim",
+    "stream_lists",
     "top_centroids",
     "top_k",
+    "unpack_codes",
     "unpack_residuals",
 ]
 
 NBITS = (1, 2, 3, 4, 8)
 MAX_DIM = _core.max_dim
+CODE_PADDING = 64
+"""Bytes of zeros behind packed codes, which kernels may read."""
 
 # A numpy array or a CPU torch tensor; results are of the same kind as the first argument.
 Array: TypeAlias = Any
@@ -386,6 +392,41 @@ def top_centroids(scores: Array, nprobe: int) -> Array:
     return cells
 
 
+def pack_codes(codes: Array, bits: int) -> Array:
+    """Centroid ids in `bits` bits each: code i has the bits from ``i * bits`` on.
+
+    The stream fills bytes from the lowest bit (``numpy.packbits`` with ``bitorder="little"``), so
+    that eight codes take `bits` bytes.
+
+    Parameters
+    ----------
+    codes : int32 or uint16 (n,), below ``2**bits``
+    bits : 1 to 31
+
+    Returns
+    -------
+    uint8 (ceil(n * bits / 8) + CODE_PADDING,)
+    """
+    (n,) = _shape(codes, "codes", 1)
+    packed = _empty(codes, (max(n * bits + 7, 0) // 8 + CODE_PADDING,), "uint8")
+    _core.pack_codes(codes, bits, packed)
+    return packed
+
+
+def unpack_codes(packed: Array, bits: int, first: int, count: int) -> Array:
+    """Codes `first` to ``first + count - 1`` of what `pack_codes` gave.
+
+    Returns
+    -------
+    int32 (count,)
+    """
+    if count < 0:
+        raise ValueError(f"`count` must not be negative, got {count}")
+    codes = _empty(packed, (count,), "int32")
+    _core.unpack_codes(packed, bits, first, codes)
+    return codes
+
+
 def build_lists(codes: Array, doclens: Array, num_centroids: int) -> InvertedLists:
     """Inverted lists of documents by centroid.
 
@@ -399,7 +440,59 @@ def build_lists(codes: Array, doclens: Array, num_centroids: int) -> InvertedLis
     -------
     InvertedLists, in numpy arrays
     """
-    return InvertedLists(*_core.build_lists(codes, doclens, num_centroids))
+    (n,) = _shape(codes, "codes", 1)
+    bits = max(1, (num_centroids - 1).bit_length())
+    builder = _core.ListBuilder(pack_codes(codes, bits), bits, doclens, num_centroids, n)
+    data = np.empty(builder.offsets[-1], np.uint8)
+    builder.fill(0, num_centroids, data)
+    return InvertedLists(builder.counts, builder.offsets, data)
+
+
+def stream_lists(
+    packed: Array, bits: int, doclens: Array, num_centroids: int, *, max_bytes: int = 1 << 28
+) -> tuple[NDArray[np.int32], NDArray[np.int64], Iterator[NDArray[np.uint8]]]:
+    """`build_lists` for collections whose lists had better not be in memory at once.
+
+    The codes are read once to count, and once more for each block of lists.
+
+    Parameters
+    ----------
+    packed : uint8
+        From `pack_codes`; may be a memory map. Must not change until the last block is there.
+    bits
+        What each code takes.
+    doclens : int32 (n_docs,)
+    num_centroids : K
+    max_bytes
+        Of a block; a list that is longer is a block of its own. Besides it takes up to 24 bytes per
+        centroid, those of `counts` and `offsets`, and 8 per document, whatever the number of
+        tokens.
+
+    Returns
+    -------
+    counts : int32 (K,)
+    offsets : int64 (K + 1,)
+    blocks
+        uint8 arrays that make ``InvertedLists.data``, one after the other.
+    """
+    if max_bytes < 1:
+        raise ValueError(f"`max_bytes` must be at least 1, got {max_bytes}")
+    builder = _core.ListBuilder(packed, bits, doclens, num_centroids)
+    offsets = builder.offsets
+    return builder.counts, offsets, _blocks_of_lists(builder, offsets, max_bytes)
+
+
+def _blocks_of_lists(
+    builder: _core.ListBuilder, offsets: NDArray[np.int64], max_bytes: int
+) -> Iterator[NDArray[np.uint8]]:
+    first = 0
+    while first + 1 < len(offsets):
+        end = np.searchsorted(offsets, offsets[first] + max_bytes, side="right")
+        last = max(first + 1, int(end) - 1)
+        block = np.empty(offsets[last] - offsets[first], np.uint8)
+        builder.fill(first, last, block)
+        yield block
+        first = last
 
 
 def read_list(lists: InvertedLists, centroid: int) -> NDArray[np.int32]:

@@ -33,7 +33,9 @@ from colbert_fast.kernels.reference_residual import decode_scales as decode_scal
 from colbert_fast.kernels.reference_residual import decompress as decompress
 from colbert_fast.kernels.reference_residual import int8_products as int8_products
 from colbert_fast.kernels.reference_residual import inverse_norms as inverse_norms
+from colbert_fast.kernels.reference_residual import pack_codes as pack_codes
 from colbert_fast.kernels.reference_residual import pack_residuals as pack_residuals
+from colbert_fast.kernels.reference_residual import unpack_codes as unpack_codes
 from colbert_fast.kernels.reference_residual import unpack_residuals as unpack_residuals
 from colbert_fast.kernels.reference_residual import values_of as values_of
 from colbert_fast.kernels.reference_residual import windows as windows

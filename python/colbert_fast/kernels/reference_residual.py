@@ -19,7 +19,9 @@ __all__ = [
     "decompress",
     "int8_products",
     "inverse_norms",
+    "pack_codes",
     "pack_residuals",
+    "unpack_codes",
     "unpack_residuals",
     "values_of",
     "windows",
@@ -33,6 +35,9 @@ UInt8 = npt.NDArray[np.uint8]
 
 TABLE_ZERO = 127
 """Byte that stands for a score of 0 in :func:`byte_scores`."""
+
+CODE_PADDING = 64
+"""Bytes of zeros behind packed codes."""
 
 SMALLEST_NORM = 1e-12
 """Norms are clamped here before the division, so that a zero vector stays zero."""
@@ -271,3 +276,17 @@ def byte_scores(query: Float32, centroids: Float32) -> tuple[UInt8, Array]:
     scores = (levels @ rows.T) * np.outer(scale, unit).astype(np.float64)
     bytes_ = np.rint(scores / np.where(step > 0, step, 1) + TABLE_ZERO)
     return np.clip(bytes_, 0, 255).astype(np.uint8), step
+
+
+def pack_codes(codes: Array, bits: int) -> UInt8:
+    """Codes (n,) below ``2**bits`` as a stream of bits, and `CODE_PADDING` bytes of zeros."""
+    stream = codes[:, None].astype(np.int64) >> np.arange(bits) & 1
+    packed = np.packbits(stream.astype(np.uint8).ravel(), bitorder="little")
+    return np.concatenate([packed, np.zeros(CODE_PADDING, np.uint8)])
+
+
+def unpack_codes(packed: UInt8, bits: int, first: int, count: int) -> Int32:
+    """Codes `first` to ``first + count - 1`` of :func:`pack_codes`, int32 (count,)."""
+    stream = np.unpackbits(packed, bitorder="little")[first * bits : (first + count) * bits]
+    codes = stream.reshape(count, bits).astype(np.int64) << np.arange(bits)
+    return cast(Int32, codes.sum(axis=1).astype(np.int32))

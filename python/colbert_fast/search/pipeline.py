@@ -29,7 +29,9 @@ class Part:
 
     Parameters
     ----------
-    codes : uint16 or int32 (n_tokens,)
+    codes : uint8
+        From `ops.pack_codes`, in the bits that the ids of so many centroids take as `lists` has.
+        One that is not below their number is read as the last.
     residuals : uint8 (n_tokens, dim * nbits // 8), or None with `embeddings`
     scales : uint8 (n_tokens,), or None where all are 1
     embeddings : float16 (n_tokens, dim), or None with `residuals`
@@ -40,7 +42,7 @@ class Part:
         appended since.
     """
 
-    codes: NDArray[np.uint16] | NDArray[np.int32]
+    codes: NDArray[np.uint8]
     residuals: NDArray[np.uint8] | None = None
     scales: NDArray[np.uint8] | None = None
     embeddings: NDArray[np.float16] | None = None
@@ -51,8 +53,9 @@ class Part:
     @classmethod
     def of(cls, segment: Segment) -> Part:
         """The arrays of a segment."""
+        columns: dict[str, Any] = {**segment.columns, "codes": segment.codes.packed}
         return cls(
-            **segment.columns,
+            **columns,
             doclens=segment.doclens,
             lists=InvertedLists(segment.list_counts, segment.list_offsets, segment.list_data),
         )

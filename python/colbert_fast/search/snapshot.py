@@ -114,8 +114,6 @@ class Snapshot:
         """The pipeline over all segments."""
         from colbert_fast.search.pipeline import Searcher
 
-        # The kernels look codes up without a check, so one out of range would be a crash.
-        self.check_codes()
         return Searcher.of(self.segments, self.codec)
 
     @functools.cached_property

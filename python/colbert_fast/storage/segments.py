@@ -5,21 +5,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from colbert_fast.errors import IndexFormatError
+from colbert_fast.storage.codes import CodePacker, PackedCodes, packed_bytes
 
 __all__ = [
     "Column",
     "NpyWriter",
     "Segment",
     "SegmentWriter",
+    "open_column",
     "open_npy",
     "write_lists",
     "write_npy",
@@ -30,10 +32,20 @@ _HEADER_BYTES = 128  # a multiple of 64, so mapped data is aligned for every vec
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One array with a row per token: its dtype and the shape of a row."""
+    """One array with a row per token: its dtype and the shape of a row.
+
+    `bits`, if not None, is what a row takes on disk: an int32 from 0 on, packed.
+    """
 
     dtype: np.dtype[Any]
     row: tuple[int, ...] = ()
+    bits: int | None = None
+
+    @property
+    def row_bytes(self) -> float:
+        """What a row takes on disk."""
+        whole = self.dtype.itemsize * math.prod(self.row)
+        return whole if self.bits is None else self.bits / 8
 
 
 class NpyWriter:
@@ -162,7 +174,11 @@ class SegmentWriter:
         self.num_tokens = 0
         self.num_documents = 0
         self._writers: dict[str, NpyWriter] = {}
+        self._packers: dict[str, CodePacker] = {}
         for name, column in {**columns, "doclens": _DOCLENS}.items():
+            if column.bits is not None:
+                self._packers[name] = CodePacker(column.bits)
+                column = _BYTES
             self._writers[name] = NpyWriter(folder / f"{name}.npy", column)
 
     def append(
@@ -170,12 +186,15 @@ class SegmentWriter:
     ) -> None:
         """Add documents: `doclens` says how many rows of every column each one has."""
         for name, rows in {**columns, "doclens": doclens}.items():
-            self._writers[name].append(rows)
+            packer = self._packers.get(name)
+            self._writers[name].append(rows if packer is None else packer.pack(rows))
         self.num_documents += len(doclens)
         self.num_tokens += int(doclens.sum(dtype=np.int64))
 
     def close(self) -> None:
         """Finish the files of all columns."""
+        for name, packer in self._packers.items():
+            self._writers[name].append(packer.finish())
         for writer in self._writers.values():
             writer.close()
 
@@ -197,23 +216,29 @@ def write_lists(
     folder: Path,
     counts: npt.NDArray[np.int32],
     offsets: npt.NDArray[np.int64],
-    data: npt.NDArray[np.uint8],
+    blocks: Iterable[npt.NDArray[np.uint8]],
 ) -> None:
-    """Write the inverted lists (`ops.InvertedLists`) of the segment in `folder`."""
+    """Write the inverted lists (`ops.stream_lists`) of the segment in `folder`."""
     write_npy(folder / "list_counts.npy", counts)
     write_npy(folder / "list_offsets.npy", offsets)
-    write_npy(folder / "list_data.npy", data)
+    writer = NpyWriter(folder / "list_data.npy", _BYTES)
+    try:
+        for block in blocks:
+            writer.append(block)
+        writer.close()
+    finally:
+        writer.abort()
 
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
     """The mapped arrays of a segment.
 
-    `columns` holds a row per token: ``codes`` and what the codec adds; `doclens` int32
+    `columns` holds a row per token: ``codes``, packed, and what the codec adds; `doclens` int32
     (n_docs,); `list_counts` int32 (K,), `list_offsets` int64 (K+1,), `list_data` uint8.
     """
 
-    columns: Mapping[str, npt.NDArray[Any]]
+    columns: Mapping[str, npt.NDArray[Any] | PackedCodes]
     doclens: npt.NDArray[np.int32]
     list_counts: npt.NDArray[np.int32]
     list_offsets: npt.NDArray[np.int64]
@@ -238,7 +263,7 @@ class Segment:
         """
         segment = cls(
             columns={
-                name: open_npy(folder / f"{name}.npy", column, num_tokens)
+                name: open_column(folder / f"{name}.npy", column, num_tokens)
                 for name, column in columns.items()
             },
             doclens=open_npy(folder / "doclens.npy", _DOCLENS, num_documents),
@@ -266,15 +291,28 @@ class Segment:
                 f"{folder / 'list_offsets.npy'}: must ascend from 0 to {len(self.list_data)}"
             )
 
+    @property
+    def codes(self) -> PackedCodes:
+        """The column ``codes``."""
+        return cast(PackedCodes, self.columns["codes"])
+
     def check_codes(self, folder: Path, num_centroids: int, *, block: int = 1 << 22) -> None:
         """Read all codes and check that each names a centroid."""
-        codes = self.columns["codes"]
-        if codes.dtype == np.uint16 and num_centroids > np.iinfo(np.uint16).max:
+        codes = self.codes
+        if num_centroids == 1 << codes.bits:
             return
         for start in range(0, len(codes), block):
             part = codes[start : start + block]
-            if part.min() < 0 or part.max() >= num_centroids:
+            if part.max() >= num_centroids:
                 raise IndexFormatError(
                     f"{folder / 'codes.npy'}: a code outside 0..{num_centroids - 1} "
                     f"within tokens {start}..{start + len(part) - 1}"
                 )
+
+
+def open_column(path: Path, column: Column, rows: int) -> npt.NDArray[Any] | PackedCodes:
+    """Map the file of a column as `SegmentWriter` writes it; errors as in `open_npy`."""
+    if column.bits is None:
+        return open_npy(path, column, rows)
+    packed = open_npy(path, _BYTES, packed_bytes(rows, column.bits))
+    return PackedCodes(packed, column.bits, rows)
