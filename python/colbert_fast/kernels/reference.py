@@ -16,6 +16,7 @@ Santhanam et al. 2022 (PLAID), section 4.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -168,6 +169,28 @@ def build_lists(codes: Array, doclens: Int32, num_centroids: int) -> InvertedLis
     counts = np.array([len(ids) for ids in lists], np.int32)
     offsets = _offsets(np.array([len(row) for row in packed]))
     return InvertedLists(counts, offsets, np.concatenate([*packed, np.zeros(0, np.uint8)]))
+
+
+def stream_lists(
+    packed: UInt8, bits: int, doclens: Int32, num_centroids: int, *, max_bytes: int = 1 << 28
+) -> tuple[Int32, Int64, Iterator[UInt8]]:
+    """Counts, offsets and, block by block, data of :func:`build_lists` from :func:`pack_codes`.
+
+    A block takes lists while they have at most `max_bytes`, and at least one.
+    """
+    codes = unpack_codes(packed, bits, 0, int(doclens.sum()))
+    counts, offsets, data = build_lists(codes, doclens, num_centroids)
+
+    def blocks() -> Iterator[UInt8]:
+        first = 0
+        while first < num_centroids:
+            last = first + 1
+            while last < num_centroids and offsets[last + 1] - offsets[first] <= max_bytes:
+                last += 1
+            yield data[offsets[first] : offsets[last]]
+            first = last
+
+    return counts, offsets, blocks()
 
 
 def _pack_list(ids: Array) -> UInt8:
