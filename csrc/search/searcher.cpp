@@ -21,6 +21,8 @@ namespace {
 // What a thread may keep for its next query.
 constexpr std::size_t kKeptBytes = std::size_t{64} << 20;
 
+// More candidates than so many times ndocs are screened down to so many.
+constexpr std::size_t kScreenFrom = 12, kScreenTo = 8;
 // Documents that the int8 stage takes at once; then it looks whether the next can still win.
 constexpr std::size_t kStep = 128;
 // How many standard deviations above what its approximate score makes one expect a document may
@@ -59,13 +61,17 @@ struct Searcher::Arena {
   AlignedVector<float> scores, init;
   std::vector<float> rough, sorted, slack;
   std::vector<std::int32_t> cells, ids;
+  // What `mark` has read: documents list after list, and the cell of each. And for `screen` the
+  // place of each document among the hits, and the cells of each hit.
+  std::vector<std::int32_t> postings, posting_cells, places, found, ends;
   std::vector<std::uint8_t> keep;
   std::vector<std::uint64_t> seen;
   std::vector<Hit> hits;
 
   std::size_t size() const {
     return scores.capacity() * sizeof(float) + hits.capacity() * sizeof(Hit) +
-           seen.capacity() * sizeof(std::uint64_t) + bytes.bytes();
+           seen.capacity() * sizeof(std::uint64_t) + bytes.bytes() +
+           sizeof(std::int32_t) * (2 * postings.capacity() + places.capacity());
   }
   // The k-th best score of the first n hits; -inf if they are fewer.
   float kth(std::size_t n, std::size_t k) {
@@ -98,20 +104,22 @@ void Searcher::score_centroids(Arena &arena, std::size_t nprobe) const {
   probe(arena.scores.data(), c.n_centroids, lanes, arena.query.count(), nprobe, arena.cells);
 }
 
-// Mark the documents that one part's lists have for `cells`, which ascend.
+// Mark the documents that one part's lists have for `cells`, which ascend, and keep the postings.
 void Searcher::mark(Arena &arena, std::size_t index) const {
   const Part &part = collection_.parts[index];
   for (const std::int32_t cell : arena.cells) {
     const auto c = static_cast<std::size_t>(cell);
     if (c >= part.lists.n_lists) break;
-    arena.ids.clear();
+    const std::size_t before = arena.postings.size();
     try {
-      read_list(part.lists, c, part.n_docs(), arena.ids);
+      read_list(part.lists, c, part.n_docs(), arena.postings);
     } catch (const std::runtime_error &error) {
       throw std::runtime_error("`parts[" + std::to_string(index) + "].lists`: " + error.what());
     }
-    for (const std::int32_t id : arena.ids) {
-      const std::size_t document = part.base + static_cast<std::size_t>(id);
+    arena.posting_cells.resize(arena.postings.size(), cell);
+    for (std::size_t i = before; i < arena.postings.size(); ++i) {
+      const std::size_t document = part.base + static_cast<std::size_t>(arena.postings[i]);
+      arena.postings[i] = static_cast<std::int32_t>(document);
       arena.seen[document / 64] |= std::uint64_t{1} << (document % 64);
     }
   }
@@ -122,6 +130,8 @@ void Searcher::gather(Arena &arena, const Selection &selection) const {
   std::sort(cells.begin(), cells.end());
   cells.erase(std::unique(cells.begin(), cells.end()), cells.end());
   arena.seen.assign((n_docs() + 63) / 64, 0);
+  arena.postings.clear();
+  arena.posting_cells.clear();
   for (std::size_t i = 0; i < collection_.parts.size(); ++i) mark(arena, i);
   arena.hits.clear();
   for (std::size_t word = 0; word < arena.seen.size(); ++word)
@@ -129,6 +139,42 @@ void Searcher::gather(Arena &arena, const Selection &selection) const {
       const std::size_t id = word * 64 + lowest_bit(bits);
       if (selection.holds(id)) arena.hits.push_back({0.0f, static_cast<std::int32_t>(id)});
     }
+}
+
+// Of the hits, which ascend, keep the n best by the cells alone in whose lists they were found: the
+// approximate score of a document that has no other tokens. It needs no codes, which of so many
+// documents would come from memory.
+void Searcher::screen(Arena &arena, std::size_t n) const {
+  const std::size_t n_hits = arena.hits.size();
+  arena.places.assign(n_docs(), -1);
+  for (std::size_t i = 0; i < n_hits; ++i)
+    arena.places[static_cast<std::size_t>(arena.hits[i].document)] = static_cast<std::int32_t>(i);
+  const auto place_of = [&](std::size_t posting) {
+    return arena.places[static_cast<std::size_t>(arena.postings[posting])];
+  };
+  // A counting sort by hit; ends[i] is where the cells of hit i begin until they are written.
+  arena.ends.assign(n_hits + 1, 0);
+  for (std::size_t i = 0; i < arena.postings.size(); ++i)
+    if (place_of(i) >= 0) ++arena.ends[static_cast<std::size_t>(place_of(i)) + 1];
+  for (std::size_t i = 0; i < n_hits; ++i) arena.ends[i + 1] += arena.ends[i];
+  arena.found.resize(static_cast<std::size_t>(arena.ends[n_hits]));
+  for (std::size_t i = 0; i < arena.postings.size(); ++i)
+    if (place_of(i) >= 0) {
+      std::int32_t &end = arena.ends[static_cast<std::size_t>(place_of(i))];
+      arena.found[static_cast<std::size_t>(end++)] = arena.posting_cells[i];
+    }
+  const ByteTable table = arena.bytes.table();
+  parallel_for(n_hits, 1024, [&](std::size_t first, std::size_t last) {
+    for (std::size_t i = first; i < last; ++i) {
+      const std::int32_t begin = i == 0 ? 0 : arena.ends[i - 1];
+      arena.hits[i].score =
+          kernels().approximate_i8(table, {arena.found.data() + begin, true},
+                                   static_cast<std::size_t>(arena.ends[i] - begin));
+    }
+  });
+  keep_best(arena.hits, n);
+  std::sort(arena.hits.begin(), arena.hits.end(),
+            [](const Hit &a, const Hit &b) { return a.document < b.document; });
 }
 
 void Searcher::all_documents(Arena &arena, const Selection &selection) const {
@@ -354,6 +400,7 @@ void Searcher::search_default(Arena &arena, const SearchParams &params,
   } else {
     if (!few) score_centroids(arena, nprobe);
     gather(arena, selection);
+    if (arena.hits.size() > kScreenFrom * params.ndocs) screen(arena, kScreenTo * params.ndocs);
     approximate_i8(arena);
     keep_best(arena.hits, params.ndocs);
     std::sort(arena.hits.begin(), arena.hits.end(), better);

@@ -56,6 +56,7 @@ private:
   void score_centroids(Arena &arena, std::size_t nprobe) const;
   void mark(Arena &arena, std::size_t index) const;
   void gather(Arena &arena, const Selection &selection) const;
+  void screen(Arena &arena, std::size_t n) const;
   void all_documents(Arena &arena, const Selection &selection) const;
   void given_documents(Arena &arena, const Selection &selection) const;
   void approximate(Arena &arena, const std::uint8_t *keep) const;
