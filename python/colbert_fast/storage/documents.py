@@ -69,9 +69,9 @@ class DocumentWriter:
         self.path = path
         self.count = 0
         self.next_id = 0
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        weakref.finalize(self, self._connection.close)
         with _NamedErrors(path):
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            weakref.finalize(self, self._connection.close)
             self._connection.executescript(
                 f"""
                 PRAGMA page_size = 4096;
