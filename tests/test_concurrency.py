@@ -39,14 +39,14 @@ def read_until(
     """Search, refreshing or opening anew each time."""
     seen, query, index = set(), committed.vectors(5), IndexReader.open(path)
     for turn in range(1 << 62):
-        if is_over():
-            break
         if turn % 3 == 0:
             index.close()
             index = IndexReader.open(path)
         else:
             index.refresh()
         seen.add(read(index, query))
+        if is_over():
+            break
     index.close()
     return seen
 
