@@ -8,7 +8,6 @@ changes the index for ever and notes every change in LOG before it begins.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -135,7 +134,7 @@ KINDS = ("add", "upsert", "delete", "compact", "retrain", "build")
 
 def change_for_ever(path: Path, seed: int, log: Path) -> None:
     rng = np.random.default_rng(seed)
-    index, state = Index.open(path), {}
+    index = Index.open(path)
     state = content(index)
     with log.open("w") as file:
         while True:
@@ -157,5 +156,4 @@ def logged(log: Path) -> list[Change]:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     change_for_ever(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

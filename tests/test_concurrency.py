@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -52,8 +53,8 @@ def read_until(
 
 
 def main(path: Path, end: float) -> None:
-    for generation, found in read_until(path, lambda: time.time() > end):
-        sys.stdout.write(f"{generation} {sorted(found)}\n")
+    seen = read_until(path, lambda: time.time() > end)
+    json.dump([[generation, sorted(found)] for generation, found in seen], sys.stdout)
 
 
 def test_readers_see_committed_states(tmp_path: Path) -> None:
@@ -92,8 +93,9 @@ def test_readers_see_committed_states(tmp_path: Path) -> None:
     for child in children:
         output, _ = child.communicate()
         assert child.returncode == 0
-        lines = (line.partition(" ") for line in output.splitlines())
-        seen.append({(int(number), frozenset(eval_pairs(pairs))) for number, _, pairs in lines})
+        seen.append(
+            {(number, frozenset(map(tuple, pairs))) for number, pairs in json.loads(output)}
+        )
     assert len(seen) == THREADS + PROCESSES
     for each in seen:
         assert each
@@ -101,11 +103,6 @@ def test_readers_see_committed_states(tmp_path: Path) -> None:
             assert found == states[generation], generation
     assert len({generation for each in seen for generation, _ in each}) > 3
     committed.check(path, [state])
-
-
-def eval_pairs(text: str) -> list[tuple[int, int]]:
-    numbers = [int(each) for each in text.translate(str.maketrans("[](),", "     ")).split()]
-    return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
 if __name__ == "__main__":

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 import committed
-from colbert_fast import Index
 from colbert_fast.errors import IndexFormatError
 from colbert_fast.reader import IndexReader
-from colbert_fast.storage.files import CHECKED, record_files
+from colbert_fast.storage.files import record_files
 from colbert_fast.storage.manifest import NAME
 
 LONG = os.environ.get("COLBERT_FAST_LONG_TESTS") == "1"
@@ -37,7 +36,7 @@ def set_word(rng: np.random.Generator, data: bytearray, _: list[bytes]) -> bytes
     at = int(rng.integers(len(data))) // width * width
     values = (0, 1, -1, 1 << (8 * width - 2), -1 << (8 * width - 1), (1 << (8 * width - 1)) - 1)
     value = values[rng.integers(len(values))]
-    data[at : at + width] = value.to_bytes(width, "little", signed=True) if width > 0 else b""
+    data[at : at + width] = value.to_bytes(width, "little", signed=True)
     return bytes(data)
 
 
@@ -158,5 +157,4 @@ def test_mutated_files(tmp_path: Path, origin: Path, malicious: bool) -> None:
 def test_the_seal_is_what_the_library_writes(tmp_path: Path, origin: Path) -> None:
     shutil.copytree(origin, tmp_path / "a")
     sealed(tmp_path / "a")
-    assert CHECKED > 0
-    Index.open(tmp_path / "a").verify()
+    assert (tmp_path / "a" / NAME).read_bytes() == (origin / NAME).read_bytes()
