@@ -207,6 +207,16 @@ def test_every_form_of_a_document() -> None:
     assert [each.embeddings is ROWS for each in read] == [False] * 4 + [True] * 3
 
 
+def test_files_that_cannot_be_made_or_have_just_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OSError, match=r"SQLite: .*'.*gone.a\.sqlite'"):
+        DocumentWriter(tmp_path / "gone" / "a.sqlite")
+    monkeypatch.setattr(Path, "is_file", lambda _: True)
+    with pytest.raises(IndexFormatError, match=r"b\.sqlite: unable to open"):
+        DocumentStore(tmp_path / "b.sqlite", 1)
+
+
 def test_given_ids() -> None:
     read = read_documents(["x", "y"], iter([np.int32(5), "b"]))
     assert [each.id for each in read] == [5, "b"]

@@ -69,9 +69,9 @@ class DocumentWriter:
         self.path = path
         self.count = 0
         self.next_id = 0
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        weakref.finalize(self, self._connection.close)
         with _NamedErrors(path):
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            weakref.finalize(self, self._connection.close)
             self._connection.executescript(
                 f"""
                 PRAGMA page_size = 4096;
@@ -209,12 +209,11 @@ class DocumentStore:
         if not path.is_file():
             raise IndexFormatError(f"{path}: no such file")
         uri = f"{sqlite_uri(path.resolve())}?mode=ro&immutable=1"
-        self._connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+        self._connection = _connect(uri, path)
         weakref.finalize(self, self._connection.close)
         self._check(num_documents)
         self.texts = TextIndex(self._query, path, num_documents)
-        own = sqlite3.connect(uri, uri=True, check_same_thread=False)
-        self.fields = FieldTable(own, path, num_documents)
+        self.fields = FieldTable(_connect(uri, path), path, num_documents)
 
     def _check(self, num_documents: int) -> None:
         [(application,)] = self._query("PRAGMA application_id")
@@ -295,6 +294,14 @@ class DocumentStore:
         self.fields.close()
         with self._lock:
             self._connection.close()
+
+
+def _connect(uri: str, path: Path) -> sqlite3.Connection:
+    """The file, opened to read; it may have been removed since it was seen."""
+    try:
+        return sqlite3.connect(uri, uri=True, check_same_thread=False)
+    except sqlite3.OperationalError as error:
+        raise IndexFormatError(f"{path}: {error}") from error
 
 
 def sqlite_uri(path: PurePath) -> str:

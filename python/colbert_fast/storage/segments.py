@@ -152,7 +152,10 @@ def open_npy(path: Path, column: Column, rows: int | None = None) -> npt.NDArray
         raise IndexFormatError(
             f"{path}: {size} bytes, expected {_HEADER_BYTES + rows * row_bytes}: truncated"
         )
-    mapped = np.memmap(path, column.dtype, "r", _HEADER_BYTES, (rows, *column.row))
+    try:  # it may have been removed since it was read
+        mapped = np.memmap(path, column.dtype, "r", _HEADER_BYTES, (rows, *column.row))
+    except OSError as error:
+        raise IndexFormatError(f"{path}: {error.strerror or error}") from error
     return mapped.view(np.ndarray)
 
 

@@ -1,0 +1,116 @@
+"""What changes of a large index cost: a million short documents made of real vectors and noise.
+
+    python bench_updates.py DATA FOLDER --documents 1000000
+
+DATA has the collection `medium` of peers/README.md, FOLDER takes the index (and keeps it: a second
+run measures the same one again). Wall-clock times; each time is the least of `ROUNDS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from colbert_fast import Index
+from colbert_fast.search.snapshot import Snapshot
+
+TOKENS, ADDED, DELETED, QUERIES, ROUNDS = 20, 1000, 1000, 100, 5
+NOISE = 0.4  # length of the noise added to a unit vector
+
+SEARCHES = """
+import sys
+import numpy as np
+from colbert_fast import Index
+index = Index.open(sys.argv[1])
+for query in np.load(sys.argv[2])[:int(sys.argv[3])]:
+    index.search(query.astype(np.float32), k=10)
+with open("/proc/self/status") as status:
+    print(*(line.split()[1] for line in status if line.startswith(("VmRSS", "VmHWM"))))
+"""
+
+
+def documents(source: Path, count: int, seed: int) -> Iterator[np.ndarray]:
+    """Documents of `TOKENS` vectors: a run of real ones, with noise of its own for each."""
+    rng = np.random.default_rng(seed)
+    real = np.load(source / "embeddings.npy", mmap_mode="r")
+    noise = rng.standard_normal(1 << 22, np.float32) * np.float32(NOISE / real.shape[1] ** 0.5)
+    size = TOKENS * real.shape[1]
+    starts = rng.integers(len(real) - TOKENS, size=count)
+    offsets = rng.integers(len(noise) - size, size=count)
+    for start, offset in zip(starts.tolist(), offsets.tolist(), strict=True):
+        added = noise[offset : offset + size].reshape(TOKENS, -1)
+        yield real[start : start + TOKENS].astype(np.float32) + added
+
+
+def best(work: Callable[[], object], rounds: int = ROUNDS) -> float:
+    """Least wall-clock seconds."""
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def open_and_close(path: Path) -> None:
+    Index.open(path).close()
+
+
+def measure(source: Path, path: Path, count: int) -> None:
+    size = sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+    index = Index.open(path)
+    tokens = index.manifest.num_tokens
+    print(f"{len(index)} documents, {tokens} tokens, {index.manifest.num_centroids} centroids")
+    print(f"bytes/token, all included      {size / tokens:8.2f}")
+    print(f"open, ms                       {best(lambda: open_and_close(path)) * 1e3:8.1f}")
+
+    arguments = [str(path), str(source / "queries.npy"), str(QUERIES)]
+    run = subprocess.run(
+        [sys.executable, "-c", SEARCHES, *arguments], check=True, capture_output=True, text=True
+    )
+    rss, peak = (int(each) * 1024 for each in run.stdout.split())
+    print(
+        f"RSS after {QUERIES} queries, % of index {100 * rss / size:7.1f} (peak {peak / size:.1%})"
+    )
+
+    fresh = list(documents(source, ADDED, seed=1))
+    vectors = np.concatenate(fresh)
+    codec = Snapshot.open(path).codec
+    compress = best(lambda: codec.encode(vectors))
+    added, deleted = [], []
+    for turn in range(ROUNDS):
+        ids = range(count + turn * ADDED, count + (turn + 1) * ADDED)
+        added.append(best(lambda ids=ids: index.add(fresh, ids=ids, progress=False), 1))
+        gone = np.arange(DELETED) * (count // DELETED) + turn
+        deleted.append(best(lambda gone=gone: index.delete(gone.tolist()), 1))
+    print(f"compress {ADDED} documents, ms     {compress * 1e3:8.1f}")
+    print(
+        f"add {ADDED} documents, ms          {min(added) * 1e3:8.1f} ({min(added) / compress:.2f}x)"
+    )
+    print(f"delete {DELETED} ids, ms            {min(deleted) * 1e3:8.1f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--documents", type=int, default=1_000_000)
+    parser.add_argument("--centroids", type=int)
+    args = parser.parse_args()
+    source, path = args.data / "medium", args.folder / f"updates-{args.documents}"
+    if not path.exists():
+        start = time.perf_counter()
+        items = documents(source, args.documents, seed=0)
+        Index.build(path, items, num_centroids=args.centroids, progress=False)
+        print(f"built in {time.perf_counter() - start:.0f} s", flush=True)
+    measure(source, path, args.documents)
+
+
+if __name__ == "__main__":
+    main()
