@@ -72,6 +72,8 @@ def test_sound_segments_are_saved(index: Index, documents: list[np.ndarray], nam
         repaired.verify()
         assert repaired.ids == (*range(100, 120), *range(121, 150))
         assert repaired.search(documents[110], k=1)[0].id == 110
+        repaired.add(documents[:3], progress=False)
+    assert (index.path / "lost-segment-000000").is_dir()
 
 
 def test_lost_marks(index: Index) -> None:
@@ -81,6 +83,39 @@ def test_lost_marks(index: Index) -> None:
     with Index.open(index.path) as repaired:
         repaired.verify()
         assert repaired.ids == tuple(range(150))
+
+
+def test_a_document_that_was_replaced_stays_so(tmp_path: Path, documents: list[np.ndarray]) -> None:
+    index = make(tmp_path / "r", documents[:100], num_centroids=16)
+    index.upsert(documents[100:102], ids=[3, 4], progress=False)
+    index.delete([9])
+    damage(index, "deleted-*.npy")
+    report = Index.repair(index.path)
+    assert (report.restored, report.lost) == (1, 0)
+    with Index.open(index.path) as repaired:
+        repaired.verify()
+        assert sorted(repaired.ids) == [*range(100)]
+        assert repaired.search(documents[100], k=1)[0].id == 3
+        repaired.compact(progress=False)
+
+
+def test_a_file_that_cannot_be_read_is_not_damaged(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> tuple[int, ...]:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("colbert_fast.storage.files._crc32s", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        Index.repair(index.path)
+    monkeypatch.undo()
+    Index.open(index.path).verify()
+
+
+def test_a_damaged_tuning_goes(index: Index) -> None:
+    (index.path / "tuning.json").write_text("{")
+    assert "tuning.json" in Index.repair(index.path).damage[0]
+    Index.open(index.path).verify()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -294,6 +298,106 @@ def test_opening_while_others_commit(
     opened = Index.open(tmp_path / "a")
     assert opened.info()["generation"] == 2
     assert len(opened.search(documents[0], k=30)) == 20
+
+
+def test_a_reader_whose_generation_is_gone_verifies_the_newest(
+    tmp_path: Path, documents: list[np.ndarray]
+) -> None:
+    index = make(tmp_path / "a", documents[:20])
+    reader = Index.open(tmp_path / "a")
+    index.compact(retrain=True, progress=False)
+    reader.verify()
+    [path] = index.path.glob("segment-*/codes.npy")
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(IndexFormatError, match=r"codes\.npy"):
+        reader.verify()
+
+
+def test_a_commit_that_may_not_be_on_disk_keeps_what_was_there(
+    tmp_path: Path, documents: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = make(tmp_path / "a", documents[:20])
+    old = {each.name for each in index.path.iterdir()}
+
+    def refuse(_: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("colbert_fast.storage.manifest.sync_folder", refuse)
+        with pytest.raises(OSError, match="Input/output"):
+            index.compact(retrain=True, progress=False)
+    assert {each.name for each in index.path.iterdir()} > old
+    assert index.refresh()
+    index.delete([3])
+    assert not {each.name for each in index.path.iterdir()} & (
+        old - {"manifest.json", "writer.lock"}
+    )
+
+
+def test_a_model_of_another_index_does_not_come_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Other(WordModel):
+        def fingerprint(self) -> str:
+            return "other"
+
+    first: Any = WordModel()
+    given = make(tmp_path / "a", ["sky", "sea"], model=first)
+    loaded = Index.open(tmp_path / "a")
+    monkeypatch.setattr("colbert_fast.reader.load_model", lambda _: WordModel())
+    assert len(loaded.search("sky")) == 2
+    second: Any = Other()
+    make(tmp_path / "a", ["red", "green", "blue"], model=second, overwrite=True)
+    for index in (given, loaded):
+        with pytest.raises(ValueError, match="built with other weights"):
+            index.add(["stone"], progress=False)
+    with pytest.raises(ValueError, match="built with other weights"):
+        given.refresh()
+    assert loaded.refresh()
+    monkeypatch.setattr("colbert_fast.reader.load_model", lambda _: Other())
+    assert len(loaded.search("sky")) == 3
+    loaded.add(["stone"], progress=False)
+
+
+def test_the_lock_of_a_folder_that_was_moved(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with writer_lock(tmp_path / "a"):
+        (tmp_path / "a").rename(tmp_path / "b")
+        (tmp_path / "a").mkdir()
+        with (
+            writer_lock(tmp_path / "a"),
+            pytest.raises(IndexBusyError),
+            writer_lock(tmp_path / "b"),
+        ):
+            pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
+    code = """
+        import os, signal, sys, time
+        from pathlib import Path
+        from colbert_fast.storage.lock import writer_lock
+        with writer_lock(Path(sys.argv[1])):
+            child = os.fork()
+            if child == 0:
+                time.sleep(60)
+                os._exit(0)
+        with writer_lock(Path(sys.argv[1])):
+            print("free")
+        os.kill(child, signal.SIGKILL)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "free\n"
+
+
+def test_one_text_is_no_list_of_ids(tmp_path: Path) -> None:
+    model: Any = WordModel()
+    index = make(tmp_path / "a", [("a", "sky"), ("b", "sea")], model=model)
+    for use in (index.delete, index.get_embeddings):
+        with pytest.raises(TypeError, match="ids: expected many ids, got one str"):
+            use("ab")
+    assert len(index) == 2
 
 
 def test_damaged_marks(tmp_path: Path, documents: list[np.ndarray]) -> None:

@@ -108,6 +108,8 @@ class Index(IndexReader):
         ------
         ValueError, TypeError
             An argument, a document, an id or a vector is not acceptable; documents are named by id.
+        IndexBusyError
+            Another build for `path` is running.
         IndexExistsError
             Something is at `path` already and `overwrite` is false, or it is not an index.
         FileNotFoundError
@@ -230,9 +232,12 @@ class Index(IndexReader):
         IndexBusyError
             Another process or thread is writing to the index.
         OSError
-            Writing failed, as on a full disk; the index is as it was.
+            Writing failed, as on a full disk. The index is as it was, unless it was the last step
+            that failed, making sure that the new manifest is on disk; `refresh` tells.
         """
-        return self._add(documents, ids, False, pool_factor, timeout, progress)
+        return self._add(
+            documents, ids, pool_factor, upsert=False, timeout=timeout, progress=progress
+        )
 
     def upsert(
         self,
@@ -244,17 +249,27 @@ class Index(IndexReader):
         progress: bool = True,
     ) -> int:
         """As `add`, but a document whose id is in the index replaces the one there."""
-        return self._add(documents, ids, True, pool_factor, timeout, progress)
+        return self._add(
+            documents, ids, pool_factor, upsert=True, timeout=timeout, progress=progress
+        )
 
     def _add(
-        self, documents: Iterable[Any], ids: Iterable[DocumentId] | None, *options: Any
+        self,
+        documents: Iterable[Any],
+        ids: Iterable[DocumentId] | None,
+        pool_factor: int,
+        *,
+        upsert: bool,
+        timeout: float,
+        progress: bool,
     ) -> int:
         from colbert_fast.update import AddOptions, add_documents  # searching needs no such code
 
         self._snapshot.check_open()
-        count = add_documents(
-            self.path, documents, AddOptions(*options), model=lambda: self.model, ids=ids
+        options = AddOptions(
+            upsert=upsert, pool_factor=pool_factor, timeout=timeout, progress=progress
         )
+        count = add_documents(self.path, documents, options, model=lambda: self.model, ids=ids)
         self.refresh()
         return count
 
@@ -361,8 +376,9 @@ class Index(IndexReader):
         """Save what is sound of a damaged index, as its next generation.
 
         Inverted lists and inverse norms are made anew. A segment of which codes, residuals,
-        lengths or documents are damaged is left out whole. Where the marks of deleted documents
-        are damaged, these are found again; the report says how many.
+        lengths or documents are damaged is left out whole; its folder stays, as ``lost-...``. Where
+        the marks of deleted documents are damaged, those are found again whose id is nowhere else;
+        the report says how many.
 
         Parameters
         ----------

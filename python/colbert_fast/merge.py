@@ -26,6 +26,8 @@ def merge_indexes(path: Path, parts: Sequence[Path], *, overwrite: bool) -> None
         raise ValueError("indexes: there are none to merge")
     check_target(path, overwrite=overwrite)
     snapshots = [Snapshot.open(each) for each in parts]
+    if not any(each.num_documents for each in snapshots):
+        raise ValueError("indexes: all their documents are deleted")
     # The one with the most centroids can read what was encoded with the first of them.
     widest = max(snapshots, key=lambda each: each.manifest.num_centroids)
     for each in snapshots:

@@ -27,7 +27,6 @@ from colbert_fast.search.retrieve import retrieve, score_candidates
 from colbert_fast.search.snapshot import Snapshot
 from colbert_fast.search.tuning import Tuning
 from colbert_fast.storage.documents import DocumentId
-from colbert_fast.storage.files import check_checksums
 from colbert_fast.storage.filters import Filter
 from colbert_fast.storage.manifest import Manifest
 from colbert_fast.storage.transactions import is_building
@@ -48,6 +47,7 @@ class IndexReader:
             snapshot.manifest.check_model(model)
         self._snapshot = snapshot
         self._model = model
+        self._model_was_given = model is not None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, model: ColBERT | None = None) -> Self:
@@ -274,12 +274,23 @@ class IndexReader:
         """Go over to the newest generation; returns whether there was a newer one.
 
         Searches that are running end on the one that they began with.
+
+        Raises
+        ------
+        ValueError
+            The index was built anew with another model than the one that was passed to `open`.
         """
         old = self._snapshot
         old.check_open()
         if Manifest.read(old.path) == old.manifest:
             return False
-        self._snapshot = Snapshot.open(old.path)
+        fresh = Snapshot.open(old.path)
+        if self._model is not None and fresh.manifest.lineage != old.manifest.lineage:
+            if self._model_was_given:
+                fresh.manifest.check_model(self._model)
+            else:
+                self._model = None
+        self._snapshot = fresh
         return True
 
     @property
@@ -323,12 +334,18 @@ class IndexReader:
         Raises
         ------
         IndexFormatError
-            A file is damaged; the message names it, and the bytes among which the damage is.
+            A file is damaged; the message names it, and the bytes among which the damage is. Or two
+        documents have the same id.
         """
         snapshot = self._snapshot
         snapshot.check_open()
-        check_checksums(snapshot.path, snapshot.manifest.files)
-        snapshot.check_codes()
+        try:
+            snapshot.verify()
+        except IndexFormatError:
+            if Manifest.read(snapshot.path).generation == snapshot.manifest.generation:
+                raise
+            # A commit has removed files of this generation: the newest is what there is to verify.
+            Snapshot.open(snapshot.path).verify()
         Tuning.read(snapshot.path, snapshot.manifest)
 
     def export(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +16,14 @@ from colbert_fast.assembly import invert
 from colbert_fast.compress.codec import Codec, ResidualCodec, open_codec
 from colbert_fast.errors import IndexFormatError
 from colbert_fast.kernels import ops
+from colbert_fast.search.snapshot import read_live
+from colbert_fast.search.tuning import Tuning
+from colbert_fast.storage.documents import DocumentId, DocumentStore
 from colbert_fast.storage.files import damage_of
-from colbert_fast.storage.manifest import Manifest, SegmentRecord
+from colbert_fast.storage.manifest import STORE, TUNING, Manifest, SegmentRecord
 from colbert_fast.storage.segments import open_column, write_npy
 from colbert_fast.storage.transactions import Transaction, update
+from colbert_fast.update import mark_deleted
 
 __all__ = ["RepairReport", "repair_index"]
 
@@ -53,13 +59,14 @@ def repair_index(path: Path, *, timeout: float) -> RepairReport:
     """Commit what is sound of the index at `path`; see `Index.repair`."""
     with update(path, timeout=timeout) as transaction:
         manifest = Manifest.read(path)
+        tuning = _drop_damaged_tuning(path, manifest)
         damage = {
             name: error
             for name, record in manifest.files.items()
             if (error := damage_of(path / name, record)) is not None
         }
         if not damage:
-            return RepairReport((), 0, 0, ())
+            return RepairReport((), 0, 0, tuning)
         for name, error in damage.items():
             if name.startswith(f"{manifest.codec_folder}/"):
                 raise IndexFormatError(f"{error}; without it no vector can be read: build again")
@@ -70,23 +77,64 @@ def repair_index(path: Path, *, timeout: float) -> RepairReport:
             dim=manifest.dim,
             num_centroids=manifest.num_centroids,
         )
-        segments, rebuilt, restored, lost = [], [], 0, 0
+        segments, rebuilt, lost = [], [], []
         for segment in manifest.segments:
             files = {
                 name.rpartition("/")[2] for name in damage if name.startswith(f"{segment.name}/")
             }
             if files - _DERIVED:
-                lost += segment.num_documents - segment.num_deleted
+                lost.append(segment)
                 continue
             if files:
                 rebuilt += [f"{segment.name}/{name}" for name in sorted(files)]
                 segment = _rebuilt(transaction, codec, segment, files)
-            if segment.deleted in damage:
-                restored += segment.num_deleted
-                segment = dataclasses.replace(segment, deleted=None, num_deleted=0)
             segments.append(segment)
-        transaction.commit(dataclasses.replace(manifest, segments=tuple(segments)))
-    return RepairReport(tuple(rebuilt), restored, lost, tuple(map(str, damage.values())))
+        marked = _marked(transaction, segments, damage)
+        transaction.commit(dataclasses.replace(manifest, segments=tuple(marked)))
+        for segment in lost:  # somebody may save more of it by hand
+            (path / segment.name).rename(path / f"lost-{segment.name}")
+    return RepairReport(
+        tuple(rebuilt),
+        sum(each.num_deleted for each in segments) - sum(each.num_deleted for each in marked),
+        sum(each.num_documents - each.num_deleted for each in lost),
+        (*tuning, *map(str, damage.values())),
+    )
+
+
+def _drop_damaged_tuning(path: Path, manifest: Manifest) -> tuple[str, ...]:
+    try:
+        Tuning.read(path, manifest)
+    except IndexFormatError as error:
+        (path / TUNING).unlink()
+        return (str(error),)
+    return ()
+
+
+def _marked(
+    transaction: Transaction, segments: Sequence[SegmentRecord], damage: Mapping[str, object]
+) -> list[SegmentRecord]:
+    """The segments, with marks anew where theirs are lost: of ids that a later segment has."""
+    if not any(each.deleted in damage for each in segments):
+        return list(segments)
+    seen: set[DocumentId] = set()
+    # A document that replaced another is in a later segment. Sound segments first, all the same:
+    # what they have is certain.
+    order = sorted(range(len(segments)), key=lambda at: (segments[at].deleted in damage, -at))
+    records = list(segments)
+    for at in order:
+        segment = segments[at]
+        store = DocumentStore(transaction.folder / segment.name / STORE, segment.num_documents)
+        ids = store.read_ids()
+        store.close()
+        if segment.deleted in damage:
+            live = np.array([each not in seen for each in ids])
+            records[at] = mark_deleted(
+                transaction, dataclasses.replace(segment, deleted=None, num_deleted=0), live
+            )
+        else:
+            live = read_live(transaction.folder, [segment])
+        seen.update(itertools.compress(ids, live))
+    return [each for each in records if each.num_deleted < each.num_documents]
 
 
 def _rebuilt(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from colbert_fast.assembly import Source, copy_segments, residual_norms
 from colbert_fast.build import (
@@ -43,7 +44,14 @@ from colbert_fast.storage.transactions import Transaction, update
 if TYPE_CHECKING:
     from colbert_fast.model import ColBERT
 
-__all__ = ["AddOptions", "add_documents", "compact", "delete_documents", "sources_of"]
+__all__ = [
+    "AddOptions",
+    "add_documents",
+    "compact",
+    "delete_documents",
+    "mark_deleted",
+    "sources_of",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +99,7 @@ def add_documents(
             stream = TokenStream(
                 itertools.chain([first], items),
                 store,
-                model=model() if first.embeddings is None else None,
+                model=_checked(model(), snapshot) if first.embeddings is None else None,
                 pool_factor=options.pool_factor,
                 expected=length_of(documents, ids),
                 progress=options.progress,
@@ -113,6 +121,12 @@ def add_documents(
             )
         )
         return store.count
+
+
+def _checked(model: ColBERT, snapshot: Snapshot) -> ColBERT:
+    """The model, if it is the index's: that may have been built anew since it was opened."""
+    snapshot.manifest.check_model(model)
+    return model
 
 
 def _new_or_replacing(
@@ -185,19 +199,23 @@ def sources_of(snapshot: Snapshot, deleted: Iterable[int] = ()) -> list[Source]:
 
 def _records(transaction: Transaction, sources: Iterable[Source]) -> list[SegmentRecord]:
     """The segments' records, with what is newly deleted marked; empty ones are left out."""
-    records = []
-    for source in sources:
-        record, left = source.record, int(np.count_nonzero(source.wanted))
-        if left == 0:
-            continue
-        if record.num_documents - left > record.num_deleted:
-            name = transaction.new_name("deleted") + ".npy"
-            write_npy(transaction.folder / name, np.packbits(~source.wanted))
-            record = dataclasses.replace(
-                record, num_deleted=record.num_documents - left, deleted=name
-            )
-        records.append(record)
-    return records
+    return [
+        mark_deleted(transaction, source.record, source.wanted)
+        for source in sources
+        if source.wanted.any()
+    ]
+
+
+def mark_deleted(
+    transaction: Transaction, record: SegmentRecord, live: npt.NDArray[np.bool_]
+) -> SegmentRecord:
+    """The record of a segment whose documents are `live`, bool (n_docs,), or deleted."""
+    count = record.num_documents - int(np.count_nonzero(live))
+    if count == record.num_deleted:
+        return record
+    name = transaction.new_name("deleted") + ".npy"
+    write_npy(transaction.folder / name, np.packbits(~live))
+    return dataclasses.replace(record, num_deleted=count, deleted=name)
 
 
 def _appended(

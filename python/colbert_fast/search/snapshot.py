@@ -16,7 +16,7 @@ from colbert_fast.compress.codec import Codec, open_codec
 from colbert_fast.errors import IndexFormatError
 from colbert_fast.search.bm25 import BM25
 from colbert_fast.storage.documents import DocumentId, DocumentStore
-from colbert_fast.storage.files import check_sizes
+from colbert_fast.storage.files import check_checksums, check_sizes
 from colbert_fast.storage.library import Library
 from colbert_fast.storage.manifest import STORE, Manifest, SegmentRecord
 from colbert_fast.storage.segments import Column, Segment, open_npy
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from colbert_fast.search.pipeline import Searcher
     from colbert_fast.search.tuning import Tuning
 
-__all__ = ["Snapshot"]
+__all__ = ["Snapshot", "read_live"]
 
 _ATTEMPTS = 100  # each lost to a commit in the milliseconds of an opening
 
@@ -74,7 +74,11 @@ class Snapshot:
             )
             for each in manifest.segments
         ]
-        self.live = _read_live(path, manifest.segments)
+        self.live = (
+            read_live(path, manifest.segments)
+            if any(each.num_deleted for each in manifest.segments)
+            else None
+        )
         self.library = Library(
             [
                 DocumentStore(path / each.name / STORE, each.num_documents)
@@ -125,6 +129,12 @@ class Snapshot:
         """Read all codes and check that each names a centroid."""
         for record, segment in zip(self.manifest.segments, self.segments, strict=True):
             segment.check_codes(self.path / record.name, record.num_centroids)
+
+    def verify(self) -> None:
+        """Read every file; see `IndexReader.verify`."""
+        check_checksums(self.path, self.manifest.files)
+        self.check_codes()
+        self.library.check_unique()
 
     def bases(self) -> list[int]:
         """The position of each segment's first document, and the number of all positions."""
@@ -190,10 +200,15 @@ class Snapshot:
         self.library.close()
 
 
-def _read_live(path: Path, segments: Sequence[SegmentRecord]) -> npt.NDArray[np.bool_] | None:
-    if not any(each.num_deleted for each in segments):
-        return None
-    parts = []
+def read_live(path: Path, segments: Sequence[SegmentRecord]) -> npt.NDArray[np.bool_]:
+    """Which documents of the segments are not deleted, bool (n_rows,).
+
+    Raises
+    ------
+    IndexFormatError
+        A file of marks does not mark as many as it should; named.
+    """
+    parts = [np.empty(0, np.bool_)]
     for each in segments:
         live = np.ones(each.num_documents, np.bool_)
         if each.deleted is not None:

@@ -96,11 +96,6 @@ class DocumentWriter:
             The id is already there, or text or metadata cannot be stored; the message names the id.
             Or there are 2**31 - 1 documents already.
         """
-        if self.count >= _MAX_DOCUMENTS:
-            raise ValueError(
-                f"document {document.id!r}: an index holds at most {_MAX_DOCUMENTS} documents; "
-                "build several"
-            )
         metadata = _dump_metadata(document)
         self._insert((self.count, document.id, document.text, metadata))
 
@@ -110,6 +105,11 @@ class DocumentWriter:
             self._insert((self.count, *row))
 
     def _insert(self, row: tuple[Any, ...]) -> None:
+        if self.count >= _MAX_DOCUMENTS:
+            raise ValueError(
+                f"document {row[1]!r}: an index holds at most {_MAX_DOCUMENTS} documents; "
+                "build several"
+            )
         try:
             with _NamedErrors(self.path):
                 self._connection.execute("INSERT INTO documents VALUES (?, ?, ?, ?)", row)

@@ -66,7 +66,13 @@ def check_checksums(folder: Path, files: Mapping[str, FileRecord]) -> None:
 
 
 def damage_of(path: Path, record: FileRecord) -> IndexFormatError | None:
-    """What is wrong with a file that is not as recorded."""
+    """What is wrong with a file that is not as recorded.
+
+    Raises
+    ------
+    OSError
+        It is there and cannot be read: that says nothing about what it holds.
+    """
     try:
         _check_size(path, record)
         _check_blocks(path, record)
@@ -78,8 +84,8 @@ def damage_of(path: Path, record: FileRecord) -> IndexFormatError | None:
 def _check_size(path: Path, record: FileRecord) -> None:
     try:
         size = path.stat().st_size
-    except OSError as error:
-        raise IndexFormatError(f"{path}: {error.strerror or error}") from error
+    except FileNotFoundError as error:
+        raise IndexFormatError(f"{path}: {error.strerror}") from error
     if size != record.size:
         raise IndexFormatError(
             f"{path}: {size} bytes, the manifest says {record.size}: truncated or replaced"
@@ -87,11 +93,7 @@ def _check_size(path: Path, record: FileRecord) -> None:
 
 
 def _check_blocks(path: Path, record: FileRecord) -> None:
-    try:
-        blocks = _crc32s(path)
-    except OSError as error:
-        raise IndexFormatError(f"{path}: {error.strerror or error}") from error
-    for number, (found, wanted) in enumerate(zip(blocks, record.crc32, strict=True)):
+    for number, (found, wanted) in enumerate(zip(_crc32s(path), record.crc32, strict=True)):
         if found != wanted:
             start = number * CHECKED
             raise IndexFormatError(

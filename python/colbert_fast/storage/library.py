@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from colbert_fast.errors import UnknownDocumentError
+from colbert_fast.errors import IndexFormatError, UnknownDocumentError
 from colbert_fast.storage.documents import Document, DocumentId, DocumentStore, check_id
 
 __all__ = ["Library", "Reader"]
@@ -85,6 +85,8 @@ class Library:
         UnknownDocumentError
             Ids that are not in the index; the message names up to five.
         """
+        if isinstance(ids, (str, bytes)):
+            raise TypeError(f"{name}: expected many ids, got one {type(ids).__name__}")
         wanted = [check_id(value, place, name=name) for place, value in enumerate(ids)]
         found = self.find(wanted)
         unknown = [value for value in wanted if value not in found]
@@ -103,6 +105,17 @@ class Library:
         ids = [each for store in self.stores for each in store.read_ids()]
         counted = range(len(ids))
         return counted if ids == list(counted) else ids
+
+    def check_unique(self) -> None:
+        """Raise IndexFormatError if two documents that are not deleted have the same id."""
+        seen: set[DocumentId] = set()
+        for position, each in enumerate(self.ids):
+            if self.live is None or self.live[position]:
+                if each in seen:
+                    raise IndexFormatError(
+                        f"{self.stores[0].path.parent.parent}: two documents have the id {each!r}"
+                    )
+                seen.add(each)
 
     def before_close(self, reader: Reader) -> None:
         """Have ``reader.read()`` called by `close`, unless the reader is gone by then."""

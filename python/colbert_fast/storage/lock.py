@@ -35,20 +35,31 @@ def writer_lock(folder: Path, timeout: float = 0.0) -> Iterator[None]:
     IndexBusyError
         Another writer has the lock still.
     """
-    path = folder / LOCK
     deadline = time.monotonic() + timeout
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    while True:
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            while not _try_lock(descriptor):
+                if time.monotonic() >= deadline:
+                    raise IndexBusyError(
+                        f"{str(folder)!r} is being written to by another process or thread; wait "
+                        "for it with timeout=, in seconds"
+                    )
+                time.sleep(_PAUSE)
+            if _is_at(descriptor, folder / LOCK):
+                yield
+                return
+        finally:
+            _unlock(descriptor)
+            os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the file that was opened is still the one of that name: folders may be moved."""
     try:
-        while not _try_lock(descriptor):
-            if time.monotonic() >= deadline:
-                raise IndexBusyError(
-                    f"{str(folder)!r} is being written to by another process or thread; wait for "
-                    "it with timeout=, in seconds"
-                )
-            time.sleep(_PAUSE)
-        yield
-    finally:
-        os.close(descriptor)
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 # Both kinds of lock belong to the open file, so that two threads exclude each other as well.
@@ -62,6 +73,10 @@ if sys.platform == "win32":
             return False
         return True
 
+    def _unlock(descriptor: int) -> None:
+        with contextlib.suppress(OSError):  # it may not have been locked
+            msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
+
 else:
     import fcntl
 
@@ -71,3 +86,7 @@ else:
         except BlockingIOError:
             return False
         return True
+
+    def _unlock(descriptor: int) -> None:
+        # Closing alone would leave the lock with a process that was forked in the meantime.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)

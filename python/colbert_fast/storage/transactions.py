@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from colbert_fast.errors import IndexExistsError, IndexFormatError
+from colbert_fast.errors import IndexBusyError, IndexExistsError, IndexFormatError
 from colbert_fast.storage.files import FileRecord, record_files, sync_files, sync_folder
 from colbert_fast.storage.lock import LOCK, writer_lock
 from colbert_fast.storage.manifest import NAME, TUNING, Manifest
@@ -27,7 +28,8 @@ __all__ = ["ENCODED", "Transaction", "building", "check_target", "is_building", 
 logger = logging.getLogger(__name__)
 
 _BUILDING = ".building"
-_PATIENCE = 60.0  # seconds that a finished build waits for a writer of the index it replaces
+_ATTEMPTS = 10
+_MAX_ROWS = 2**31 - 1  # positions are int32 in the search
 ENCODED = "encoded"
 _TEMPORARY = (f"{NAME}.new", SPILL)
 # What a commit may leave behind; nothing else in the folder is ever removed.
@@ -43,13 +45,15 @@ class Transaction:
         The index.
     base
         The generation to go on from; None in a fresh folder.
+    first_number
+        From this on names are its own.
     """
 
     def __init__(self, folder: Path, base: Manifest | None) -> None:
         self.folder = folder
         self.base = base
         self._known = {} if base is None else dict(base.files)
-        self._number = _first_number(folder, base)
+        self.first_number = self._number = _first_number(folder, base)
 
     def new_name(self, kind: str) -> str:
         """A name for a folder or file of this kind (codec, segment or deleted)."""
@@ -65,6 +69,11 @@ class Transaction:
 
         Its generation, next_number and files are filled in here.
         """
+        if manifest.num_rows > _MAX_ROWS:
+            raise ValueError(
+                f"{self.folder}: {manifest.num_rows} documents, deleted ones included; an index "
+                f"holds at most {_MAX_ROWS}: compact it or build several"
+            )
         known = self._known
         names = [*self._files_of(manifest.codec_folder)]
         for segment in manifest.segments:
@@ -110,23 +119,38 @@ def update(folder: Path, *, timeout: float = 0.0) -> Iterator[Transaction]:
     """
     Manifest.read(folder)  # before a lock file is put somewhere else
     with writer_lock(folder, timeout):
+        transaction = Transaction(folder, Manifest.read(folder))
         try:
-            yield Transaction(folder, Manifest.read(folder))
-        finally:
-            collect(folder)
+            yield transaction
+        except BaseException:
+            # The manifest may be in its place and yet not on disk, so nothing older goes.
+            collect(folder, transaction.first_number)
+            raise
+        collect(folder)
 
 
-def collect(folder: Path) -> None:
-    """Remove what earlier generations and failed commits have left in the folder of an index."""
+def collect(folder: Path, first_number: int = 0) -> None:
+    """Remove what earlier generations and failed commits have left in the folder of an index.
+
+    With `first_number`, only what has a number from there on.
+    """
     try:
         manifest = Manifest.read(folder)
         kept = _named_by(manifest)
         for entry in folder.iterdir():
-            ours = entry.name in _TEMPORARY or _OURS.fullmatch(entry.name)
+            found = _OURS.fullmatch(entry.name)
+            ours = entry.name in _TEMPORARY or (found and int(found["number"]) >= first_number)
             if ours and entry.name not in kept:
-                _remove(entry)
-    except (OSError, IndexFormatError) as error:  # of no consequence, and the next commit tries
+                _remove_if_possible(entry)
+    except (OSError, IndexFormatError) as error:
         logger.warning("%s: files of earlier generations were not removed: %s", folder, error)
+
+
+def _remove_if_possible(entry: Path) -> None:
+    try:
+        _remove(entry)
+    except OSError as error:  # of no consequence, and the next commit tries again
+        logger.warning("%s is of an earlier generation and was not removed: %s", entry, error)
 
 
 def _named_by(manifest: Manifest) -> set[str]:
@@ -138,7 +162,7 @@ def _named_by(manifest: Manifest) -> set[str]:
 
 
 def _remove(entry: Path) -> None:
-    if entry.is_dir():
+    if entry.is_dir() and not entry.is_symlink():
         shutil.rmtree(entry, ignore_errors=os.name == "nt")
     else:
         entry.unlink()
@@ -203,8 +227,7 @@ def building(path: Path, *, overwrite: bool, resume: bool) -> Iterator[Transacti
     """
     check_target(path, overwrite=overwrite)
     folder = path.with_name(path.name + _BUILDING)
-    folder.mkdir(exist_ok=True)
-    with writer_lock(folder):
+    with _build_lock(folder, path):
         _clear(folder, {LOCK, ENCODED} if resume else {LOCK})
         try:
             yield Transaction(folder, None)
@@ -216,6 +239,24 @@ def building(path: Path, *, overwrite: bool, resume: bool) -> Iterator[Transacti
             else:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+
+
+@contextlib.contextmanager
+def _build_lock(folder: Path, path: Path) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for attempt in range(_ATTEMPTS):
+            folder.mkdir(exist_ok=True)
+            try:
+                stack.enter_context(writer_lock(folder))
+                break
+            except FileNotFoundError:  # another build has ended, and its folder was moved
+                if attempt == _ATTEMPTS - 1:
+                    raise
+            except IndexBusyError:
+                raise IndexBusyError(
+                    f"another build for {str(path)!r} is running; wait until it has ended"
+                ) from None
+        yield
 
 
 def _clear(folder: Path, kept: set[str]) -> None:
@@ -239,7 +280,7 @@ def _move_into_place(folder: Path, path: Path, *, overwrite: bool) -> None:
 
 def _replace(folder: Path, path: Path) -> None:
     """Move the folders of a finished build into the index at `path`, as its next generation."""
-    with writer_lock(path, timeout=_PATIENCE):
+    with writer_lock(path, timeout=math.inf):
         try:
             base = Manifest.read(path)
         except IndexFormatError:  # damaged, or of an older format: it is to be replaced
@@ -264,6 +305,8 @@ def _replace(folder: Path, path: Path) -> None:
                     built, codec_folder=renamed[built.codec_folder], segments=tuple(segments)
                 )
             )
-        finally:
-            collect(path)
+        except BaseException:
+            collect(path, transaction.first_number)
+            raise
+        collect(path)
     shutil.rmtree(folder, ignore_errors=True)
