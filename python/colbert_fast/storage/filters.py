@@ -211,6 +211,7 @@ class FieldTable:
 
     def __init__(self, connection: sqlite3.Connection, path: Path, num_documents: int) -> None:
         self.path = path
+        self.num_documents = num_documents
         self._connection = connection
         weakref.finalize(self, connection.close)
         self._lock = threading.Lock()
@@ -222,6 +223,9 @@ class FieldTable:
             )
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise IndexFormatError(f"{path}: cannot be read ({error})") from error
+        # SQLite lets anything be in any column, and the places become part of statements.
+        if not all(isinstance(key, str) and type(at) is int for key, at in self.places.items()):
+            raise IndexFormatError(f"{path}: the table of metadata keys is damaged")
         connection.set_authorizer(_authorize)
 
     def positions(self, condition: Condition, keys: Iterable[str]) -> npt.NDArray[np.int64]:
@@ -247,9 +251,14 @@ class FieldTable:
             self._connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS)
             try:
                 rows = self._connection.execute(statement, condition.values)
-                return np.sort(np.fromiter((pid for (pid,) in rows), np.int64))
+                found = np.sort(np.fromiter((pid for (pid,) in rows), np.int64))
             finally:
                 self._connection.set_progress_handler(None, 0)
+        if len(found) and not 0 <= found[0] <= found[-1] < self.num_documents:
+            raise IndexFormatError(
+                f"{self.path}: metadata of documents outside 0..{self.num_documents - 1}"
+            )
+        return found
 
     def _column(self, keys: Sequence[str]) -> str:
         """The value of keys that are the same but for case, as names are to SQL."""

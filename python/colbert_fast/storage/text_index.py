@@ -108,7 +108,7 @@ class TextIndex:
             There are not that many.
         """
         rows = self._query("SELECT data FROM lengths ORDER BY block", ())
-        data = b"".join(row[0] for row in rows)
+        data = b"".join(row[0] for row in rows if isinstance(row[0], bytes))
         if len(data) != 4 * self.num_documents:
             raise IndexFormatError(
                 f"{self._path}: {len(data)} bytes of text lengths, for {self.num_documents} "
@@ -137,6 +137,9 @@ class TextIndex:
         }
 
     def _unpack(self, block: Any, data: Any) -> Postings:
+        blocks = -(-self.num_documents // _BLOCK)
+        if not (isinstance(data, bytes) and isinstance(block, int) and 0 <= block < blocks):
+            raise IndexFormatError(f"{self._path}: damaged postings of a word")
         n = len(data) // 3
         positions = np.frombuffer(data, "<u2", n).astype(np.int64) + block * _BLOCK
         if (
