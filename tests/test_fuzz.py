@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -158,3 +160,32 @@ def test_the_seal_is_what_the_library_writes(tmp_path: Path, origin: Path) -> No
     shutil.copytree(origin, tmp_path / "a")
     sealed(tmp_path / "a")
     assert (tmp_path / "a" / NAME).read_bytes() == (origin / NAME).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE lengths SET data = NULL",
+        "UPDATE postings SET block = 9",
+        "UPDATE postings SET block = -1",
+        "UPDATE postings SET data = 'words'",
+        "UPDATE keys SET name = x'00'",
+        "UPDATE fields SET pid = -1 WHERE pid = 0",
+        "UPDATE documents SET id = 1.5 WHERE pid = 0",
+        "UPDATE documents SET id = x'00' WHERE pid = 0",
+        "UPDATE documents SET text = x'00' WHERE pid = 0",
+        "UPDATE documents SET metadata = 5",
+        "UPDATE documents SET metadata = '[1]'",
+        "UPDATE documents SET pid = 1000 WHERE pid = 20",
+        "DELETE FROM documents WHERE pid = 20",
+    ],
+)
+def test_tables_that_hold_something_else(tmp_path: Path, origin: Path, statement: str) -> None:
+    path = tmp_path / "a"
+    shutil.copytree(origin, path)
+    store = next(each for each in sorted(path.glob("segment-*/documents.sqlite")))
+    with contextlib.closing(sqlite3.connect(store)) as connection, connection:
+        connection.execute(statement)
+    sealed(path)
+    with pytest.raises(IndexFormatError):
+        read_all(path)

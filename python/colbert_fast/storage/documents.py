@@ -220,7 +220,10 @@ class DocumentStore:
         [(version,)] = self._query("PRAGMA user_version")
         if (application, version) != (_APPLICATION_ID, _SCHEMA_VERSION):
             raise IndexFormatError(f"{self.path}: not a document store of this library")
-        [(first, last)] = self._query("SELECT min(pid), max(pid) FROM documents")
+        # One SELECT with both would read the whole table; each alone is a look-up.
+        [(first, last)] = self._query(
+            "SELECT (SELECT min(pid) FROM documents), (SELECT max(pid) FROM documents)"
+        )
         if (first, last) != (0, num_documents - 1):
             raise IndexFormatError(
                 f"{self.path}: positions {first}..{last}, expected 0..{num_documents - 1}"
@@ -247,6 +250,8 @@ class DocumentStore:
         for batch in _batches(positions):
             marks = ",".join("?" * len(batch))
             for pid, *row in self._query(f"SELECT * FROM documents WHERE pid IN ({marks})", batch):
+                if not (isinstance(row[0], (str, int)) and isinstance(row[1], (str, type(None)))):
+                    raise IndexFormatError(f"{self.path}: the document at {pid} is damaged")
                 found[pid] = Document(row[0], row[1], self._metadata(pid, row[2]))
             for pid in batch:
                 if pid not in found:
@@ -258,7 +263,9 @@ class DocumentStore:
             return None
         try:
             metadata: dict[str, Any] = json.loads(text)
-        except (TypeError, ValueError) as error:
+            if not isinstance(metadata, dict):
+                raise ValueError("not an object")
+        except (TypeError, ValueError, RecursionError) as error:
             raise IndexFormatError(
                 f"{self.path}: the metadata of the document at {position} is damaged ({error})"
             ) from error
@@ -287,7 +294,10 @@ class DocumentStore:
         """All ids by position."""
         # The index on ids holds all that is asked for: no page of texts is read.
         by_position = dict(self._query("SELECT pid, id FROM documents ORDER BY id"))
-        return [by_position[position] for position in range(len(by_position))]
+        ids: list[Any] = [by_position.get(position) for position in range(len(by_position))]
+        if not all(isinstance(each, (str, int)) for each in ids):
+            raise IndexFormatError(f"{self.path}: ids are missing or damaged")
+        return ids
 
     def close(self) -> None:
         """Close the file; any later read raises ValueError."""
