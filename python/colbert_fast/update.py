@@ -60,6 +60,7 @@ logger = logging.getLogger(__name__)
 _DRIFT = 1.1
 _TOKENS_PER_CENTROID = 64
 _SAMPLE_TOKENS = 1 << 18
+_GLANCE_TOKENS = 1 << 12  # of them, enough to tell the mean distance
 _KMEANS_ITERATIONS = 4
 
 
@@ -149,13 +150,12 @@ def _extended(snapshot: Snapshot, spill: Spill) -> Fitted:
     codec, usual = snapshot.codec, snapshot.manifest.residual_norm
     rng = np.random.default_rng(snapshot.manifest.generation)
     sample = spill.sample(rng, spill.num_documents, _SAMPLE_TOKENS)
-    codes, _ = ops.assign(sample, codec.centroids)
-    norms = residual_norms(sample, codes, codec)
+    norms = _distances(sample[:_GLANCE_TOKENS], codec)
     drift = float(norms.mean(dtype=np.float64)) / usual if usual else 1.0
     fitted = Fitted(codec, usual)
     if drift < _DRIFT:
         return fitted
-    far = sample[norms > _DRIFT * usual]
+    far = sample[_distances(sample, codec) > _DRIFT * usual]
     share = spill.num_tokens / max(snapshot.manifest.num_tokens, spill.num_tokens)
     wanted = min(int(len(codec.centroids) * share), len(far) // _TOKENS_PER_CENTROID)
     if wanted == 0:
@@ -169,6 +169,11 @@ def _extended(snapshot: Snapshot, spill: Spill) -> Fitted:
     )
     added = fit_centroids(far, wanted, iterations=_KMEANS_ITERATIONS, seed=0)
     return fitted._replace(codec=codec.extended(added))
+
+
+def _distances(vectors: npt.NDArray[np.float16], codec: Codec) -> npt.NDArray[np.float32]:
+    codes, _ = ops.assign(vectors, codec.centroids, exact=False)
+    return residual_norms(vectors, codes, codec)
 
 
 def _with_codec(transaction: Transaction, manifest: Manifest, codec: Codec) -> Manifest:
