@@ -253,12 +253,13 @@ struct Kernels {
   // lie in the order that `expand` yields.
   float (*residual_maxsim_i8)(const PanelsI8 &query, const float *ratio, const ByteTable &table,
                               const Decoder &decoder, const Residuals &tokens, std::size_t n);
-  // The tokens, ascending, that come within slack[lane] steps of the table of a lane's best int8
-  // product: if that covers the error, exact maxima are among them. Returns how many. `cells`:
-  // n x (n_panels * kLanes) floats of scratch.
+  // The tokens, ascending, that come within slack of a lane's best int8 product: if that covers the
+  // error, exact maxima are among them. slack^2 = squares[lane] + (relative * best)^2, in steps of
+  // the table. Returns how many. `cells`: n x (n_panels * kLanes) floats of scratch.
   std::size_t (*contenders)(const PanelsI8 &query, const float *ratio, const ByteTable &table,
                             const Decoder &decoder, const Residuals &tokens, std::size_t n,
-                            const float *slack, float *cells, std::int32_t *which);
+                            const float *squares, float relative, float *cells,
+                            std::int32_t *which);
 };
 
 } // namespace colbert_fast

@@ -315,14 +315,19 @@ float residual_maxsim_i8(const PanelsI8 &query, const float *ratio, const ByteTa
 
 std::size_t contenders(const PanelsI8 &query, const float *ratio, const ByteTable &table,
                        const Decoder &decoder, const Residuals &tokens, std::size_t n,
-                       const float *slack, float *cells, std::int32_t *which) {
+                       const float *squares, float relative, float *cells, std::int32_t *which) {
   LevelTiles tiles(decoder, tokens, table, n);
   memset(which, 0, n * sizeof *which);
   best_cells(query, ratio, tiles, cells, [&](std::size_t panel, F32x16 best) {
-    const F32x16 least = sub(best, load(slack + panel * kLanes));
+    const F32x16 share = mul(best, set1(relative));
+    const F32x16 within = fma(share, share, load(squares + panel * kLanes));
+    // Lanes past the query's last token have equal products throughout.
+    const unsigned used = (1u << min_of(kLanes, query.count - panel * kLanes)) - 1u;
     const float *cell = cells + panel * kLanes;
-    for (std::size_t i = 0; i < n; ++i, cell += query.n_panels * kLanes)
-      which[i] |= bits(gt(least, load(cell))) != (1u << kLanes) - 1u;
+    for (std::size_t i = 0; i < n; ++i, cell += query.n_panels * kLanes) {
+      const F32x16 gap = sub(best, load(cell));
+      which[i] |= (~bits(gt(mul(gap, gap), within)) & used) != 0;
+    }
   });
   std::size_t count = 0;
   for (std::size_t i = 0; i < n; ++i) {

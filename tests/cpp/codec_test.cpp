@@ -157,12 +157,14 @@ private:
     const QueryI8 query(random_, c.count, c.dim, c.whole);
     const ByteTableBuffer table(random_, c.centroids, c.count);
     const Buffer<float> ratio = random_.floats(query.lanes());
-    Buffer<float> slack = random_.floats(query.lanes());
-    for (std::size_t i = 0; i < slack.size(); ++i) slack[i] = c.whole ? 0 : 50 * (slack[i] + 1);
+    Buffer<float> squares = random_.floats(query.lanes());
+    for (std::size_t i = 0; i < squares.size(); ++i)
+      squares[i] = c.whole ? 0 : 2500 * (squares[i] + 1);
+    const float relative = c.whole ? 0.0f : 0.05f;
     const auto run = [&](const Kernels &k, Buffer<std::int32_t> &which) {
       Buffer<float> cells(c.n * query.lanes());
       return k.contenders(query.view(), ratio.data(), table.view(), codec.view(), tokens.view(),
-                          c.n, slack.data(), cells.poison(0xff).data(), which.data());
+                          c.n, squares.data(), relative, cells.poison(0xff).data(), which.data());
     };
     Buffer<std::int32_t> got(c.n), want(c.n);
     const std::size_t n = run(isa_, got.poison(0xff)), n_want = run(scalar_, want.poison(0xee));
