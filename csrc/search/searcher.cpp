@@ -320,29 +320,20 @@ void Searcher::score_exact(Arena &arena) const {
 // products leave a chance, a third or so.
 float Searcher::score_contenders(const Arena &arena, const Decoder &decoder, const float *ratio,
                                  const Tokens &tokens) const {
-  thread_local AlignedVector<float> cells;
-  thread_local std::vector<std::int32_t> which, codes;
-  thread_local std::vector<std::uint8_t> packed, scales;
-  const Residuals all = tokens.residuals(decoder);
+  thread_local AlignedVector<float> cells, rows;
+  thread_local std::vector<std::uint8_t> marks;
+  thread_local std::vector<std::int32_t> which;
+  const Panels query = arena.query.f32();
+  const Residuals residuals = tokens.residuals(decoder);
   cells.resize(tokens.count * arena.query.lanes());
+  marks.resize(tokens.count * query.n_panels);
+  rows.resize(marked_scratch(tokens.count, query.dim));
   which.resize(tokens.count);
-  const std::size_t n = kernels().contenders(arena.levels.view(), ratio, arena.bytes.table(),
-                                             decoder, all, tokens.count, arena.squares.data(),
-                                             arena.relative, cells.data(), which.data());
-  codes.resize(n), scales.resize(n), packed.resize(n * decoder.packed_dim);
-  for (std::size_t i = 0; i < n; ++i) {
-    const auto from = static_cast<std::size_t>(which[i]);
-    codes[i] = static_cast<std::int32_t>(code_at(all.codes, from));
-    if (all.scales != nullptr) scales[i] = all.scales[from];
-    std::copy_n(all.packed + from * decoder.packed_dim, decoder.packed_dim,
-                packed.data() + i * decoder.packed_dim);
-  }
-  return kernels().residual_maxsim(arena.query.f32(), decoder,
-                                   {{codes.data(), true},
-                                    packed.data(),
-                                    all.scales == nullptr ? nullptr : scales.data(),
-                                    nullptr},
-                                   n);
+  kernels().contenders(arena.levels.view(), ratio, arena.bytes.table(), decoder, residuals,
+                       tokens.count, arena.squares.data(), arena.relative, cells.data(),
+                       marks.data());
+  return kernels().residual_maxsim_marked(query, decoder, residuals, tokens.count, marks.data(),
+                                          rows.data(), which.data());
 }
 
 // Exact scores in descending int8 order, until what is left can hardly reach the k-th best: its
