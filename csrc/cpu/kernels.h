@@ -259,13 +259,13 @@ struct Kernels {
   // lie in the order that `expand` yields.
   float (*residual_maxsim_i8)(const PanelsI8 &query, const float *ratio, const ByteTable &table,
                               const Decoder &decoder, const Residuals &tokens, std::size_t n);
-  // The same, and the tokens that come near a lane's best product: marks[n][n_panels] is 1 where a
+  // The tokens that come near a lane's best product: marks[n][n_panels] is 1 where a
   // lane of the panel is within slack of it, else 0. slack^2 = squares[lane] + (relative * best)^2,
   // in steps of the table; if that covers the error, exact maxima are among them. `cells`:
   // n x (n_panels * kLanes) floats of scratch.
-  float (*contenders)(const PanelsI8 &query, const float *ratio, const ByteTable &table,
-                      const Decoder &decoder, const Residuals &tokens, std::size_t n,
-                      const float *squares, float relative, float *cells, std::uint8_t *marks);
+  void (*contenders)(const PanelsI8 &query, const float *ratio, const ByteTable &table,
+                     const Decoder &decoder, const Residuals &tokens, std::size_t n,
+                     const float *squares, float relative, float *cells, std::uint8_t *marks);
   // residual_maxsim where each panel's maxima are over the tokens it has marked, one at least.
   // `scratch`: marked_scratch(n, dim) floats; `which`: n ids.
   float (*residual_maxsim_marked)(const Panels &query, const Decoder &decoder,

@@ -361,13 +361,11 @@ float residual_maxsim_i8(const PanelsI8 &query, const float *ratio, const ByteTa
   return reduce_add(total);
 }
 
-float contenders(const PanelsI8 &query, const float *ratio, const ByteTable &table,
-                 const Decoder &decoder, const Residuals &tokens, std::size_t n,
-                 const float *squares, float relative, float *cells, std::uint8_t *marks) {
+void contenders(const PanelsI8 &query, const float *ratio, const ByteTable &table,
+                const Decoder &decoder, const Residuals &tokens, std::size_t n,
+                const float *squares, float relative, float *cells, std::uint8_t *marks) {
   LevelTiles tiles(decoder, tokens, table, n);
-  F32x16 total = set1(0.0f);
   best_cells(query, ratio, tiles, cells, [&](std::size_t panel, F32x16 best) {
-    total = fma(best, load(table.step + panel * kLanes), total);
     const F32x16 share = mul(best, set1(relative));
     const F32x16 within = fma(share, share, load(squares + panel * kLanes));
     // Lanes past the query's last token have equal products throughout.
@@ -378,7 +376,6 @@ float contenders(const PanelsI8 &query, const float *ratio, const ByteTable &tab
       marks[i * query.n_panels + panel] = (~bits(gt(mul(gap, gap), within)) & used) != 0;
     }
   });
-  return reduce_add(total);
 }
 
 } // namespace
