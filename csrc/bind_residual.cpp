@@ -218,6 +218,44 @@ void residual_maxsim(const py::object &query, const py::object &codes, const py:
   });
 }
 
+// For tests: what the exact stage of a search does with one document. Returns the exact score.
+float contenders(const py::object &query, const py::object &codes, const py::object &residuals,
+                 const py::object &centroids, const py::object &weights, const py::object &scales,
+                 const py::object &inverse_norms, const py::object &slack, float relative,
+                 const py::object &marks) {
+  Packed packed = Packed::check(codes, residuals, centroids, weights, scales);
+  const Decoder decoder = packed.tables.decoder();
+  const View q =
+      expect(query, "query", {DType::f32}, {kAny, static_cast<std::int64_t>(decoder.dim)});
+  const View within = expect(slack, "slack", {DType::f32}, {q.shape[0]});
+  packed.tokens.inverse_norms =
+      check_bytes(inverse_norms, "inverse_norms", static_cast<std::int64_t>(packed.n));
+  if (packed.n == 0) throw py::value_error("`codes` must not be empty");
+  QueryPanels panels;
+  panels.pack(q.as<const float>(), q.dim(0), decoder.dim);
+  const View out = expect_out(
+      marks, "marks", DType::u8,
+      {static_cast<std::int64_t>(packed.n), static_cast<std::int64_t>(panels.f32().n_panels)});
+  QueryI8 levels;
+  levels.pack(panels, packed.tables);
+  ByteScores table;
+  std::vector<std::int32_t> cells;
+  table.compute(ByteCentroids(decoder.centroids, packed.n_centroids, decoder.dim), panels, 0,
+                cells);
+  const float *ratio = table.ratio(panels, packed.tables.step());
+  AlignedVector<float> squares(panels.lanes()), products(packed.n * panels.lanes()),
+      rows(marked_scratch(packed.n, decoder.dim));
+  std::vector<std::int32_t> which(packed.n);
+  for (std::size_t i = 0; i < panels.count(); ++i) {
+    const float steps = within.as<const float>()[i] / table.table().step[i];
+    squares[i] = steps * steps;
+  }
+  kernels().contenders(levels.view(), ratio, table.table(), decoder, packed.tokens, packed.n,
+                       squares.data(), relative, products.data(), out.as<std::uint8_t>());
+  return kernels().residual_maxsim_marked(panels.f32(), decoder, packed.tokens, packed.n,
+                                          out.as<std::uint8_t>(), rows.data(), which.data());
+}
+
 } // namespace
 
 void bind_residual(py::module_ &m) {
@@ -235,4 +273,7 @@ void bind_residual(py::module_ &m) {
   m.def("residual_maxsim", &residual_maxsim, arg("query"), arg("codes"), arg("residuals"),
         arg("doclens"), arg("centroids"), arg("weights"), arg("scales").none(true),
         arg("inverse_norms").none(true), arg("scores"));
+  m.def("contenders", &contenders, arg("query"), arg("codes"), arg("residuals"), arg("centroids"),
+        arg("weights"), arg("scales").none(true), arg("inverse_norms").none(true), arg("slack"),
+        arg("relative"), arg("marks"));
 }

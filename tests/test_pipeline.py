@@ -181,6 +181,41 @@ def test_scores_are_exact_and_most_hits_are_found(codec: str) -> None:
     assert np.mean(found) >= 8
 
 
+def make_near_ties(nbits: int) -> Searcher:
+    """Documents whose tokens are nearly the same ones again and again."""
+    rng = np.random.default_rng([7, nbits])
+    doclens = np.full(150, 40, np.int32)
+    words = unit_vectors(rng, 24, 64)
+    noise = rng.standard_normal((150 * 40, 64)) * rng.choice([1e-3, 1e-2, 0.1], (150 * 40, 1))
+    embeddings = words[rng.integers(24, size=150 * 40)] + noise
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    centroids = unit_vectors(rng, 24, 64) * np.float32(0.6) + words
+    centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
+    codec = ResidualCodec.fit(centroids, embeddings.astype(np.float32), nbits=nbits, name="default")
+    columns = dict(codec.encode(embeddings.astype(np.float32)))
+    lists = ops.build_lists(columns["codes"], doclens, 24)
+    shared = {"centroids": codec.centroids, "weights": codec.weights, "doclens": doclens}
+    return searcher_of(columns | shared, lists)
+
+
+@every_isa
+@pytest.mark.parametrize("nbits", NBITS)
+def test_near_ties_are_scored_exactly(nbits: int) -> None:
+    searcher = make_near_ties(nbits)
+    rng = np.random.default_rng(9)
+    queries = [unit_vectors(rng, n, 64) for n in (1, 9, 32)]
+    for ndocs in (150, 90):  # all in one, or the best by their centroids first
+        params = SearchParams.resolve(60, ndocs=ndocs, nprobe=24)
+        found = searcher.search(queries, params)
+        for row, query in enumerate(queries):
+            ids = found[0][row]
+            given = np.isin(np.arange(150), ids)
+            exact = searcher.search(
+                [query], SearchParams.resolve(60, exhaustive=True), subset=given
+            )
+            assert same_bits((ids, found[1][row]), (exact[0][0], exact[1][0]))
+
+
 def kept_by_reference(query: np.ndarray, data: Arguments, ndocs: int) -> np.ndarray:
     """Mask of the ndocs documents with the best MaxSim over centroids scored in bytes."""
     table, step = reference.byte_scores(query, data["centroids"])

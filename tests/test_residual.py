@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from colbert_fast import _core
 from colbert_fast.kernels import ops, reference
 from support import (
     DIMS,
@@ -175,6 +176,41 @@ def test_int8_scores(
     norms = {"inverse_norms": data.inverse_norms}
     ours = ops.residual_maxsim(*arguments, precision="int8", **norms)
     assert_int8(ours, *arguments, **norms)
+
+
+@every_isa
+@pytest.mark.parametrize(("nq", "nbits", "dim"), SCORING)
+def test_contenders(nq: int, nbits: int, dim: int, rng: np.random.Generator) -> None:
+    data = make_collection(rng, nq=nq, nbits=nbits, dim=dim, doclens=[53])
+    vectors = (data.codes, data.residuals, data.centroids, data.weights)
+    inverse_norms = data.inverse_norms
+
+    def marked(slack: np.ndarray, relative: float) -> tuple[np.ndarray, float]:
+        marks = np.full((53, -(-nq // 16)), 7, np.uint8)
+        score = _core.contenders(data.query, *vectors, None, inverse_norms, slack, relative, marks)
+        assert marks.max() <= 1
+        return marks == 1, score
+
+    slack = rng.uniform(0, 0.1, nq).astype(np.float32)
+    for relative in (0.0, 0.2):
+        marks, score = marked(slack, relative)
+        less, more = (
+            reference.contenders(
+                data.query,
+                *vectors,
+                slack=slack + edge,
+                relative=relative,
+                inverse_norms=inverse_norms,
+            )
+            for edge in np.float32([-1e-5, 1e-5])
+        )
+        assert (less <= marks).all()
+        assert (marks <= more).all()
+        truth = reference.contenders_maxsim(data.query, *vectors, marks)
+        assert score == pytest.approx(truth, abs=PUBLISHED)
+    _, score = marked(slack + 100, 0.0)
+    whole = ops.residual_maxsim(data.query, *vectors[:2], data.doclens, *vectors[2:])
+    assert same_bits(np.float32(score), whole[0])
 
 
 @every_isa

@@ -145,6 +145,12 @@ constexpr std::size_t ward_scratch(std::size_t n_panels) {
   return n_panels * kLanes * (n_panels * kLanes + 5);
 }
 
+// Floats of scratch that `residual_maxsim_marked` takes: rows, a cache line apart.
+constexpr std::size_t row_stride(std::size_t dim) {
+  return ((dim + kLanes - 1) / kLanes + 1) * kLanes;
+}
+constexpr std::size_t marked_scratch(std::size_t n, std::size_t dim) { return n * row_stride(dim); }
+
 struct Kernels {
   const char *name;
   // Whether int8 products are so much faster than float32 ones that assign_screened pays.
@@ -253,12 +259,18 @@ struct Kernels {
   // lie in the order that `expand` yields.
   float (*residual_maxsim_i8)(const PanelsI8 &query, const float *ratio, const ByteTable &table,
                               const Decoder &decoder, const Residuals &tokens, std::size_t n);
-  // The tokens, ascending, that come within slack[lane] steps of the table of a lane's best int8
-  // product: if that covers the error, exact maxima are among them. Returns how many. `cells`:
+  // The tokens that come near a lane's best product: marks[n][n_panels] is 1 where a
+  // lane of the panel is within slack of it, else 0. slack^2 = squares[lane] + (relative * best)^2,
+  // in steps of the table; if that covers the error, exact maxima are among them. `cells`:
   // n x (n_panels * kLanes) floats of scratch.
-  std::size_t (*contenders)(const PanelsI8 &query, const float *ratio, const ByteTable &table,
-                            const Decoder &decoder, const Residuals &tokens, std::size_t n,
-                            const float *slack, float *cells, std::int32_t *which);
+  void (*contenders)(const PanelsI8 &query, const float *ratio, const ByteTable &table,
+                     const Decoder &decoder, const Residuals &tokens, std::size_t n,
+                     const float *squares, float relative, float *cells, std::uint8_t *marks);
+  // residual_maxsim where each panel's maxima are over the tokens it has marked, one at least.
+  // `scratch`: marked_scratch(n, dim) floats; `which`: n ids.
+  float (*residual_maxsim_marked)(const Panels &query, const Decoder &decoder,
+                                  const Residuals &tokens, std::size_t n, const std::uint8_t *marks,
+                                  float *scratch, std::int32_t *which);
 };
 
 } // namespace colbert_fast

@@ -60,9 +60,7 @@ struct FloatRows {
 // other they would compete for the same few lines of L1.
 template <std::size_t N> struct ScratchRows {
   alignas(64) float values[N * (kMaxDim + kLanes)];
-  float *row(std::size_t t, std::size_t dim) {
-    return values + t * ((dim + kLanes - 1) / kLanes + 1) * kLanes;
-  }
+  float *row(std::size_t t, std::size_t dim) { return values + t * row_stride(dim); }
 };
 
 struct WidenedRows {

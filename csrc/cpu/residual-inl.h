@@ -169,24 +169,26 @@ inline void prefetch_centroid(const Decoder &decoder, std::size_t code) {
   for (std::size_t d = 0; d < decoder.dim; d += kLanes) prefetch(centroid + d);
 }
 
-// Tokens from `first` on, of n, in `rows`; returns how many, at most kDecoded. First the windows of
-// all, then the rest, so that no load waits for the stores before it.
+// Tokens token(first), token(first + 1), ..., of n, in `rows`; returns how many, at most kDecoded.
+// First the windows of all, then the rest, so that no load waits for the stores before it.
 constexpr std::size_t kDecoded = 8;
+template <class Token>
 inline std::size_t decode_rows(const Decoder &decoder, const Residuals &tokens, std::size_t first,
-                               std::size_t n, float *const *rows, float *inverse) {
+                               std::size_t n, Token token, float *const *rows, float *inverse) {
   const std::size_t count = min_of(kDecoded, n - first);
   std::uint8_t windows[kDecoded][kMaxDim + 2 * kBytes];
   for (std::size_t j = 0; j < count; ++j)
-    prefetch_centroid(decoder, code_at(tokens.codes, min_of(first + kDecoded + j, n - 1)));
+    prefetch_centroid(decoder, code_at(tokens.codes, token(min_of(first + kDecoded + j, n - 1))));
   with_bits(decoder.nbits, [&](auto b) {
-    const std::uint8_t *packed = tokens.packed + first * decoder.packed_dim;
     for (std::size_t j = 0; j < count; ++j)
-      windows_row<b.value>(decoder.dim, packed + j * decoder.packed_dim, windows[j]);
+      windows_row<b.value>(decoder.dim, tokens.packed + token(first + j) * decoder.packed_dim,
+                           windows[j]);
     for (std::size_t j = 0; j < count; ++j)
-      inverse[j] = finish_row<b.value>(decoder, tokens, first + j, windows[j], rows[j]);
+      inverse[j] = finish_row<b.value>(decoder, tokens, token(first + j), windows[j], rows[j]);
   });
   return count;
 }
+inline std::size_t in_order(std::size_t i) { return i; }
 
 void decompress(const Decoder &decoder, const Residuals &tokens, std::size_t n, float *out,
                 float *inverse_norms) {
@@ -194,7 +196,7 @@ void decompress(const Decoder &decoder, const Residuals &tokens, std::size_t n, 
   float *rows[kDecoded], inverse[kDecoded];
   for (std::size_t j = 0; j < kDecoded; ++j) rows[j] = scratch.row(j, decoder.dim);
   for (std::size_t i = 0; i < n; i += kDecoded) {
-    const std::size_t count = decode_rows(decoder, tokens, i, n, rows, inverse);
+    const std::size_t count = decode_rows(decoder, tokens, i, n, in_order, rows, inverse);
     for (std::size_t j = 0; j < count; ++j) {
       if (out != nullptr) memcpy(out + (i + j) * decoder.dim, rows[j], decoder.dim * sizeof(float));
       if (inverse_norms != nullptr) inverse_norms[i + j] = inverse[j];
@@ -218,7 +220,7 @@ struct DecodedRows {
   }
   void tile(std::size_t i, std::size_t n, Rows &rows) {
     float inverse[kDecoded];
-    if (i % kDecoded == 0) decode_rows(decoder, tokens, i, n, decoded, inverse);
+    if (i % kDecoded == 0) decode_rows(decoder, tokens, i, n, in_order, decoded, inverse);
     for (std::size_t t = 0; t < kTileRows; ++t)
       rows[t] = decoded[min_of(i % kDecoded + t, min_of(kDecoded, n - i + i % kDecoded) - 1)];
   }
@@ -228,6 +230,52 @@ float residual_maxsim(const Panels &query, const Decoder &decoder, const Residua
                       std::size_t n) {
   DecodedRows source(decoder, tokens);
   return sum_of_max(query, source, n, nullptr);
+}
+
+// best = the maxima over those of n rows that have a mark, `stride` apart. The rows of a tile are
+// chosen without a branch, which would be mispredicted every other time.
+inline F32x16 max_dot_marked(const float *rows, const std::int32_t *which, std::size_t n,
+                             const std::uint8_t *marks, std::size_t stride, const float *panel,
+                             std::size_t dim) {
+  F32x16 best[1] = {set1(kMinusInf)};
+  Rows tile;
+  std::size_t filled = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    tile[filled] = rows + i * row_stride(dim);
+    filled += marks[static_cast<std::size_t>(which[i]) * stride];
+    if (filled == 0 || (filled < kTileRows && i + 1 < n)) continue;
+    for (std::size_t t = filled; t < kTileRows; ++t) tile[t] = tile[0];
+    F32x16 acc[kTileRows][1];
+    dot_tile<1>(tile, panel, panel, dim, acc);
+    for (std::size_t t = 0; t < kTileRows; ++t) best[0] = max(acc[t][0], best[0]);
+    filled = 0;
+  }
+  return best[0];
+}
+
+float residual_maxsim_marked(const Panels &query, const Decoder &decoder, const Residuals &tokens,
+                             std::size_t n, const std::uint8_t *marks, float *scratch,
+                             std::int32_t *which) {
+  std::size_t count = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    unsigned marked = 0;
+    for (std::size_t p = 0; p < query.n_panels; ++p) marked |= marks[i * query.n_panels + p];
+    which[count] = static_cast<std::int32_t>(i);
+    count += marked;
+  }
+  for (std::size_t i = 0; i < count; i += kDecoded) {
+    float *rows[kDecoded], inverse[kDecoded];
+    for (std::size_t j = 0; j < kDecoded; ++j)
+      rows[j] = scratch + min_of(i + j, count - 1) * row_stride(query.dim);
+    decode_rows(
+        decoder, tokens, i, count,
+        [&](std::size_t k) { return static_cast<std::size_t>(which[k]); }, rows, inverse);
+  }
+  F32x16 total = set1(0.0f);
+  for (std::size_t p = 0; p < query.n_panels; ++p)
+    total = add(total, max_dot_marked(scratch, which, count, marks + p, query.n_panels,
+                                      query.data + p * query.dim * kLanes, query.dim));
+  return reduce_add(total);
 }
 
 // Levels of a tile of tokens, and of the one behind it while the products of the first are made.
@@ -313,24 +361,21 @@ float residual_maxsim_i8(const PanelsI8 &query, const float *ratio, const ByteTa
   return reduce_add(total);
 }
 
-std::size_t contenders(const PanelsI8 &query, const float *ratio, const ByteTable &table,
-                       const Decoder &decoder, const Residuals &tokens, std::size_t n,
-                       const float *slack, float *cells, std::int32_t *which) {
+void contenders(const PanelsI8 &query, const float *ratio, const ByteTable &table,
+                const Decoder &decoder, const Residuals &tokens, std::size_t n,
+                const float *squares, float relative, float *cells, std::uint8_t *marks) {
   LevelTiles tiles(decoder, tokens, table, n);
-  memset(which, 0, n * sizeof *which);
   best_cells(query, ratio, tiles, cells, [&](std::size_t panel, F32x16 best) {
-    const F32x16 least = sub(best, load(slack + panel * kLanes));
+    const F32x16 share = mul(best, set1(relative));
+    const F32x16 within = fma(share, share, load(squares + panel * kLanes));
+    // Lanes past the query's last token have equal products throughout.
+    const unsigned used = (1u << min_of(kLanes, query.count - panel * kLanes)) - 1u;
     const float *cell = cells + panel * kLanes;
-    for (std::size_t i = 0; i < n; ++i, cell += query.n_panels * kLanes)
-      which[i] |= bits(gt(least, load(cell))) != (1u << kLanes) - 1u;
+    for (std::size_t i = 0; i < n; ++i, cell += query.n_panels * kLanes) {
+      const F32x16 gap = sub(best, load(cell));
+      marks[i * query.n_panels + panel] = (~bits(gt(mul(gap, gap), within)) & used) != 0;
+    }
   });
-  std::size_t count = 0;
-  for (std::size_t i = 0; i < n; ++i) {
-    const bool contends = which[i] != 0;
-    which[count] = static_cast<std::int32_t>(i);
-    count += contends;
-  }
-  return count;
 }
 
 } // namespace

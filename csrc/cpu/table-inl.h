@@ -22,7 +22,7 @@ const Kernels COLBERT_FAST_TABLE = {
     scores, probe, approximate, scores_i8, approximate_i8,
     unpack_codes,
     pack, unpack, compress, compress_trellis, decompress, residual_maxsim, residual_maxsim_i8,
-    contenders,
+    contenders, residual_maxsim_marked,
 };
 // clang-format on
 

@@ -59,7 +59,10 @@ struct Searcher::Arena {
   QueryI8 levels;
   ByteScores bytes;
   AlignedVector<float> scores, init;
-  std::vector<float> rough, sorted, slack;
+  std::vector<float> rough, sorted;
+  // What the errors of int8 products let a token stay below the best, as in `contenders`.
+  AlignedVector<float> squares;
+  float relative;
   std::vector<std::int32_t> cells, ids;
   // What `mark` has read: documents list after list, and the cell of each. And for `screen` the
   // place of each document among the hits, and the cells of each hit.
@@ -285,17 +288,17 @@ void Searcher::score_int8(Arena &arena, std::size_t k, bool all) const {
 }
 
 // The standard deviation of int8 products of one query token around the exact ones: every rounded
-// quantity is off by a uniform error, independent from token to token.
+// quantity is off by a uniform error, independent from token to token. To it comes norm_error().
 float Searcher::int8_error(const Arena &arena, std::size_t lane) const {
-  // Inverse norms, relative: the step of their byte. Codecs that go without have them near 1: with
-  // 4 bits at a standard deviation of .0054, here as the width of a uniform error.
-  const float norm_step = has_inverse_norms_ ? 0.0055f : 0.0187f;
   const float norm = arena.query.norms()[lane], table = arena.bytes.table().step[lane];
-  const float centroid = norm * bytes_.largest_scale(), inverse = norm * norm_step;
-  const float unit = arena.query.units()[lane], level = norm * 2 * collection_.codec->level_error();
-  return std::sqrt(
-      (unit * unit + table * table + centroid * centroid + inverse * inverse + level * level) / 12);
+  const float centroid = norm * bytes_.largest_scale(), unit = arena.query.units()[lane];
+  const float level = norm * 2 * collection_.codec->level_error();
+  return std::sqrt((unit * unit + table * table + centroid * centroid + level * level) / 12);
 }
+
+// The same of inverse norms, relative to the product: half a percent between bytes. Codecs that go
+// without have them near 1: with 4 bits at a standard deviation of .0054.
+float Searcher::norm_error() const { return has_inverse_norms_ ? 0.0016f : 0.0054f; }
 
 void Searcher::score_exact(Arena &arena) const {
   const Kernels &cpu = kernels();
@@ -317,29 +320,20 @@ void Searcher::score_exact(Arena &arena) const {
 // products leave a chance, a third or so.
 float Searcher::score_contenders(const Arena &arena, const Decoder &decoder, const float *ratio,
                                  const Tokens &tokens) const {
-  thread_local AlignedVector<float> cells;
-  thread_local std::vector<std::int32_t> which, codes;
-  thread_local std::vector<std::uint8_t> packed, scales;
-  const Residuals all = tokens.residuals(decoder);
+  thread_local AlignedVector<float> cells, rows;
+  thread_local std::vector<std::uint8_t> marks;
+  thread_local std::vector<std::int32_t> which;
+  const Panels query = arena.query.f32();
+  const Residuals residuals = tokens.residuals(decoder);
   cells.resize(tokens.count * arena.query.lanes());
+  marks.resize(tokens.count * query.n_panels);
+  rows.resize(marked_scratch(tokens.count, query.dim));
   which.resize(tokens.count);
-  const std::size_t n =
-      kernels().contenders(arena.levels.view(), ratio, arena.bytes.table(), decoder, all,
-                           tokens.count, arena.slack.data(), cells.data(), which.data());
-  codes.resize(n), scales.resize(n), packed.resize(n * decoder.packed_dim);
-  for (std::size_t i = 0; i < n; ++i) {
-    const auto from = static_cast<std::size_t>(which[i]);
-    codes[i] = static_cast<std::int32_t>(code_at(all.codes, from));
-    if (all.scales != nullptr) scales[i] = all.scales[from];
-    std::copy_n(all.packed + from * decoder.packed_dim, decoder.packed_dim,
-                packed.data() + i * decoder.packed_dim);
-  }
-  return kernels().residual_maxsim(arena.query.f32(), decoder,
-                                   {{codes.data(), true},
-                                    packed.data(),
-                                    all.scales == nullptr ? nullptr : scales.data(),
-                                    nullptr},
-                                   n);
+  kernels().contenders(arena.levels.view(), ratio, arena.bytes.table(), decoder, residuals,
+                       tokens.count, arena.squares.data(), arena.relative, cells.data(),
+                       marks.data());
+  return kernels().residual_maxsim_marked(query, decoder, residuals, tokens.count, marks.data(),
+                                          rows.data(), which.data());
 }
 
 // Exact scores in descending int8 order, until what is left can hardly reach the k-th best: its
@@ -348,13 +342,17 @@ void Searcher::score_exact_while(Arena &arena, std::size_t k) const {
   std::vector<Hit> &hits = arena.hits;
   const Decoder decoder = collection_.codec->decoder();
   const float *ratio = arena.bytes.ratio(arena.query, collection_.codec->step());
-  arena.slack.assign(arena.query.lanes(), 0.0f);
+  arena.squares.assign(arena.query.lanes(), 0.0f);
+  // Of the difference of two products, the best and the exact best one, either of which is off.
+  const float difference = kInt8Slack * std::sqrt(2.0f), relative = norm_error();
+  arena.relative = difference * relative;
   float variance = 0.0f;
   for (std::size_t i = 0; i < arena.query.count(); ++i) {
     const float error = int8_error(arena, i), step = arena.bytes.table().step[i];
-    variance += error * error;
-    // Of the difference of two products, the best and the exact best one, either of which is off.
-    if (step > 0.0f) arena.slack[i] = kInt8Slack * std::sqrt(2.0f) * error / step;
+    // No product is larger than its query token.
+    const float norm = relative * arena.query.norms()[i];
+    variance += error * error + norm * norm;
+    if (step > 0.0f) arena.squares[i] = std::pow(difference * error / step, 2.0f);
   }
   const float slack = kInt8Slack * std::sqrt(variance);
   std::sort(hits.begin(), hits.end(), better);

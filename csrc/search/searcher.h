@@ -65,6 +65,7 @@ private:
   void score_exact(Arena &arena) const;
   void score_exact_while(Arena &arena, std::size_t k) const;
   float int8_error(const Arena &arena, std::size_t lane) const;
+  float norm_error() const;
   float score_contenders(const Arena &arena, const Decoder &decoder, const float *ratio,
                          const Tokens &tokens) const;
   template <class Score>

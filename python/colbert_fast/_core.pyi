@@ -40,6 +40,18 @@ def residual_maxsim(
     inverse_norms: Any,
     scores: Any,
 ) -> None: ...
+def contenders(
+    query: Any,
+    codes: Any,
+    residuals: Any,
+    centroids: Any,
+    weights: Any,
+    scales: Any,
+    inverse_norms: Any,
+    slack: Any,
+    relative: float,
+    marks: Any,
+) -> float: ...
 def centroid_scores(query: Any, centroids: Any, scores: Any) -> None: ...
 def top_centroids(scores: Any, cells: Any) -> None: ...
 def pack_codes(codes: Any, bits: int, packed: Any) -> None: ...

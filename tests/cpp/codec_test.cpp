@@ -67,6 +67,7 @@ public:
     sweep(random_, 4, [this](const Case &c) { residual(c); });
     sweep(random_, 6, [this](const Case &c) { residual_i8(c); });
     sweep(random_, 3, [this](const Case &c) { contenders(c); });
+    sweep(random_, 3, [this](const Case &c) { marked(c); });
   }
 
 private:
@@ -157,19 +158,42 @@ private:
     const QueryI8 query(random_, c.count, c.dim, c.whole);
     const ByteTableBuffer table(random_, c.centroids, c.count);
     const Buffer<float> ratio = random_.floats(query.lanes());
-    Buffer<float> slack = random_.floats(query.lanes());
-    for (std::size_t i = 0; i < slack.size(); ++i) slack[i] = c.whole ? 0 : 50 * (slack[i] + 1);
-    const auto run = [&](const Kernels &k, Buffer<std::int32_t> &which) {
+    Buffer<float> squares = random_.floats(query.lanes());
+    for (std::size_t i = 0; i < squares.size(); ++i)
+      squares[i] = c.whole ? 0 : 2500 * (squares[i] + 1);
+    const float relative = c.whole ? 0.0f : 0.05f;
+    const auto run = [&](const Kernels &k, Buffer<std::uint8_t> &marks) {
       Buffer<float> cells(c.n * query.lanes());
-      return k.contenders(query.view(), ratio.data(), table.view(), codec.view(), tokens.view(),
-                          c.n, slack.data(), cells.poison(0xff).data(), which.data());
+      k.contenders(query.view(), ratio.data(), table.view(), codec.view(), tokens.view(), c.n,
+                   squares.data(), relative, cells.poison(0xff).data(), marks.data());
     };
-    Buffer<std::int32_t> got(c.n), want(c.n);
-    const std::size_t n = run(isa_, got.poison(0xff)), n_want = run(scalar_, want.poison(0xee));
-    std::fill(got.data() + std::min(n, c.n), got.data() + c.n, -1); // not part of the promise
-    std::fill(want.data() + std::min(n_want, c.n), want.data() + c.n, -1);
-    tally_.check(n == n_want && n > 0 && n <= c.n, c.describe(isa_, "contenders: how many"));
+    Buffer<std::uint8_t> got(c.n * query.view().n_panels), want(c.n * query.view().n_panels);
+    run(isa_, got.poison(0xff));
+    run(scalar_, want.poison(0xee));
     tally_.same(got, want, c.describe(isa_, "contenders"));
+  }
+
+  void marked(const Case &c) {
+    if (c.n == 0) return; // not part of the promise
+    const Codec codec(random_, c);
+    const Tokens tokens(random_, c, codec.packed_dim());
+    const Query query(random_.floats(c.count * c.dim, c.whole), c.count, c.dim);
+    const std::size_t panels = query.view().n_panels;
+    auto marks = random_.integers<std::uint8_t>(c.n * panels, 2);
+    for (std::size_t p = 0; p < panels; ++p) marks[random_.below(c.n) * panels + p] = 1;
+    const auto run = [&](const Kernels &k) {
+      Buffer<float> score(1), scratch(marked_scratch(c.n, c.dim));
+      Buffer<std::int32_t> which(c.n);
+      score[0] =
+          k.residual_maxsim_marked(query.view(), codec.view(), tokens.view(), c.n, marks.data(),
+                                   scratch.poison(0xff).data(), which.poison(0xff).data());
+      return score;
+    };
+    tally_.same(run(isa_), run(scalar_), c.describe(isa_, "residual_maxsim_marked"));
+    std::fill(marks.data(), marks.data() + marks.size(), std::uint8_t{1});
+    Buffer<float> whole(1);
+    whole[0] = scalar_.residual_maxsim(query.view(), codec.view(), tokens.view(), c.n);
+    tally_.same(run(isa_), whole, c.describe(isa_, "residual_maxsim_marked: all"));
   }
 
   const Kernels &isa_, &scalar_;

@@ -86,12 +86,71 @@ def residual_maxsim(
         return cast(Float32, maxsim(query, vectors, doclens))
     if inverse_norms is None:
         raise ValueError("inverse_norms: needed by precision='int8', got None")
+    similarities = _int8_similarities(
+        query, codes, residuals, centroids, weights, scales, inverse_norms
+    )
+    return _sum_of_best(similarities, doclens)[0]
+
+
+def _int8_similarities(
+    query: Float32,
+    codes: Array,
+    residuals: UInt8,
+    centroids: Float32,
+    weights: Float32,
+    scales: UInt8 | None,
+    inverse_norms: UInt8,
+) -> Array:
+    """Of each query token with each token: float64 (nq, n)."""
     table, step = byte_scores(query, centroids)
     centroid_part = (step[:, None] * (table.astype(np.float64).T - TABLE_ZERO))[:, codes]
     scale = np.ones(len(codes)) if scales is None else decode_scales(scales)
     values = values_of(residuals, centroids.shape[1], weights)
     similarities = centroid_part + scale * int8_products(query, values, weights)
-    return _sum_of_best(similarities * decode_inverse_norms(inverse_norms), doclens)[0]
+    return cast(Array, similarities * decode_inverse_norms(inverse_norms))
+
+
+def contenders(
+    query: Float32,
+    codes: Array,
+    residuals: UInt8,
+    centroids: Float32,
+    weights: Float32,
+    *,
+    slack: Float32,
+    relative: float,
+    inverse_norms: UInt8,
+    scales: UInt8 | None = None,
+) -> Array:
+    """Which tokens of one document could hold exact maxima: bool (n, panels).
+
+    Query tokens are taken 16 at a time, a panel. A token contends in it that comes within
+    ``sqrt(slack**2 + (relative * best)**2)`` of the best int8 similarity of one of them; `slack` is
+    (nq,).
+    """
+    similarities = _int8_similarities(
+        query, codes, residuals, centroids, weights, scales, inverse_norms
+    )
+    best = similarities.max(axis=1)
+    near = best[:, None] - similarities <= np.hypot(slack, relative * best)[:, None]
+    return np.stack([near[i : i + 16].any(axis=0) for i in range(0, len(query), 16)], axis=1)
+
+
+def contenders_maxsim(
+    query: Float32,
+    codes: Array,
+    residuals: UInt8,
+    centroids: Float32,
+    weights: Float32,
+    marks: Array,
+    *,
+    scales: UInt8 | None = None,
+) -> float:
+    """MaxSim of one document where each query token sees what its panel has in `marks` only."""
+    vectors = decompress(codes, residuals, centroids, weights, scales=scales)
+    similarities = query.astype(np.float64) @ vectors.astype(np.float64).T
+    seen = np.repeat(marks.T, 16, axis=0)[: len(query)]
+    return float(np.where(seen, similarities, -np.inf).max(axis=1).sum())
 
 
 def _offsets(doclens: Array) -> Int64:
