@@ -69,7 +69,8 @@ def queries(rng: np.random.Generator) -> np.ndarray:
 
 def stored(index: Index) -> list[np.ndarray]:
     arrays = index._snapshot.segments[0]
-    vectors = index._snapshot.codec.decode(arrays.columns)
+    columns = {name: rows[:] for name, rows in arrays.columns.items()}
+    vectors = index._snapshot.codec.decode(columns)
     return np.split(vectors, np.cumsum(arrays.doclens)[:-1])
 
 

@@ -4,16 +4,10 @@
 #include <cmath>
 #include <functional>
 #include <limits>
-#include <stdexcept>
-#include <string>
 
 #include "cpu/dispatch.h"
 #include "search/probe.h"
 #include "thread_pool.h"
-
-#if defined(_MSC_VER)
-#include <intrin.h>
-#endif
 
 namespace colbert_fast {
 namespace {
@@ -31,27 +25,6 @@ constexpr float kApproximateSlack = 4.0f, kInt8Slack = 6.0f;
 // Hits whose codes are fetched ahead: of many documents the next one gathered lies pages away.
 constexpr std::size_t kAhead = 8;
 
-inline std::size_t lowest_bit(std::uint64_t bits) {
-#if defined(_MSC_VER)
-  unsigned long index;
-  _BitScanForward64(&index, bits);
-  return index;
-#else
-  return static_cast<std::size_t>(__builtin_ctzll(bits));
-#endif
-}
-
-bool better(const Hit &a, const Hit &b) {
-  return a.score != b.score ? a.score > b.score : a.document < b.document;
-}
-
-// The best n hits, in no particular order.
-void keep_best(std::vector<Hit> &hits, std::size_t n) {
-  if (hits.size() <= n) return;
-  std::nth_element(hits.begin(), hits.begin() + static_cast<std::ptrdiff_t>(n), hits.end(), better);
-  hits.resize(n);
-}
-
 } // namespace
 
 struct Searcher::Arena {
@@ -63,18 +36,14 @@ struct Searcher::Arena {
   // What the errors of int8 products let a token stay below the best, as in `contenders`.
   AlignedVector<float> squares;
   float relative;
-  std::vector<std::int32_t> cells, ids;
-  // What `mark` has read: documents list after list, and the cell of each. And for `screen` the
-  // place of each document among the hits, and the cells of each hit.
-  std::vector<std::int32_t> postings, posting_cells, places, found, ends;
+  std::vector<std::int32_t> cells;
   std::vector<std::uint8_t> keep;
-  std::vector<std::uint64_t> seen;
+  Gathering gathering;
   std::vector<Hit> hits;
 
   std::size_t size() const {
-    return scores.capacity() * sizeof(float) + hits.capacity() * sizeof(Hit) +
-           seen.capacity() * sizeof(std::uint64_t) + bytes.bytes() +
-           sizeof(std::int32_t) * (2 * postings.capacity() + places.capacity());
+    return scores.capacity() * sizeof(float) + hits.capacity() * sizeof(Hit) + bytes.bytes() +
+           gathering.bytes();
   }
   // The k-th best score of the first n hits; -inf if they are fewer.
   float kth(std::size_t n, std::size_t k) {
@@ -105,102 +74,6 @@ void Searcher::score_centroids(Arena &arena, std::size_t nprobe) const {
                arena.scores.data() + begin * lanes);
   });
   probe(arena.scores.data(), c.n_centroids, lanes, arena.query.count(), nprobe, arena.cells);
-}
-
-// Mark the documents that one part's lists have for `cells`, which ascend, and keep the postings.
-void Searcher::mark(Arena &arena, std::size_t index) const {
-  const Part &part = collection_.parts[index];
-  for (const std::int32_t cell : arena.cells) {
-    const auto c = static_cast<std::size_t>(cell);
-    if (c >= part.lists.n_lists) break;
-    const std::size_t before = arena.postings.size();
-    try {
-      read_list(part.lists, c, part.n_docs(), arena.postings);
-    } catch (const std::runtime_error &error) {
-      throw std::runtime_error("`parts[" + std::to_string(index) + "].lists`: " + error.what());
-    }
-    arena.posting_cells.resize(arena.postings.size(), cell);
-    for (std::size_t i = before; i < arena.postings.size(); ++i) {
-      const std::size_t document = part.base + static_cast<std::size_t>(arena.postings[i]);
-      arena.postings[i] = static_cast<std::int32_t>(document);
-      arena.seen[document / 64] |= std::uint64_t{1} << (document % 64);
-    }
-  }
-}
-
-void Searcher::gather(Arena &arena, const Selection &selection) const {
-  std::vector<std::int32_t> &cells = arena.cells;
-  std::sort(cells.begin(), cells.end());
-  cells.erase(std::unique(cells.begin(), cells.end()), cells.end());
-  arena.seen.assign((n_docs() + 63) / 64, 0);
-  arena.postings.clear();
-  arena.posting_cells.clear();
-  for (std::size_t i = 0; i < collection_.parts.size(); ++i) mark(arena, i);
-  arena.hits.clear();
-  for (std::size_t word = 0; word < arena.seen.size(); ++word)
-    for (std::uint64_t bits = arena.seen[word]; bits != 0; bits &= bits - 1) {
-      const std::size_t id = word * 64 + lowest_bit(bits);
-      if (selection.holds(id)) arena.hits.push_back({0.0f, static_cast<std::int32_t>(id)});
-    }
-}
-
-// Of the hits, which ascend, keep the n best by the cells alone in whose lists they were found: the
-// approximate score of a document that has no other tokens. It needs no codes, which of so many
-// documents would come from memory.
-void Searcher::screen(Arena &arena, std::size_t n) const {
-  const std::size_t n_hits = arena.hits.size();
-  arena.places.assign(n_docs(), -1);
-  for (std::size_t i = 0; i < n_hits; ++i)
-    arena.places[static_cast<std::size_t>(arena.hits[i].document)] = static_cast<std::int32_t>(i);
-  const auto place_of = [&](std::size_t posting) {
-    return arena.places[static_cast<std::size_t>(arena.postings[posting])];
-  };
-  // A counting sort by hit; ends[i] is where the cells of hit i begin until they are written.
-  arena.ends.assign(n_hits + 1, 0);
-  for (std::size_t i = 0; i < arena.postings.size(); ++i)
-    if (place_of(i) >= 0) ++arena.ends[static_cast<std::size_t>(place_of(i)) + 1];
-  for (std::size_t i = 0; i < n_hits; ++i) arena.ends[i + 1] += arena.ends[i];
-  arena.found.resize(static_cast<std::size_t>(arena.ends[n_hits]));
-  for (std::size_t i = 0; i < arena.postings.size(); ++i)
-    if (place_of(i) >= 0) {
-      std::int32_t &end = arena.ends[static_cast<std::size_t>(place_of(i))];
-      arena.found[static_cast<std::size_t>(end++)] = arena.posting_cells[i];
-    }
-  const ByteTable table = arena.bytes.table();
-  parallel_for(n_hits, 1024, [&](std::size_t first, std::size_t last) {
-    for (std::size_t i = first; i < last; ++i) {
-      const std::int32_t begin = i == 0 ? 0 : arena.ends[i - 1];
-      arena.hits[i].score =
-          kernels().approximate_i8(table, {arena.found.data() + begin, true},
-                                   static_cast<std::size_t>(arena.ends[i] - begin));
-    }
-  });
-  keep_best(arena.hits, n);
-  std::sort(arena.hits.begin(), arena.hits.end(),
-            [](const Hit &a, const Hit &b) { return a.document < b.document; });
-}
-
-void Searcher::all_documents(Arena &arena, const Selection &selection) const {
-  arena.hits.clear();
-  if (selection.candidates != nullptr) return given_documents(arena, selection);
-  for (const Part &part : collection_.parts)
-    for (std::size_t i = 0; i < part.n_docs(); ++i) {
-      const std::size_t id = part.base + i;
-      if (part.offsets[i + 1] > part.offsets[i] && selection.holds(id))
-        arena.hits.push_back({0.0f, static_cast<std::int32_t>(id)});
-    }
-}
-
-void Searcher::given_documents(Arena &arena, const Selection &selection) const {
-  arena.ids.clear();
-  for (std::size_t i = 0; i < selection.n_candidates; ++i) {
-    const auto id = static_cast<std::size_t>(selection.candidates[i]);
-    if (Tokens(collection_.part_of(id), id).count > 0 && selection.holds(id))
-      arena.ids.push_back(static_cast<std::int32_t>(id));
-  }
-  std::sort(arena.ids.begin(), arena.ids.end());
-  arena.ids.erase(std::unique(arena.ids.begin(), arena.ids.end()), arena.ids.end());
-  for (const std::int32_t id : arena.ids) arena.hits.push_back({0.0f, id});
 }
 
 // hits[begin, end) get score(tokens) each.
@@ -371,7 +244,7 @@ void Searcher::score_exact_while(Arena &arena, std::size_t k) const {
 void Searcher::search_plaid(Arena &arena, const SearchParams &params,
                             const Selection &selection) const {
   score_centroids(arena, std::min(params.nprobe, collection_.n_centroids));
-  gather(arena, selection);
+  arena.gathering.gather(collection_, arena.cells, selection, arena.hits);
   const std::size_t lanes = arena.query.lanes();
   arena.keep.resize(collection_.n_centroids);
   for (std::size_t c = 0; c < collection_.n_centroids; ++c) {
@@ -394,11 +267,12 @@ void Searcher::search_default(Arena &arena, const SearchParams &params,
   const bool few = nprobe <= ByteScores::kMostProbes;
   arena.bytes.compute(bytes_, arena.query, scan || !few ? 0 : nprobe, arena.cells);
   if (scan) {
-    all_documents(arena, selection);
+    all_documents(collection_, selection, arena.hits);
   } else {
     if (!few) score_centroids(arena, nprobe);
-    gather(arena, selection);
-    if (arena.hits.size() > kScreenFrom * params.ndocs) screen(arena, kScreenTo * params.ndocs);
+    arena.gathering.gather(collection_, arena.cells, selection, arena.hits);
+    if (arena.hits.size() > kScreenFrom * params.ndocs)
+      arena.gathering.screen(arena.bytes.table(), n_docs(), kScreenTo * params.ndocs, arena.hits);
     approximate_i8(arena);
     keep_best(arena.hits, params.ndocs);
     std::sort(arena.hits.begin(), arena.hits.end(), better);
@@ -415,7 +289,7 @@ void Searcher::search(const float *query, std::size_t count, const SearchParams 
   thread_local Arena arena;
   arena.query.pack(query, count, collection_.dim);
   if (params.exhaustive) {
-    all_documents(arena, selection);
+    all_documents(collection_, selection, arena.hits);
     score_exact(arena);
   } else if (params.plaid) {
     search_plaid(arena, params, selection);

@@ -8,6 +8,7 @@
 
 #include "search/byte_scores.h"
 #include "search/collection.h"
+#include "search/gathering.h"
 #include "search/query_panels.h"
 
 namespace colbert_fast {
@@ -19,22 +20,6 @@ struct SearchParams {
   float threshold;
   // Score every document; nprobe, ndocs, plaid and threshold do not matter then.
   bool exhaustive;
-};
-
-struct Hit {
-  float score;
-  std::int32_t document;
-};
-
-// Which documents a search may find.
-struct Selection {
-  const std::uint8_t *allowed; // null, or a byte per document
-  std::size_t n_allowed;
-  // Null, or the only ones to score, in any order. Nothing is probed then.
-  const std::int64_t *candidates;
-  std::size_t n_candidates;
-
-  bool holds(std::size_t document) const { return allowed == nullptr || allowed[document] != 0; }
 };
 
 class Searcher {
@@ -54,11 +39,6 @@ private:
   void search_plaid(Arena &arena, const SearchParams &params, const Selection &selection) const;
   void search_default(Arena &arena, const SearchParams &params, const Selection &selection) const;
   void score_centroids(Arena &arena, std::size_t nprobe) const;
-  void mark(Arena &arena, std::size_t index) const;
-  void gather(Arena &arena, const Selection &selection) const;
-  void screen(Arena &arena, std::size_t n) const;
-  void all_documents(Arena &arena, const Selection &selection) const;
-  void given_documents(Arena &arena, const Selection &selection) const;
   void approximate(Arena &arena, const std::uint8_t *keep) const;
   void approximate_i8(Arena &arena) const;
   void score_int8(Arena &arena, std::size_t k, bool all) const;
