@@ -29,8 +29,9 @@ import numpy as np
 from machine import Machine
 
 import colbert_fast
-from colbert_fast import Index, assembly, build
+from colbert_fast import Index
 from colbert_fast.compress.codec import ResidualCodec
+from colbert_fast.indexing import assembly, build
 from colbert_fast.kernels import ops
 from colbert_fast.storage.codes import code_bits
 

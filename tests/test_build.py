@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from colbert_fast import _core, build, ingest
+from colbert_fast import _core
 from colbert_fast.compress import kmeans
 from colbert_fast.index import Index
+from colbert_fast.indexing import build, ingest
 from colbert_fast.kernels import reference
 from fakes import WordModel
 from support import use_isa, use_threads

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from colbert_fast.errors import IndexFormatError
-from colbert_fast.ingest import check_ids, read_documents
+from colbert_fast.indexing.ingest import check_ids, read_documents
 from colbert_fast.storage import documents as documents_module
 from colbert_fast.storage.documents import Document, DocumentStore, DocumentWriter, sqlite_uri
 

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from colbert_fast import estimate, ingest
-from colbert_fast.build import BuildOptions
-from colbert_fast.estimate import Estimate
+from colbert_fast.indexing import estimate, ingest
+from colbert_fast.indexing.build import BuildOptions
+from colbert_fast.indexing.estimate import Estimate
 from synthetic import clustered, make
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from colbert_fast import resume
+from colbert_fast.indexing import resume
 from fakes import WordModel
 from synthetic import files, make, sentences
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from colbert_fast import assembly, build
 from colbert_fast.errors import IndexBusyError, IndexExistsError, IndexFormatError
 from colbert_fast.index import Index
+from colbert_fast.indexing import assembly, build
 from colbert_fast.storage import segments, transactions
 from colbert_fast.storage.documents import DocumentWriter
 from synthetic import clustered, files, make

@@ -13,8 +13,8 @@ from colbert_fast.storage.filters import Filter
 from colbert_fast.storage.manifest import CodecName
 
 if TYPE_CHECKING:
+    from colbert_fast.indexing.repair import RepairReport
     from colbert_fast.model import ColBERT
-    from colbert_fast.repair import RepairReport
 
 __all__ = ["Index"]
 
@@ -117,7 +117,10 @@ class Index(IndexReader):
         OSError
             Writing failed, as on a full disk; nothing is left behind.
         """
-        from colbert_fast.build import BuildOptions, build_index  # searching needs no build code
+        from colbert_fast.indexing.build import (  # searching needs no build code
+            BuildOptions,
+            build_index,
+        )
 
         options = BuildOptions(
             nbits=nbits,
@@ -180,7 +183,7 @@ class Index(IndexReader):
         IndexExistsError, FileNotFoundError, OSError
             As for `build`; nothing is left behind.
         """
-        from colbert_fast.convert import import_index
+        from colbert_fast.indexing.convert import import_index
 
         import_index(
             Path(source).absolute(),
@@ -263,7 +266,10 @@ class Index(IndexReader):
         timeout: float,
         progress: bool,
     ) -> int:
-        from colbert_fast.update import AddOptions, add_documents  # searching needs no such code
+        from colbert_fast.indexing.update import (  # searching needs no such code
+            AddOptions,
+            add_documents,
+        )
 
         self._snapshot.check_open()
         options = AddOptions(
@@ -296,7 +302,7 @@ class Index(IndexReader):
         IndexBusyError, OSError
             As for `add`.
         """
-        from colbert_fast.update import delete_documents
+        from colbert_fast.indexing.update import delete_documents
 
         self._snapshot.check_open()
         count = delete_documents(self.path, ids, filter, timeout=timeout)
@@ -328,7 +334,7 @@ class Index(IndexReader):
         IndexBusyError, OSError
             As for `add`.
         """
-        from colbert_fast.update import compact
+        from colbert_fast.indexing.update import compact
 
         self._snapshot.check_open()
         compact(self.path, retrain=retrain, seed=seed, timeout=timeout, progress=progress)
@@ -365,7 +371,7 @@ class Index(IndexReader):
         IndexFormatError, IndexExistsError, OSError
             As for `open` and `build`.
         """
-        from colbert_fast.merge import merge_indexes
+        from colbert_fast.indexing.merge import merge_indexes
 
         parts = [Path(each).absolute() for each in indexes]
         merge_indexes(Path(path).absolute(), parts, overwrite=overwrite)
@@ -394,6 +400,6 @@ class Index(IndexReader):
         IndexBusyError, OSError
             As for `add`.
         """
-        from colbert_fast.repair import repair_index
+        from colbert_fast.indexing.repair import repair_index
 
         return repair_index(Path(path).absolute(), timeout=timeout)

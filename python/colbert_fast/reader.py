@@ -383,7 +383,7 @@ class IndexReader:
         OSError
             Writing failed; nothing is left behind.
         """
-        from colbert_fast.convert import export_index
+        from colbert_fast.indexing.convert import export_index
 
         if layout != "stanford":
             raise ValueError(f"layout must be 'stanford', got {layout!r}")

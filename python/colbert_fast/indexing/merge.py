@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from colbert_fast.assembly import copy_segments
-from colbert_fast.build import save_codec
 from colbert_fast.compress.codec import Codec
+from colbert_fast.indexing.assembly import copy_segments
+from colbert_fast.indexing.build import save_codec
+from colbert_fast.indexing.update import sources_of
 from colbert_fast.search.snapshot import Snapshot
 from colbert_fast.storage.manifest import library_version, new_lineage
 from colbert_fast.storage.transactions import building, check_target
-from colbert_fast.update import sources_of
 
 __all__ = ["merge_indexes"]
 

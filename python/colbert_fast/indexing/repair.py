@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from colbert_fast.assembly import invert
 from colbert_fast.compress.codec import Codec, ResidualCodec, open_codec
 from colbert_fast.errors import IndexFormatError
+from colbert_fast.indexing.assembly import invert
+from colbert_fast.indexing.update import mark_deleted
 from colbert_fast.kernels import ops
 from colbert_fast.search.snapshot import read_live
 from colbert_fast.search.tuning import Tuning
@@ -23,7 +24,6 @@ from colbert_fast.storage.files import damage_of
 from colbert_fast.storage.manifest import STORE, TUNING, Manifest, SegmentRecord
 from colbert_fast.storage.segments import open_column, write_npy
 from colbert_fast.storage.transactions import Transaction, update
-from colbert_fast.update import mark_deleted
 
 __all__ = ["RepairReport", "repair_index"]
 

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from colbert_fast.assembly import Source, copy_segments, residual_norms
-from colbert_fast.build import (
+from colbert_fast.compress.codec import Codec
+from colbert_fast.compress.kmeans import fit_centroids
+from colbert_fast.indexing.assembly import Source, copy_segments, residual_norms
+from colbert_fast.indexing.build import (
     BuildOptions,
     Fitted,
     check_documents,
@@ -27,9 +29,7 @@ from colbert_fast.build import (
     length_of,
     save_codec,
 )
-from colbert_fast.compress.codec import Codec
-from colbert_fast.compress.kmeans import fit_centroids
-from colbert_fast.ingest import Chunk, TokenStream, read_documents
+from colbert_fast.indexing.ingest import Chunk, TokenStream, read_documents
 from colbert_fast.kernels import ops
 from colbert_fast.search.queries import filtered
 from colbert_fast.search.snapshot import Snapshot

@@ -17,8 +17,8 @@ from colbert_fast.kernels import ops
 from colbert_fast.storage.documents import Document, DocumentId, DocumentWriter, check_id
 
 if TYPE_CHECKING:
+    from colbert_fast.indexing.resume import ResumableEncoder
     from colbert_fast.model import ColBERT
-    from colbert_fast.resume import ResumableEncoder
 
 __all__ = ["Chunk", "TokenStream", "check_ids", "read_documents"]
 

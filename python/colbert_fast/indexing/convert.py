@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from colbert_fast.assembly import Source, finish_segment, residual_norms
-from colbert_fast.build import first_manifest, length_of, progress_bar, save_codec
 from colbert_fast.compress.codec import Columns, ResidualCodec
 from colbert_fast.errors import IndexExistsError, IndexFormatError
-from colbert_fast.ingest import read_documents
+from colbert_fast.indexing.assembly import Source, finish_segment, residual_norms
+from colbert_fast.indexing.build import first_manifest, length_of, progress_bar, save_codec
+from colbert_fast.indexing.ingest import read_documents
 from colbert_fast.storage.documents import Document, DocumentId, DocumentWriter, check_id
 from colbert_fast.storage.interop import ForeignChunk, ForeignIndex, StanfordWriter, open_foreign
 from colbert_fast.storage.manifest import (

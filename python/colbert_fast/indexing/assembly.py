@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from colbert_fast.compress.codec import Codec
-from colbert_fast.ingest import Chunk
+from colbert_fast.indexing.ingest import Chunk
 from colbert_fast.kernels import ops
 from colbert_fast.storage.codes import code_bits
 from colbert_fast.storage.documents import DocumentStore, DocumentWriter

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from colbert_fast.assembly import encode_segment, residual_norms
 from colbert_fast.compress.codec import (
     Codec,
     Float16Codec,
@@ -30,10 +29,11 @@ from colbert_fast.compress.codec import (
     check_nbits,
 )
 from colbert_fast.compress.kmeans import fit_centroids
-from colbert_fast.estimate import BASE_BYTES, announced
-from colbert_fast.ingest import Chunk, TokenStream, check_ids, read_documents
+from colbert_fast.indexing.assembly import encode_segment, residual_norms
+from colbert_fast.indexing.estimate import BASE_BYTES, announced
+from colbert_fast.indexing.ingest import Chunk, TokenStream, check_ids, read_documents
+from colbert_fast.indexing.resume import ResumableEncoder
 from colbert_fast.kernels import ops
-from colbert_fast.resume import ResumableEncoder
 from colbert_fast.search.snapshot import Snapshot
 from colbert_fast.storage.documents import DocumentId, DocumentWriter
 from colbert_fast.storage.manifest import (
