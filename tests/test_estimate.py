@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from colbert_fast.indexing import estimate, ingest
+from colbert_fast.indexing import build, estimate, ingest
 from colbert_fast.indexing.build import BuildOptions
 from colbert_fast.indexing.estimate import Estimate
 from synthetic import clustered, make
@@ -66,3 +67,21 @@ def test_a_full_disk_is_foreseen(
         estimate._tell(of(), tmp_path, progress=False)
     assert "about 1,000,000 documents" in caplog.text
     assert "has 1.0 GB free, the build will need about 8." in caplog.text
+
+
+def test_a_memory_budget_bounds_the_sample(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampled = []
+    fit = build.fit_centroids
+    monkeypatch.setattr(
+        build,
+        "fit_centroids",
+        lambda rows, *a, **k: sampled.append(len(rows)) or fit(rows, *a, **k),
+    )
+    documents = clustered(rng, 500)
+    needed = estimate.BASE_BYTES + 3 * 4 * 64 * 16
+    index = make(tmp_path / "a", documents, num_centroids=16, memory_budget=needed + 4 * 64 * 1000)
+    assert 900 <= sampled[0] <= 1000 < index.info()["tokens"]
+    with pytest.raises(ValueError, match=f"memory_budget must be above {needed} bytes for 16 cent"):
+        make(tmp_path / "b", documents, num_centroids=16, memory_budget=needed)

@@ -50,8 +50,8 @@ class Index(IndexReader):
         """Build an index in one pass over the documents, and open it.
 
         The index appears at `path` complete or not at all. Memory stays under 1.5 GB at 128
-        dimensions up to about 100 million tokens; each further token takes about 10 bytes, while
-        the inverted lists are made.
+        dimensions; what grows with the collection are some 12 bytes per document and, with the
+        square root of its tokens, the centroids.
 
         Centroids are fitted on a sample of the first 16 million tokens. If more come and they are
         sorted, as by topic or date, shuffle the documents first.
@@ -98,9 +98,9 @@ class Index(IndexReader):
             `num_centroids`, `kmeans_iterations` and `seed` do not matter then. Indexes with the
             same centroids can be merged.
         memory_budget
-            Bytes that the build may take besides the model, the documents given and SQLite. What
-            grows with the collection keeps within it: the sample that centroids are fitted to and
-            the making of the inverted lists. By default some 1.5 GB at 128 dimensions.
+            Bytes that the build may take besides the model, the documents given and SQLite: the
+            sample that centroids are fitted to keeps within it. By default it takes up to 1 GB at
+            128 dimensions.
         progress
             Show progress bars on stderr.
 

@@ -28,6 +28,7 @@ __all__ = [
 
 _MEASURED = 8  # every so-manieth token is enough for the mean of all
 _COPIED = 1 << 17  # tokens copied at once
+_LISTS_AT_ONCE = 1 << 26  # bytes; the lists take about one for each token
 
 
 def encode_segment(
@@ -120,4 +121,5 @@ def invert(folder: Path, num_centroids: int) -> None:
     packed = np.load(folder / "codes.npy", mmap_mode="r")
     doclens = np.load(folder / "doclens.npy")
     bits = code_bits(num_centroids)
-    write_lists(folder, *ops.stream_lists(packed, bits, doclens, num_centroids))
+    lists = ops.stream_lists(packed, bits, doclens, num_centroids, max_bytes=_LISTS_AT_ONCE)
+    write_lists(folder, *lists)

@@ -2,8 +2,8 @@
 
 The token vectors are spilled to a file as float16 until the documents end or the spill is full;
 then centroids and codec are fitted on a sample of the spill, and the spilled vectors and whatever
-still comes are compressed chunk by chunk. What grows with the collection is at most 3 bytes per
-token while the inverted lists are made (after 256 MiB of it, that is), and 12 bytes per document.
+still comes are compressed chunk by chunk. What grows with the collection are some 12 bytes per
+document and, with the square root of its tokens, the centroids.
 """
 
 from __future__ import annotations
