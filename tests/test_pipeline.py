@@ -228,10 +228,10 @@ def kept_by_reference(query: np.ndarray, data: Arguments, ndocs: int) -> np.ndar
 
 
 @every_isa
-@pytest.mark.parametrize("ndocs", [70, 20])
+@pytest.mark.parametrize("ndocs", [70, 24])
 @pytest.mark.parametrize("codec", SEARCHERS)
 def test_the_documents_best_by_byte_scores_are_searched_exactly(codec: str, ndocs: int) -> None:
-    """With 20, so many are gathered that they are screened; of all cells that loses nothing."""
+    """With 24, so many are gathered that they are screened; of all cells that loses nothing."""
     params = SearchParams.resolve(10, nprobe=40, ndocs=ndocs)
     found = SEARCHERS[codec].search(HARD_QUERIES, params)
     exact = SearchParams.resolve(10, exhaustive=True)
