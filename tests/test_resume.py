@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from synthetic import files, make, sentences
 
 class Counting(WordModel):
     """Counts the texts it encodes; stops at one, like a process that is interrupted."""
+
+    config: dict[str, int]  # only some tests give it one
 
     def __init__(self, stop_at: int | None = None) -> None:
         self.encoded = 0
@@ -116,6 +119,18 @@ def test_other_weights_encode_everything(tmp_path: Path, texts: list[str]) -> No
     model = Other()
     make(tmp_path / "a", texts, model=model, resume=True)
     assert model.encoded == 75
+
+
+def test_other_settings_of_the_model_encode_everything(tmp_path: Path, texts: list[str]) -> None:
+    first, same, longer = Counting(47), Counting(), Counting()
+    for model, length in ((first, 180), (same, 180), (longer, 300)):
+        model.config = {"document_length": length}
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "a", texts, model=first, resume=True)
+    shutil.copytree(tmp_path / "a.building", tmp_path / "b.building")
+    make(tmp_path / "a", texts, model=same, resume=True)
+    make(tmp_path / "b", texts, model=longer, resume=True)
+    assert (same.encoded, longer.encoded) == (35, 75)
 
 
 def test_without_resume_nothing_is_kept_or_used(tmp_path: Path, texts: list[str]) -> None:

@@ -55,6 +55,41 @@ def test_texts_are_encoded_once_and_hits_explain_themselves(
     assert index.search("blue sky", k=3, mode="rerank", ndocs=40) == hits
 
 
+def test_a_query_of_embeddings_with_its_text(tmp_path: Path, rng: np.random.Generator) -> None:
+    model: Any = WordModel()
+    texts = sentences(rng, 40)
+    for part in (0, 20):
+        make(tmp_path / f"{part}", list(enumerate(texts[part : part + 20])), model=model)
+    index = ShardedIndex([tmp_path / "0", tmp_path / "20"], model=model)
+    [vectors] = model.encode_queries(["blue sky"])
+    expected = index.search("blue sky", k=3, mode="rerank")
+    assert len(expected) == 3
+    assert index.search(vectors, k=3, mode="rerank", texts="blue sky") == expected
+    assert index.search([vectors], k=3, mode="rerank", texts=["blue sky"]) == [expected]
+    with pytest.raises(TypeError, match="texts: expected a text, got list"):
+        index.search(vectors, mode="rerank", texts=["blue sky"])
+    with pytest.raises(ValueError, match="texts= means nothing in mode 'default'"):
+        index.search(vectors, texts="blue sky")
+
+
+def test_a_filter_over_shards_with_other_keys(tmp_path: Path, rng: np.random.Generator) -> None:
+    rows = clustered(rng, 6)
+    keys: list[dict[str, Any]] = [{"lang": "de"}, {"lang": "en"}, {"year": 1}, {"year": 2}, {}, {}]
+    items = [{"id": n, "embeddings": rows[n], **keys[n]} for n in range(6)]
+    for part in (0, 2, 4):
+        make(tmp_path / f"{part}", items[part : part + 2])
+    with ShardedIndex([tmp_path / "0", tmp_path / "2", tmp_path / "4"]) as index:
+
+        def found(condition: Any) -> list[Any]:
+            return sorted(hit.id for hit in index.search(rows[0], filter=condition))
+
+        assert found("lang = 'de'") == [0]
+        assert found("lang IS NULL") == [2, 3, 4, 5]
+        assert found(('"lang" = ? OR year = ?', ["en", 2])) == [1, 3]
+        with pytest.raises(ValueError, match=r"the key 'size'; the keys are: 'lang', 'year'$"):
+            found("size = 1")
+
+
 def test_shards_that_do_not_fit(tmp_path: Path, rng: np.random.Generator) -> None:
     make(tmp_path / "a", clustered(rng, 20))
     make(tmp_path / "b", clustered(rng, 20, dim=32))

@@ -84,7 +84,9 @@ def test_what_is_stored() -> None:
     assert found["dog"].positions.tolist() == [2, 4]
 
 
-def test_many_blocks_and_many_words(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("characters", [1, 400, 1 << 20])
+def test_many_blocks_and_many_words(monkeypatch: pytest.MonkeyPatch, characters: int) -> None:
+    monkeypatch.setattr(text_index, "_CHARACTERS", characters)
     monkeypatch.setattr(text_index, "_BLOCK", 16)
     monkeypatch.setattr(text_index, "_BATCH", 10)
     texts = [" ".join(f"w{j}" for j in range(40) if (i * j) % 7 == 1) * 2 for i in range(100)]

@@ -41,6 +41,9 @@ def test_torch_loads_what_is_written(tmp_path: Path) -> None:
 def test_what_torch_writes_is_read(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     base = torch.arange(24, dtype=torch.float32)
+    for count in (1, 8):
+        torch.save([base.clone() for _ in range(count)], tmp_path / "list.pt")
+        assert len(read_tensors(tmp_path / "list.pt")) == count
     torch.save((base[4:12].reshape(2, 4), base[12:]), tmp_path / "views.pt")
     first, second = read_tensors(tmp_path / "views.pt")
     np.testing.assert_array_equal(first, base[4:12].reshape(2, 4).numpy())
@@ -78,7 +81,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, function: Any) -> No
     shutil.copytree(INDEX, folder)
     marker = tmp_path / "executed"
     with zipfile.ZipFile(folder / "centroids.pt", "w") as archive:
-        attack = pickle.dumps(Attack(function, f"touch {marker}"))
+        attack = pickle.dumps(Attack(function, f"touch {marker}"), protocol=2)
         archive.writestr("centroids/data.pkl", attack)
         archive.writestr("centroids/version", b"3\n")
     with pytest.raises(IndexFormatError, match=r"centroids.pt: refused: it names \w+\.\w+"):
@@ -102,11 +105,14 @@ HOOKS = b"\x89ccollections\nOrderedDict\n)RtR."
         (TENSOR + STORAGE + b"K\x00(K\x04t(K\x00t" + HOOKS, "not contiguous"),
         (TENSOR + STORAGE + b"J\xff\xff\xff\xff(K\x01t(K\x01t" + HOOKS, "not described"),
         (TENSOR + STORAGE + b"K\x00(\x8a\x09" + b"\xff" * 8 + b"\x00t(K\x01t" + HOOKS, "described"),
-        (TENSOR + b"NK\x00(K\x01t(K\x01t" + HOOKS, "not described"),
+        (TENSOR + b"\x88K\x00(K\x01t(K\x01t" + HOOKS, "not described"),
         (TENSOR + STORAGE.replace(b"K\x04", b"K\x05") + b"K\x00(K\x01t(K\x01t" + HOOKS, "not 5 x"),
         (TENSOR + STORAGE.replace(b"X\x01\x00\x00\x000", b"X\x01\x00\x00\x001") + HOOKS, ""),
         (b"\x80\x02K\x01Q.", "none to a storage"),
         (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n.", "other than a few tensors"),
+        (b"\x80\x02K\x05r\xff\xff\xff\x07.", "the memo index 134217727"),
+        (pickle.dumps(os.system, protocol=4), "no tensor is pickled with the opcode FRAME"),
+        (b"\x80\x02}.", "no tensor is pickled with the opcode EMPTY_DICT"),
         (b"\x80\x02(((((.", ""),
         (b"", ""),
     ],

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from colbert_fast.reader import IndexReader
 from colbert_fast.search.params import TEXT_MODES, check_positive
-from colbert_fast.search.queries import check_vectors, read_queries
+from colbert_fast.search.queries import check_vectors, read_queries, read_texts
 from colbert_fast.search.results import Hit, asked
+from colbert_fast.storage.filters import Condition, read_filter
 
 if TYPE_CHECKING:
     from colbert_fast.model import ColBERT
@@ -60,7 +61,8 @@ class ShardedIndex:
         """Find the `k` best documents of all shards, best first; see `Index.search`.
 
         `subset` and `candidates`, which speak of one index's documents, are not taken, nor is mode
-        "hybrid", whose scores depend on what else an index finds.
+        "hybrid", whose scores depend on what else an index finds. A `filter` may speak of the keys
+        of all shards.
         """
         for name in ("subset", "candidates"):
             if options.get(name) is not None:
@@ -76,8 +78,11 @@ class ShardedIndex:
         vectors = check_vectors(
             queries if model is None else model.encode_queries(queries), self.shards[0].manifest.dim
         )
+        said = read_texts(options.get("texts"), queries, single, options.get("mode", "default"))
         if options.get("mode") in TEXT_MODES:
-            options.setdefault("texts", texts)
+            options["texts"] = said
+        if options.get("filter") is not None:
+            options["filter"] = self._condition(options["filter"])
         answers = [shard.search(vectors, k, **options) for shard in self.shards]
         merged = [
             heapq.nsmallest(k, (hit for hits in row for hit in hits), key=_by_score)
@@ -87,6 +92,16 @@ class ShardedIndex:
             for text, hits in zip(texts, merged, strict=True):
                 asked(hits, text, model)
         return merged[0] if single else merged
+
+    def _condition(self, filter: Any) -> Condition:  # noqa: A002
+        """A filter to which no shard's keys are unknown."""
+        keys = (
+            key
+            for shard in self.shards
+            for store in shard._snapshot.library.stores
+            for key in store.fields.places
+        )
+        return read_filter(filter)._replace(elsewhere=tuple(dict.fromkeys(keys)))
 
     def close(self) -> None:
         """Let go of the files of all shards."""

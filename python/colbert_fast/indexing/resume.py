@@ -27,8 +27,8 @@ _WINDOW = 2048  # texts in a file, as many as the encoder sorts by length togeth
 class ResumableEncoder:
     """Encode documents as `model` does, with the vectors of each 2,048 kept in a file.
 
-    A file is used again if the same weights made it of the same texts. Files take 2 bytes per
-    dimension and token, as the rest of a build takes vectors in float16.
+    A file is used again if the same weights and settings made it of the same texts. Files take 2
+    bytes per dimension and token, as the rest of a build takes vectors in float16.
 
     Parameters
     ----------
@@ -72,7 +72,9 @@ class ResumableEncoder:
 
     def _key(self, texts: Sequence[str]) -> bytes:
         """A digest of the texts and of what encodes them."""
-        digest = hashlib.blake2b(repr((self._model.name, fingerprint_of(self._model))).encode())
+        model = self._model
+        settings = getattr(model, "config", None)  # lengths, markers, prompts: what becomes tokens
+        digest = hashlib.blake2b(repr((model.name, fingerprint_of(model), settings)).encode())
         for text in texts:
             data = text.encode("utf-8", "surrogatepass")
             digest.update(len(data).to_bytes(8, "little") + data)

@@ -111,10 +111,12 @@ class Condition(NamedTuple):
     """Everything in the expression that may be a key, in lower case."""
     quoted: tuple[str, ...]
     """What stands in double quotes: SQLite would take it for a text if it were no key."""
+    elsewhere: tuple[str, ...] = ()
+    """Keys of other indexes that are searched as well: here they are NULL, not unknown."""
 
 
 def read_filter(filter: Any) -> Condition:  # noqa: A002
-    """Check a `Filter`, as far as that can be done without knowing the keys.
+    """Check a `Filter`, as far as that can be done without knowing the keys; once is enough.
 
     Raises
     ------
@@ -123,6 +125,8 @@ def read_filter(filter: Any) -> Condition:  # noqa: A002
         has, or not as many as the expression has places for; or the expression holds a sub-select,
         a comment, a ``;``, an open quote, or parentheses that do not match.
     """
+    if isinstance(filter, Condition):
+        return filter
     expression, values = filter if isinstance(filter, tuple) and len(filter) == 2 else (filter, ())
     if not isinstance(expression, str):
         raise TypeError(
@@ -288,7 +292,8 @@ def matching(tables: Sequence[FieldTable], condition: Condition) -> list[npt.NDA
     IndexFormatError
         A file is damaged.
     """
-    known = list(dict.fromkeys(name for table in tables for name in table.places))
+    here = (name for table in tables for name in table.places)
+    known = list(dict.fromkeys((*here, *condition.elsewhere)))
     folded = {_fold(name) for name in known}
     for name in (*condition.quoted, *sorted(condition.words & _ROW_IDS)):
         if _fold(name) not in folded:

@@ -29,6 +29,7 @@ from colbert_fast.errors import IndexFormatError
 __all__ = ["Postings", "TextIndex", "count_terms", "write_text_index"]
 
 _BLOCK = 1 << 16
+_CHARACTERS = 1 << 25  # of texts split together, so many that a block of passages is one part
 _MOST = 255  # a count beyond this changes a BM25 score by half a percent at most
 _BATCH = 500  # below SQLite's smallest limit on bound variables (999)
 _CACHE_KIB = 65536
@@ -57,6 +58,7 @@ def write_text_index(connection: sqlite3.Connection) -> None:
         " WITHOUT ROWID"
     )
     connection.execute("CREATE TABLE lengths (block INTEGER PRIMARY KEY, data BLOB)")
+    connection.create_function("joined", 2, _joined)
     [(count,)] = connection.execute("SELECT count(*) FROM documents")
     for block, start in enumerate(range(0, count, _BLOCK)):
         lengths = np.zeros(min(_BLOCK, count - start), np.uint32)
@@ -64,10 +66,12 @@ def write_text_index(connection: sqlite3.Connection) -> None:
             "SELECT pid - ?, text FROM documents WHERE pid >= ? AND pid < ? AND text IS NOT NULL",
             (start, start, start + _BLOCK),
         )
-        connection.executemany(
-            "INSERT INTO postings VALUES (?, ?, ?)",
-            ((term, block, _pack(found, lengths)) for term, found in _terms(texts)),
-        )
+        for part in _parts(texts):
+            connection.executemany(
+                "INSERT INTO postings VALUES (?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET data = joined(data, excluded.data)",
+                ((term, block, _pack(found, lengths)) for term, found in _terms(part)),
+            )
         connection.execute("INSERT INTO lengths VALUES (?, ?)", (block, lengths.tobytes()))
 
 
@@ -152,6 +156,21 @@ class TextIndex:
         return Postings(positions, np.frombuffer(data, np.uint8, offset=2 * n))
 
 
+def _parts(texts: Iterator[tuple[int, str]]) -> Iterator[Iterator[tuple[int, str]]]:
+    """The texts in parts of a bounded length, or of one text; each is to be read to its end."""
+    for first in texts:
+        yield _part(itertools.chain([first], texts))
+
+
+def _part(texts: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    characters = 0
+    for number, text in texts:
+        yield number, text
+        characters += len(text)
+        if characters >= _CHARACTERS:
+            return
+
+
 def _terms(texts: Iterable[tuple[int, str]]) -> Iterator[tuple[str, Counter[int]]]:
     """Each word with the numbers of its texts, ascending, and how often it is in each."""
     with closing(sqlite3.connect("", isolation_level=None)) as words:  # a file that nobody sees
@@ -164,7 +183,7 @@ def _terms(texts: Iterable[tuple[int, str]]) -> Iterator[tuple[str, Counter[int]
         )
         words.execute("CREATE VIRTUAL TABLE places USING fts5vocab(words, instance)")
         words.executemany("INSERT INTO words (rowid, text) VALUES (?, ?)", texts)
-        # A row per word, not per occurrence: it is rows that cost time.
+        # A row per word, not per occurrence or document: it is rows that cost time (a factor of 2).
         rows = words.execute("SELECT term, group_concat(doc) FROM places GROUP BY term")
         for term, places in rows:
             yield term, Counter(map(int, places.split(",")))
@@ -176,3 +195,9 @@ def _pack(found: Counter[int], lengths: npt.NDArray[np.uint32]) -> bytes:
     counts = np.fromiter(found.values(), np.uint32, len(found))
     lengths[positions] += counts
     return positions.tobytes() + np.minimum(counts, _MOST).astype(np.uint8).tobytes()
+
+
+def _joined(first: bytes, second: bytes) -> bytes:
+    """The postings of a word in two parts of a block."""
+    n, m = len(first) // 3, len(second) // 3
+    return first[: 2 * n] + second[: 2 * m] + first[2 * n :] + second[2 * m :]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 import struct
 import zipfile
 import zlib
@@ -35,6 +36,15 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _MAX_PICKLE = 1 << 16  # a few tensors take some hundred bytes
 _MAX_TENSORS = 8
+_MAX_MEMO = 1 << 16  # the unpickler makes a table as large as the largest index
+# What torch.save writes tensors with, in protocol 2.
+# fmt: off
+_OPCODES = frozenset((
+    "APPEND", "APPENDS", "BINGET", "BININT", "BININT1", "BININT2", "BINPERSID", "BINPUT",
+    "BINUNICODE", "EMPTY_LIST", "EMPTY_TUPLE", "GLOBAL", "LONG1", "LONG_BINGET", "LONG_BINPUT",
+    "MARK", "NEWFALSE", "NEWTRUE", "PROTO", "REDUCE", "STOP", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
+))
+# fmt: on
 _LOCAL_HEADER = 30  # bytes before the name of a zip entry
 _CRC_BLOCK = 1 << 24
 
@@ -70,6 +80,15 @@ class _Unpickler(pickle.Unpickler):
             if kind in _DTYPES and isinstance(key, str) and _is_count(size):
                 return _Storage(kind, key, size)
         raise pickle.UnpicklingError("a reference is none to a storage")
+
+
+def _unpickle(pickled: bytes) -> Any:
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name not in _OPCODES:
+            raise pickle.UnpicklingError(f"no tensor is pickled with the opcode {opcode.name}")
+        if opcode.name == "LONG_BINPUT" and (argument or 0) >= _MAX_MEMO:
+            raise pickle.UnpicklingError(f"the memo index {argument} is not that of a few tensors")
+    return _Unpickler(io.BytesIO(pickled)).load()
 
 
 def _no_hooks() -> None:
@@ -117,8 +136,7 @@ def read_tensors(path: Path) -> list[npt.NDArray[Any]]:
             order = entries.get(f"{root}/byteorder")
             if order is not None and _read_small(archive, order) != b"little":
                 raise IndexFormatError(f"{path}: its numbers are not little-endian")
-            pickled = _read_small(archive, entries[f"{root}/data.pkl"])
-            found = _Unpickler(io.BytesIO(pickled)).load()
+            found = _unpickle(_read_small(archive, entries[f"{root}/data.pkl"]))
         tensors = list(found) if type(found) in (tuple, list) else [found]
         if not 0 < len(tensors) <= _MAX_TENSORS or not all(type(t) is _Tensor for t in tensors):
             raise IndexFormatError(f"{path}: holds something other than a few tensors")
