@@ -2,8 +2,8 @@
 
     python bench_updates.py DATA FOLDER --documents 1000000
 
-DATA has the collection `medium` of peers/README.md, FOLDER takes the index (and keeps it: a second
-run measures the same one again). Wall-clock times; each time is the least of `ROUNDS`.
+DATA has the collection `medium` of peers/README.md, FOLDER takes the index; remove it to measure
+again. Wall-clock times; each time is the least of `ROUNDS`.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ class Index(IndexReader):
 
     It shows the generation that was there when it was opened, or that this object has committed
     since, and can be shared between threads. What others commit is seen after `refresh`. Use it as
-    a context manager, or call `close`, to let go of its files.
+    a context manager, or call `close`, to let go of its files. Keep it on a local disk: locks and
+    removed files that are still open are not the same thing on every network file system.
     """
 
     @classmethod
@@ -88,7 +89,7 @@ class Index(IndexReader):
             Merge this many token vectors of a document into one, on average (1: none), by
             clustering (arXiv 2409.14683). The first one, [CLS] in ColBERT's embeddings, stays.
         overwrite
-            Replace an index that is at `path`; it stays as it is until the new one is complete.
+            Replace an index at `path`; it stays as it is until the new one is complete.
         resume
             Keep the vectors of texts on disk, in ``<path>.building``, until the build has ended
             (2 bytes per dimension and token). A build that was stopped or killed is called again
@@ -112,10 +113,8 @@ class Index(IndexReader):
             Another build for `path` is running.
         IndexExistsError
             Something is at `path` already and `overwrite` is false, or it is not an index.
-        FileNotFoundError
-            The parent folder of `path` does not exist.
         OSError
-            Writing failed, as on a full disk; nothing is left behind.
+            Writing failed, as on a full disk or without a parent folder; nothing is left behind.
         """
         from colbert_fast.indexing.build import (  # searching needs no build code
             BuildOptions,
@@ -327,12 +326,7 @@ class Index(IndexReader):
         seed
             Of sampling and k-means.
         timeout, progress
-            As for `add`.
-
-        Raises
-        ------
-        IndexBusyError, OSError
-            As for `add`.
+            As for `add`, errors too.
         """
         from colbert_fast.indexing.update import compact
 

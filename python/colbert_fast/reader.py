@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -12,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from colbert_fast.errors import IndexFormatError
-from colbert_fast.search.hybrid import retrieve_by_text
-from colbert_fast.search.params import TEXT_MODES, Mode, SearchOptions, SearchParams
+from colbert_fast.search.hybrid import find
+from colbert_fast.search.params import Mode, SearchOptions, SearchParams
 from colbert_fast.search.queries import (
     check_vectors,
     load_model,
@@ -23,7 +22,6 @@ from colbert_fast.search.queries import (
     read_texts,
 )
 from colbert_fast.search.results import Hit, make_hits
-from colbert_fast.search.retrieve import retrieve, score_candidates
 from colbert_fast.search.snapshot import Snapshot
 from colbert_fast.search.tuning import Tuning
 from colbert_fast.storage.documents import DocumentId
@@ -164,21 +162,7 @@ class IndexReader:
         if not queries:
             return []
         vectors = self._vectors(queries)
-        try:
-            if given is not None:
-                pids, scores = score_candidates(snapshot, vectors, given, params.k, mask)
-            elif said is not None and params.mode in TEXT_MODES:
-                pids, scores = retrieve_by_text(snapshot, said, vectors, params, mask)
-            else:
-                pids, scores = retrieve(snapshot, vectors, params, mask)
-        except RuntimeError as error:
-            damage = re.match(r"`parts\[(\d+)\]\.lists`: (.*)", str(error))
-            if damage is None:
-                raise
-            folder = snapshot.path / snapshot.manifest.segments[int(damage[1])].name
-            raise IndexFormatError(
-                f"{folder}: {damage[2]}; verify() says which file is damaged"
-            ) from error
+        pids, scores = find(snapshot, vectors, params, texts=said, candidates=given, subset=mask)
         hits = make_hits(snapshot.library, pids, scores, said, self._model)
         return hits[0] if single else hits
 
@@ -335,7 +319,7 @@ class IndexReader:
         ------
         IndexFormatError
             A file is damaged; the message names it, and the bytes among which the damage is. Or two
-        documents have the same id.
+            documents have the same id.
         """
         snapshot = self._snapshot
         snapshot.check_open()

@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from colbert_fast.errors import IndexFormatError
 from colbert_fast.search.bm25 import best
-from colbert_fast.search.params import SearchParams
+from colbert_fast.search.params import TEXT_MODES, SearchParams
 from colbert_fast.search.retrieve import padded, retrieve, score_candidates
 
 if TYPE_CHECKING:
     from colbert_fast.search.snapshot import Snapshot
 
-__all__ = ["fuse", "retrieve_by_text"]
+__all__ = ["find", "fuse", "retrieve_by_text"]
 
 _DEPTH = 100  # of each ranking that is fused, at least
+
+
+def find(
+    snapshot: Snapshot,
+    queries: Sequence[npt.NDArray[np.float32]],
+    params: SearchParams,
+    *,
+    texts: Sequence[str] | None,
+    candidates: Sequence[npt.NDArray[np.int64]] | None,
+    subset: npt.NDArray[np.bool_] | None,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Search as `params` say, or score the candidates; arguments and results as for `retrieve`.
+
+    Raises
+    ------
+    IndexFormatError
+        An inverted list is damaged; the message names its segment.
+    """
+    try:
+        if candidates is not None:
+            return score_candidates(snapshot, queries, candidates, params.k, subset)
+        if texts is not None and params.mode in TEXT_MODES:
+            return retrieve_by_text(snapshot, texts, queries, params, subset)
+        return retrieve(snapshot, queries, params, subset)
+    except RuntimeError as error:
+        damage = re.match(r"`parts\[(\d+)\]\.lists`: (.*)", str(error))
+        if damage is None:
+            raise
+        folder = snapshot.path / snapshot.manifest.segments[int(damage[1])].name
+        raise IndexFormatError(
+            f"{folder}: {damage[2]}; verify() says which file is damaged"
+        ) from error
 
 
 def retrieve_by_text(
