@@ -315,6 +315,12 @@ def test_info_of_the_machine(run):
     assert f"isa{' ' * 4}" in run("info").stdout
 
 
+def test_info_rounds_for_people_only(run, built):
+    ratio = json.loads(run("info", built, "--json").stdout)["bytes_per_token"]
+    assert ratio != round(ratio, 3)
+    assert f"bytes_per_token         {round(ratio, 3)}\n" in run("info", built).stdout
+
+
 def test_verify(run, built):
     assert run("verify", built).stdout == f"{built}: every file matches its checksums\n"
     [damaged] = built.glob("codec-*/centroids.npy")

@@ -29,12 +29,12 @@ def more(tmp_path):
 
 def test_add_and_delete(run, built, more):
     count = len(TEXTS)
-    assert run("add", built, more).stdout == f"{built}: 1 documents put in, {count + 1} in all\n"
+    assert run("add", built, more).stdout == f"{built}: 1 document put in, {count + 1} in all\n"
     assert "violet tulip" in run("search", built, "tulip", "-k", "1").stdout
     line = refused(run("add", built, more))
     assert "'new' is in the index already; --upsert replaces documents" in line
     assert run("add", built, more, "--upsert").exit_code == 0
-    assert run("delete", built, "new").stdout == f"{built}: 1 documents deleted, {count} left\n"
+    assert run("delete", built, "new").stdout == f"{built}: 1 document deleted, {count} left\n"
     assert "not in the index: 'new'" in refused(run("delete", built, "new"))
     assert "bytes before" in run("compact", built).stdout
     assert "bytes before" in run("compact", built, "--retrain").stdout
@@ -48,9 +48,19 @@ def test_numbers_as_ids(run, tmp_path):
     path = tmp_path / "lines.txt"
     path.write_text("sky\nsea\n")
     run("index", path, tmp_path / "a.cf")
-    assert "not in the index: '1'" in refused(run("delete", tmp_path / "a.cf", "1"))
+    line = refused(run("delete", tmp_path / "a.cf", "1"))
+    assert "not in the index: '1'; ids that are numbers need --numbers" in line
+    line = refused(run("delete", tmp_path / "a.cf", "x"))
+    assert line.endswith("not in the index: 'x'")
+    line = refused(run("delete", tmp_path / "a.cf", "1", "x", "--numbers"))
+    assert line.endswith("'x' is no number, as --numbers says")
     assert run("delete", tmp_path / "a.cf", "1", "--numbers").exit_code == 0
     assert Index.open(tmp_path / "a.cf").ids == (2,)
+
+
+@pytest.mark.parametrize("options", [[], ["d1", "--filter", "size > 1"]])
+def test_delete_takes_ids_or_a_filter(run, built, options):
+    assert "give either ids of documents or --filter" in refused(run("delete", built, *options))
 
 
 def test_merge(run, built, more, tmp_path):
@@ -68,7 +78,18 @@ def test_repair(run, built):
     damaged.write_bytes(data)
     assert "list_data.npy: corrupt within bytes" in refused(run("verify", built))
     result = run("repair", built)
-    assert "1 files were damaged, 1 of them rebuilt; 0 documents lost" in result.stdout
+    assert "1 damaged file, 1 rebuilt; 0 documents lost; 0 deleted documents" in result.stdout
+    assert result.exit_code == 0
+    assert run("verify", built).exit_code == 0
+
+
+def test_repair_that_loses_documents(run, built, more):
+    run("add", built, more)
+    [*_, damaged] = sorted(built.glob("segment-*/codes.npy"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    result = run("repair", built)
+    assert result.exit_code == 1
+    assert "1 damaged file, 0 rebuilt; 1 document lost; 0 deleted documents" in result.stdout
     assert run("verify", built).exit_code == 0
 
 

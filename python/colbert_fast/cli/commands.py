@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,7 +36,7 @@ from colbert_fast.cli.shell import (
     load_model,
     show_progress,
 )
-from colbert_fast.cli.terminal import Terminal, printable
+from colbert_fast.cli.terminal import Terminal, counted, printable
 
 if TYPE_CHECKING:
     from colbert_fast.search.results import Hit
@@ -146,7 +147,8 @@ def encode(
     )
     half = [array.astype("float16") for array in arrays]
     save_embeddings(out, half, ids=[document["id"] for document in documents])
-    typer.echo(f"{out}: {len(half)} texts, {sum(map(len, half))} tokens")
+    tokens = sum(map(len, half))
+    typer.echo(f"{out}: {counted(len(half), 'text')}, {counted(tokens, 'token')}")
 
 
 app.command()(write.index)
@@ -188,8 +190,7 @@ def info(
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        plain = value if isinstance(value, (str, int, float)) or value is None else dumps(value)
-        typer.echo(f"{name:{width}}  {printable(str(plain))}")
+        typer.echo(f"{name:{width}}  {_shown(value)}")
 
 
 @app.command()
@@ -225,6 +226,12 @@ def demo(
         progress=show_progress(progress),
         terminal=Terminal(),
     )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return str(round(value, 3))
+    return printable(str(value) if isinstance(value, (str, int, NoneType)) else dumps(value))
 
 
 def _plain(hit: Hit) -> dict[str, Any]:

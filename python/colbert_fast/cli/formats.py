@@ -17,6 +17,7 @@ from colbert_fast.cli.shell import (
     load_model,
     show_progress,
 )
+from colbert_fast.cli.terminal import counted
 
 __all__ = ["convert", "convert_checkpoint", "export"]
 
@@ -56,8 +57,8 @@ def convert(
     ) as imported:
         facts = imported.info()
     typer.echo(
-        f"{path}: {facts['documents']} documents, {facts['tokens']} tokens, {facts['nbits']} bits, "
-        f"in {time.perf_counter() - start:.1f} s"
+        f"{path}: {counted(facts['documents'], 'document')}, {counted(facts['tokens'], 'token')}, "
+        f"{counted(facts['nbits'], 'bit')}, in {time.perf_counter() - start:.1f} s"
     )
 
 
@@ -76,7 +77,7 @@ def export(
 
     with Index.open(path) as opened:
         opened.export(target, layout, recode=recode, progress=show_progress(progress))
-        typer.echo(f"{target}: {len(opened)} documents")
+        typer.echo(f"{target}: {counted(len(opened), 'document')}")
 
 
 def convert_checkpoint(

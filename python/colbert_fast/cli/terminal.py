@@ -14,7 +14,7 @@ from colbert_fast.search.explain import highlight
 if TYPE_CHECKING:
     from colbert_fast.search.results import Hit
 
-__all__ = ["Terminal", "printable"]
+__all__ = ["Terminal", "counted", "printable"]
 
 _MARKS = ("\ue000", "\ue001")  # one column each while lines are broken, unlike what they stand for
 _SEQUENCES = ("\x1b[1;33m", "\x1b[0m")
@@ -25,6 +25,11 @@ _CONTROL = dict.fromkeys((*range(32), *range(127, 160)), "\ufffd")
 def printable(text: str) -> str:
     """Show every control character, line ends included, as U+FFFD: no id commands a terminal."""
     return text.translate(_CONTROL)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, of which one is a `noun`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 class Terminal:

@@ -24,6 +24,8 @@ from colbert_fast.cli.shell import (
     load_model,
     show_progress,
 )
+from colbert_fast.cli.terminal import counted
+from colbert_fast.errors import UnknownDocumentError
 
 if TYPE_CHECKING:
     from colbert_fast.corpus import TextLayout
@@ -105,7 +107,7 @@ def index(
     ) as built:
         facts = built.info()
     typer.echo(
-        f"{path}: {facts['documents']} documents, {facts['tokens']} tokens, "
+        f"{path}: {counted(facts['documents'], 'document')}, {counted(facts['tokens'], 'token')}, "
         f"{facts['bytes_per_token']:.1f} bytes/token with texts, "
         f"in {time.perf_counter() - start:.1f} s"
     )
@@ -142,7 +144,7 @@ def add(
             timeout=timeout,
             progress=show_progress(progress),
         )
-        typer.echo(f"{path}: {count} documents put in, {len(opened)} in all")
+        typer.echo(f"{path}: {counted(count, 'document')} put in, {len(opened)} in all")
 
 
 def delete(
@@ -160,12 +162,19 @@ def delete(
     """Delete documents from an index, by their ids or by a filter."""
     from colbert_fast.index import Index
 
+    if bool(ids) == (where is not None):
+        raise ValueError("delete: give either ids of documents or --filter")
+    wanted: list[int] | list[str] | None = ids or None
+    if ids and numbers:
+        wanted = [_number(each) for each in ids]
     with Index.open(path) as opened:
-        wanted: list[int] | list[str] | None = ids or None
-        if ids and numbers:
-            wanted = [int(each) for each in ids]
-        count = opened.delete(wanted, filter=where, timeout=timeout)
-        typer.echo(f"{path}: {count} documents deleted, {len(opened)} left")
+        try:
+            count = opened.delete(wanted, filter=where, timeout=timeout)
+        except UnknownDocumentError as error:
+            if numbers or not any(each.isdecimal() for each in ids or ()):
+                raise
+            raise UnknownDocumentError(f"{error}; ids that are numbers need --numbers") from error
+        typer.echo(f"{path}: {counted(count, 'document')} deleted, {len(opened)} left")
 
 
 def compact(
@@ -201,7 +210,7 @@ def merge(
     from colbert_fast.index import Index
 
     with Index.merge(path, indexes, overwrite=overwrite) as merged:
-        typer.echo(f"{path}: {len(merged)} documents")
+        typer.echo(f"{path}: {counted(len(merged), 'document')}")
 
 
 def verify(path: IndexArgument) -> None:
@@ -214,16 +223,26 @@ def verify(path: IndexArgument) -> None:
 
 
 def repair(path: IndexArgument, *, timeout: TimeoutOption = 0.0) -> None:
-    """Save what is sound of a damaged index."""
+    """Save what is sound of a damaged index; exit code 1 if documents are lost."""
     from colbert_fast.index import Index
 
     report = Index.repair(path, timeout=timeout)
     for line in report.damage:
         typer.echo(line, err=True)
     typer.echo(
-        f"{path}: {len(report.damage)} files were damaged, {len(report.rebuilt)} of them rebuilt; "
-        f"{report.lost} documents lost, {report.restored} deleted ones back"
+        f"{path}: {counted(len(report.damage), 'damaged file')}, {len(report.rebuilt)} rebuilt; "
+        f"{counted(report.lost, 'document')} lost; {counted(report.restored, 'deleted document')} "
+        "found again, whose marks are lost"
     )
+    if report.lost:
+        raise typer.Exit(1)
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"delete: {text!r} is no number, as --numbers says") from None
 
 
 def _is_embeddings(source: Path) -> bool:
