@@ -9,7 +9,6 @@ import shutil
 import sys
 import tempfile
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ __all__ = ["load_openvino", "openvino_runner"]
 logger = logging.getLogger(__name__)
 
 # Of what is in a cached folder; a change of the conversion gets a new one.
-FORMAT = 1
+FORMAT = 2
 FILES = ("model.xml", "model.bin")
 RECORD = "record.json"
 
@@ -126,10 +125,14 @@ def _name(model: ColBERT, openvino: Any, *, int8: bool) -> str:
 def _is_whole(folder: Path) -> bool:
     try:
         recorded = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        found = record_files(folder, FILES)
+        return bool(recorded == _record(folder))
     except (FileNotFoundError, ValueError):
         return False
-    return bool(recorded == {name: asdict(record) for name, record in found.items()})
+
+
+def _record(folder: Path) -> dict[str, list[int]]:
+    """The size and checksums of each of FILES, as JSON reads them back."""
+    return {name: [each.size, *each.crc32] for name, each in record_files(folder, FILES).items()}
 
 
 def _move(made: Path, folder: Path) -> None:
@@ -156,8 +159,7 @@ def _convert(model: ColBERT, openvino: Any, folder: Path, *, int8: bool) -> None
     if int8:
         _quantise_weights(graph)
     openvino.save_model(graph, folder / FILES[0], compress_to_fp16=False)
-    record = {name: asdict(value) for name, value in record_files(folder, FILES).items()}
-    (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
+    (folder / RECORD).write_text(json.dumps(_record(folder)), encoding="utf-8")
 
 
 def _quantise_weights(graph: Any) -> None:
