@@ -54,13 +54,18 @@ def read_documents(
     given = None if ids is None else iter(ids)
     position = -1
     for position, item in enumerate(documents):
-        fallback: DocumentId = first_id + position
+        fallback: Any = first_id + position
         if given is not None:
             try:
                 fallback = next(given)
             except StopIteration:
                 raise ValueError(f"ids: {position} given, but there are more documents") from None
         own_id, *content = _read_item(item, position)
+        if own_id is None and given is None and fallback >= 2**63:
+            raise ValueError(
+                f"documents[{position}] carries no id, and the next number, {fallback}, does not "
+                "fit in 64 bits: pass ids="
+            )
         if own_id is not None and given is not None:
             raise ValueError(f"ids: document {position} already carries the id {own_id!r}")
         chosen = fallback if own_id is None else own_id
