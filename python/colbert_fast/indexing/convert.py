@@ -17,8 +17,9 @@ import numpy.typing as npt
 from colbert_fast.compress.codec import Columns, ResidualCodec
 from colbert_fast.errors import IndexExistsError, IndexFormatError
 from colbert_fast.indexing.assembly import Source, finish_segment, residual_norms
-from colbert_fast.indexing.build import first_manifest, length_of, progress_bar, save_codec
-from colbert_fast.indexing.ingest import read_documents
+from colbert_fast.indexing.build import first_manifest, save_codec
+from colbert_fast.indexing.ingest import length_of, read_documents
+from colbert_fast.indexing.progress import progress_bar
 from colbert_fast.storage.documents import Document, DocumentId, DocumentWriter, check_id
 from colbert_fast.storage.files import sync_files, sync_folder
 from colbert_fast.storage.interop import ForeignChunk, ForeignIndex, StanfordWriter, open_foreign
