@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from colbert_fast.errors import IndexFormatError
-from colbert_fast.indexing.ingest import check_ids, read_documents
+from colbert_fast.indexing.ingest import check_documents, read_documents
 from colbert_fast.storage import documents as documents_module
 from colbert_fast.storage.documents import Document, DocumentStore, DocumentWriter, sqlite_uri
 
@@ -247,12 +247,12 @@ def test_forms_that_are_refused(
     with pytest.raises(error, match=message):
         list(read_documents(iter(documents), None if ids is None else iter(ids)))
     with pytest.raises(error, match=message):
-        check_ids(documents, ids)
+        check_documents(documents, ids)
 
 
 def test_lists_are_checked_for_duplicates_at_once() -> None:
     with pytest.raises(ValueError, match=r"ids must be unique: 'a'"):
-        check_ids([("a", "x"), ("b", "y"), ("a", "z")], None)
+        check_documents([("a", "x"), ("b", "y"), ("a", "z")], None)
     with pytest.raises(ValueError, match=r"ids must be unique: 1"):
-        check_ids([("a", "x"), "y", (1, "z")], None)
-    check_ids(iter([("a", "x"), ("a", "z")]), None)  # read while building
+        check_documents([("a", "x"), "y", (1, "z")], None)
+    check_documents(iter([("a", "x"), ("a", "z")]), None)  # read while building

@@ -220,6 +220,15 @@ def test_no_texts_no_bm25(tmp_path: Path, rng: np.random.Generator) -> None:
         assert bare.rerank(rows[0], [3, 0])[0].id == 0
 
 
+@pytest.mark.parametrize("mode", ["default", "plaid", "rerank", "hybrid"])
+def test_an_index_that_was_emptied(tmp_path: Path, mode: Any) -> None:
+    model: Any = WordModel()
+    with Index.build(tmp_path / "a.cf", DOCUMENTS[:5], model=model, progress=False) as index:
+        index.delete(index.ids)
+        assert index.search(QUERY, mode=mode) == []
+        assert index.search([QUERY, OTHER], mode=mode) == [[], []]
+
+
 def test_embeddings_of_documents(index: Index) -> None:
     vectors = index.get_embeddings(["d161", "d2", "d161"])
     assert [each.dtype for each in vectors] == [np.float32] * 3

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -397,6 +399,43 @@ def test_other_codecs_are_exported_on_request_only(
         found = again.search(documents[7], 1, exhaustive=True)[0]
     assert found.id == expected.id == 7
     assert found.score == pytest.approx(expected.score, rel=0.1)
+
+
+def test_an_emptied_index_is_not_exported(tmp_path: Path) -> None:
+    with imported(INDEX, tmp_path / "index") as index:
+        index.delete(index.ids)
+        for recode in (False, True):
+            with pytest.raises(ValueError, match="index: the index is empty; there is nothing to"):
+                index.export(tmp_path / "exported", recode=recode, progress=False)
+    assert [each.name for each in tmp_path.iterdir()] == ["index"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o700), (0o027, 0o750), (0o022, 0o755)])
+def test_the_umask_holds_for_exports(tmp_path: Path, umask: int, mode: int) -> None:
+    with imported(INDEX, tmp_path / "index") as index:
+        before = os.umask(umask)
+        try:
+            index.export(tmp_path / "exported", progress=False)
+        finally:
+            os.umask(before)
+    assert stat.S_IMODE((tmp_path / "exported").stat().st_mode) == mode
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows syncs no folders")
+def test_exported_files_are_on_disk_before_they_have_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, synced = tmp_path / "exported", set()
+
+    def fsync(descriptor: int) -> None:
+        assert not target.exists() or os.path.samestat(os.fstat(descriptor), tmp_path.stat())
+        synced.add(os.fstat(descriptor).st_ino)
+
+    with imported(INDEX, tmp_path / "index") as index:
+        monkeypatch.setattr(os, "fsync", fsync)
+        index.export(target, progress=False)
+    assert synced >= {each.stat().st_ino for each in (tmp_path, target, *target.iterdir())}
 
 
 def test_a_failed_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

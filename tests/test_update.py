@@ -74,6 +74,22 @@ def test_texts_and_metadata_come_along(tmp_path: Path) -> None:
     assert len(index) == 4
 
 
+def test_after_the_largest_number_ids_are_asked_for(
+    tmp_path: Path, documents: list[np.ndarray]
+) -> None:
+    index = make(tmp_path / "a", documents[:5])
+    index.add([documents[5]], ids=[2**63 - 1], progress=False)
+    with pytest.raises(
+        ValueError, match=r"documents\[0\] carries no id.* 9223372036854775808.*ids="
+    ):
+        index.add([documents[6]], progress=False)
+    index.add([documents[6]], ids=["x"], progress=False)
+    index.add([(7, documents[7])], progress=False)
+    with pytest.raises(ValueError, match=r"ids\[0\]: 9223372036854775808 does not fit"):
+        index.add([documents[8]], ids=[2**63], progress=False)
+    assert index.ids == (*range(5), 2**63 - 1, "x", 7)
+
+
 def test_many_small_additions_make_few_segments(
     tmp_path: Path, documents: list[np.ndarray]
 ) -> None:

@@ -13,13 +13,12 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from colbert_fast.compress.codec import (
     Codec,
@@ -31,7 +30,14 @@ from colbert_fast.compress.codec import (
 from colbert_fast.compress.kmeans import fit_centroids
 from colbert_fast.indexing.assembly import encode_segment, residual_norms
 from colbert_fast.indexing.estimate import BASE_BYTES, announced
-from colbert_fast.indexing.ingest import Chunk, TokenStream, check_ids, read_documents
+from colbert_fast.indexing.ingest import (
+    Chunk,
+    TokenStream,
+    check_documents,
+    length_of,
+    read_documents,
+)
+from colbert_fast.indexing.progress import progress_bar
 from colbert_fast.indexing.resume import ResumableEncoder
 from colbert_fast.kernels import ops
 from colbert_fast.search.snapshot import Snapshot
@@ -56,12 +62,9 @@ __all__ = [
     "BuildOptions",
     "Fitted",
     "build_index",
-    "check_documents",
     "encode_stream",
     "first_manifest",
     "fit",
-    "length_of",
-    "progress_bar",
     "save_codec",
 ]
 
@@ -223,21 +226,6 @@ def save_codec(transaction: Transaction, codec: Codec) -> str:
     return name
 
 
-def check_documents(documents: Iterable[Any], ids: Iterable[DocumentId] | None) -> None:
-    for name, value in (("documents", documents), ("ids", ids)):
-        if isinstance(value, (str, bytes, dict)):
-            raise TypeError(f"{name} must be an iterable of many, got one {type(value).__name__}")
-    check_ids(documents, ids)
-
-
-def length_of(*sources: Any) -> int | None:
-    """How many there will be, where any of the sources knows."""
-    for source in sources:
-        if isinstance(source, Sized):
-            return len(source)
-    return None
-
-
 def encode_stream(
     folder: Path,
     chunks: Iterator[Chunk],
@@ -355,9 +343,3 @@ def _supported(wanted: int, sampled: int, num_tokens: int) -> int:
         num_tokens,
     )
     return most
-
-
-def progress_bar(stage: str, unit: str, total: int | None, progress: bool) -> tqdm[Any]:
-    """A progress bar; silent unless `progress`."""
-    scaled = unit == "token"
-    return tqdm(desc=stage, unit=unit, unit_scale=scaled, total=total, disable=not progress)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,11 @@ import numpy.typing as npt
 from colbert_fast.compress.codec import Columns, ResidualCodec
 from colbert_fast.errors import IndexExistsError, IndexFormatError
 from colbert_fast.indexing.assembly import Source, finish_segment, residual_norms
-from colbert_fast.indexing.build import first_manifest, length_of, progress_bar, save_codec
-from colbert_fast.indexing.ingest import read_documents
+from colbert_fast.indexing.build import first_manifest, save_codec
+from colbert_fast.indexing.ingest import length_of, read_documents
+from colbert_fast.indexing.progress import progress_bar
 from colbert_fast.storage.documents import Document, DocumentId, DocumentWriter, check_id
+from colbert_fast.storage.files import sync_files, sync_folder
 from colbert_fast.storage.interop import ForeignChunk, ForeignIndex, StanfordWriter, open_foreign
 from colbert_fast.storage.manifest import (
     STORE,
@@ -181,6 +183,8 @@ def export_index(snapshot: Snapshot, path: Path, *, recode: bool, progress: bool
             zip(snapshot.manifest.segments, snapshot.segments, snapshot.library.stores, strict=True)
         )
     ]
+    if not snapshot.num_documents:
+        raise ValueError(f"{snapshot.path}: the index is empty; there is nothing to export")
     snapshot.check_codes()
     codec = _exported_codec(snapshot, sources, recode=recode)
     with _fresh_folder(path) as folder:
@@ -227,12 +231,14 @@ def _exported_codec(snapshot: Snapshot, sources: list[Source], *, recode: bool) 
 
 @contextlib.contextmanager
 def _fresh_folder(path: Path) -> Iterator[Path]:
-    """A folder that becomes `path`, unless the body raises."""
-    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{path.name}.exporting-"))
+    """A folder whose files are on disk when it becomes `path`, unless the body raises."""
+    folder = path.with_name(f"{path.name}.exporting-{os.urandom(4).hex()}")
+    folder.mkdir()  # with the permissions that the umask leaves, unlike mkdtemp
     try:
         yield folder
-        folder.chmod(0o755)
+        sync_files(folder, [each.name for each in folder.iterdir()])
         folder.rename(path)
+        sync_folder(path.parent)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

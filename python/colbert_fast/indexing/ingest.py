@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from colbert_fast.indexing.resume import ResumableEncoder
     from colbert_fast.model import ColBERT
 
-__all__ = ["Chunk", "TokenStream", "check_ids", "read_documents"]
+__all__ = ["Chunk", "TokenStream", "check_documents", "length_of", "read_documents"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +54,18 @@ def read_documents(
     given = None if ids is None else iter(ids)
     position = -1
     for position, item in enumerate(documents):
-        fallback: DocumentId = first_id + position
+        fallback: Any = first_id + position
         if given is not None:
             try:
                 fallback = next(given)
             except StopIteration:
                 raise ValueError(f"ids: {position} given, but there are more documents") from None
         own_id, *content = _read_item(item, position)
+        if own_id is None and given is None and fallback >= 2**63:
+            raise ValueError(
+                f"documents[{position}] carries no id, and the next number, {fallback}, does not "
+                "fit in 64 bits: pass ids="
+            )
         if own_id is not None and given is not None:
             raise ValueError(f"ids: document {position} already carries the id {own_id!r}")
         chosen = fallback if own_id is None else own_id
@@ -111,11 +116,28 @@ def _read_mapping(item: Mapping[str, Any], position: int) -> _Item:
     return item.get("id"), text, metadata or None, embeddings
 
 
-def check_ids(documents: Iterable[Any], ids: Iterable[DocumentId] | None) -> None:
+def length_of(*sources: Any) -> int | None:
+    """How many there will be, where any of the sources knows."""
+    for source in sources:
+        if isinstance(source, Sized):
+            return len(source)
+    return None
+
+
+def check_documents(documents: Iterable[Any], ids: Iterable[DocumentId] | None) -> None:
     """Read a list of documents to its end before any work is done on it, for bad items and ids.
 
     A stream cannot be read twice: there the same mistakes are found as the documents arrive.
+
+    Raises
+    ------
+    TypeError, ValueError
+        One document or id is given where many are expected, an item or id is as `read_documents`
+        refuses it, or two ids are the same.
     """
+    for name, value in (("documents", documents), ("ids", ids)):
+        if isinstance(value, (str, bytes, dict)):
+            raise TypeError(f"{name} must be an iterable of many, got one {type(value).__name__}")
     if not isinstance(documents, (list, tuple)) or not (ids is None or hasattr(ids, "__len__")):
         return
     seen: set[DocumentId] = set()

@@ -23,13 +23,17 @@ from colbert_fast.indexing.assembly import Source, copy_segments, residual_norms
 from colbert_fast.indexing.build import (
     BuildOptions,
     Fitted,
-    check_documents,
     encode_stream,
     fit,
-    length_of,
     save_codec,
 )
-from colbert_fast.indexing.ingest import Chunk, TokenStream, read_documents
+from colbert_fast.indexing.ingest import (
+    Chunk,
+    TokenStream,
+    check_documents,
+    length_of,
+    read_documents,
+)
 from colbert_fast.kernels import ops
 from colbert_fast.search.queries import filtered
 from colbert_fast.search.snapshot import Snapshot

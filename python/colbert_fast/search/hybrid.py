@@ -69,8 +69,10 @@ def retrieve_by_text(
     Raises
     ------
     ValueError
-        The index holds no texts.
+        The index holds documents, but no texts.
     """
+    if snapshot.num_documents == 0:
+        return retrieve(snapshot, queries, params, subset)
     if snapshot.bm25.num_texts == 0:
         raise ValueError(f"mode {params.mode!r} needs texts, and this index holds none")
     mask = snapshot.allowed(subset)
