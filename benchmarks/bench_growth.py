@@ -7,8 +7,9 @@ spliced from it on the way into the index. CPU time, which other work on the mac
 queries run on one thread.
 
 Stages of a build are timed around the functions that do them. Stages of a search are differences
-of searches: with two documents allowed only the way to the candidates is left, with ndocs = 1 their
-approximate scores come on top (`search_stages`). A floor is what the arithmetic alone would take
+of searches: with two documents allowed only the way to the candidates is left, with k = 1 their
+approximate scores (screened, where they are very many) and little else come on top
+(`search_stages`). A floor is what the arithmetic alone would take
 at the rates that torch and numpy reach in the same run, or the bytes at the bandwidth seen.
 """
 
@@ -33,6 +34,7 @@ from colbert_fast import Index
 from colbert_fast.compress.codec import ResidualCodec
 from colbert_fast.indexing import assembly, build
 from colbert_fast.kernels import ops
+from colbert_fast.search.params import SearchParams
 from colbert_fast.storage.codes import code_bits
 
 sys.path.append(str(Path(__file__).parent / "peers"))
@@ -241,15 +243,21 @@ def search_stages(
     def search(i: int, k: int = K, **options: Any) -> None:
         index.search(queries[i], k, **options)
 
+    def probe(i: int, nprobe: int) -> None:
+        """Of two documents; `Index.search` would probe more for so few."""
+        params = SearchParams.resolve(1, nprobe=nprobe, ndocs=1)
+        index._snapshot.searcher.search([queries[i]], params, subset=two[i])
+
     seconds = time_searches(
         {
             "whole": lambda i: search(i, nprobe=nprobe, ndocs=ndocs),
             "default": lambda i: search(i),
             "masked": lambda i: search(i, nprobe=nprobe, ndocs=ndocs, subset=everything),
-            "cells": lambda i: search(i, 1, nprobe=nprobe, ndocs=1, subset=two[i]),
-            "more cells": lambda i: search(i, 1, nprobe=other, ndocs=1, subset=two[i]),
-            "one": lambda i: search(i, 1, nprobe=nprobe, ndocs=1),
+            "cells": lambda i: probe(i, nprobe),
+            "more cells": lambda i: probe(i, other),
+            "one": lambda i: search(i, 1, nprobe=nprobe, ndocs=ndocs),
             "128": lambda i: search(i, nprobe=nprobe, ndocs=128),
+            "one of 128": lambda i: search(i, 1, nprobe=nprobe, ndocs=128),
             "256 scanned": lambda i: search(i, ndocs=512, subset=few[i]),
             "512 scanned": lambda i: search(i, ndocs=512, subset=more[i]),
         },
@@ -262,12 +270,13 @@ def search_stages(
     gather = per_byte * work.list_bytes
     per_token = (seconds["512 scanned"] - seconds["256 scanned"]) / (added / len(queries))
     block = per_token * 128 * float(np.mean([doclens[mask].mean() for mask in few]))
-    exact = seconds["128"] - seconds["one"] - block
+    exact = (seconds["128"] - seconds["one of 128"]) * K / (K - 1)
     return {
         "centroids": seconds["cells"] - mask - gather,
         "gather": gather,
-        "approximate": seconds["one"] - seconds["cells"] + mask,
-        "int8": seconds["whole"] - seconds["one"] - exact,
+        # The best one is found after a block of 128 in int8.
+        "approximate": seconds["one"] - seconds["cells"] + mask - block,
+        "int8": seconds["whole"] - seconds["one"] + block - exact,
         "exact": exact,
         "whole": seconds["whole"],
         "default": seconds["default"],
