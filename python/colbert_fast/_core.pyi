@@ -71,8 +71,10 @@ def pool(
 ) -> int: ...
 
 class ListBuilder:
-    counts: NDArray[np.int32]
-    offsets: NDArray[np.int64]
+    @property
+    def counts(self) -> NDArray[np.int32]: ...
+    @property
+    def offsets(self) -> NDArray[np.int64]: ...
     def __init__(
         self,
         packed: Any,
