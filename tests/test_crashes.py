@@ -62,7 +62,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
-@pytest.mark.parametrize("kind", ["EIO", "ENOSPC", "short"])
+@pytest.mark.parametrize("kind", ["EIO", "ENOSPC", "short", "killed"])
 @pytest.mark.parametrize("change", committed.KINDS)
 def test_a_fault_at_every_call(tmp_path: Path, shim: Path, change: str, kind: str) -> None:
     step = 1 if LONG else 11
@@ -75,9 +75,11 @@ def test_a_fault_at_every_call(tmp_path: Path, shim: Path, change: str, kind: st
     report = json.loads(run.stdout)
     assert report["calls"] > 10
     if kind == "short":
-        assert report["refused"] == 0
+        assert report["failures"] == 0
+    elif kind == "killed":
+        assert report["failures"] == len(range(1, report["calls"] + 1, step))
     else:
-        assert report["refused"] > 0
+        assert report["failures"] > 0
 
 
 def test_every_kind_of_change_is_made(tmp_path: Path) -> None:
