@@ -13,6 +13,7 @@ from colbert_fast.cli.shell import (
     FormatOption,
     IndexArgument,
     ModelOption,
+    OverwriteOption,
     ProgressOption,
     load_model,
     show_progress,
@@ -39,7 +40,7 @@ def convert(
     layout: FormatOption = None,
     model: ModelOption = None,
     device: DeviceOption = "cpu",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index.")] = False,
+    overwrite: OverwriteOption = False,
     progress: ProgressOption = None,
 ) -> None:
     """Take over the index of another library, with its codes and residuals as they are."""

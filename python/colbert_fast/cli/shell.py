@@ -34,6 +34,7 @@ __all__ = [
     "NbitsOption",
     "NdocsOption",
     "NprobeOption",
+    "OverwriteOption",
     "PoolOption",
     "ProgressOption",
     "RecallOption",
@@ -105,6 +106,7 @@ FilterOption = Annotated[
 ExhaustiveOption = Annotated[
     bool, typer.Option("--exhaustive", help="Score every document: slow, and the truth.")
 ]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an index.")]
 PoolOption = Annotated[
     int, typer.Option("--pool-factor", min=1, help="Merge tokens down to one in so many.")
 ]

@@ -19,6 +19,7 @@ from colbert_fast.cli.shell import (
     IndexArgument,
     ModelOption,
     NbitsOption,
+    OverwriteOption,
     PoolOption,
     ProgressOption,
     load_model,
@@ -48,7 +49,6 @@ LimitOption = Annotated[
 TimeoutOption = Annotated[
     float, typer.Option("--timeout", min=0, help="Seconds to wait for another writer.")
 ]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an index.")]
 
 
 def index(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from colbert_fast.compress.codec import Codec
 from colbert_fast.indexing.ingest import Chunk
 from colbert_fast.kernels import ops
+from colbert_fast.search.snapshot import Snapshot
 from colbert_fast.storage.codes import code_bits
 from colbert_fast.storage.documents import DocumentStore, DocumentWriter
 from colbert_fast.storage.manifest import STORE, SegmentRecord
@@ -24,6 +25,7 @@ __all__ = [
     "finish_segment",
     "invert",
     "residual_norms",
+    "sources_of",
 ]
 
 _MEASURED = 8  # every so-manieth token is enough for the mean of all
@@ -83,6 +85,22 @@ class Source(NamedTuple):
             columns = {name: each[rows][tokens] for name, each in self.segment.columns.items()}
             yield columns, doclens[wanted]
             first = last
+
+
+def sources_of(snapshot: Snapshot, deleted: Iterable[int] = ()) -> list[Source]:
+    """The segments with the documents that are live, less those at the positions `deleted`."""
+    gone = np.zeros(snapshot.manifest.num_rows, np.bool_)
+    gone[list(deleted)] = True
+    bases = snapshot.bases()
+    return [
+        Source(
+            record,
+            snapshot.segments[number],
+            snapshot.library.stores[number],
+            snapshot.live_of(number) & ~gone[bases[number] : bases[number + 1]],
+        )
+        for number, record in enumerate(snapshot.manifest.segments)
+    ]
 
 
 def copy_segments(folder: Path, codec: Codec, sources: Iterable[Source]) -> SegmentRecord:

@@ -123,8 +123,7 @@ def build_index(
     given = None if options.codec_from is None else _codec_of(options.codec_from, model)
     started = time.perf_counter()
     with building(path, overwrite=options.overwrite, resume=options.resume) as transaction:
-        folder = transaction.folder / transaction.new_name("segment")
-        folder.mkdir()
+        folder = transaction.new_folder("segment")
         with DocumentWriter(folder / STORE) as store:
             stream = TokenStream(
                 read_documents(documents, ids),
@@ -220,10 +219,9 @@ def _encoder(
 
 def save_codec(transaction: Transaction, codec: Codec) -> str:
     """Write the codec's files into a new folder of the index; returns its name."""
-    name = transaction.new_name("codec")
-    (transaction.folder / name).mkdir()
-    codec.save(transaction.folder / name)
-    return name
+    folder = transaction.new_folder("codec")
+    codec.save(folder)
+    return folder.name
 
 
 def encode_stream(

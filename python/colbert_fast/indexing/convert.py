@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from colbert_fast.compress.codec import Columns, ResidualCodec
 from colbert_fast.errors import IndexExistsError, IndexFormatError
-from colbert_fast.indexing.assembly import Source, finish_segment, residual_norms
+from colbert_fast.indexing.assembly import Source, finish_segment, residual_norms, sources_of
 from colbert_fast.indexing.build import first_manifest, save_codec
 from colbert_fast.indexing.ingest import length_of, read_documents
 from colbert_fast.indexing.progress import progress_bar
@@ -90,8 +90,7 @@ def _write_segment(
     progress: bool,
 ) -> tuple[SegmentRecord, int]:
     """The one segment, and the number that the next document would get as its id."""
-    folder = transaction.folder / transaction.new_name("segment")
-    folder.mkdir()
+    folder = transaction.new_folder("segment")
     total, measured = 0.0, 0
     with (
         DocumentWriter(folder / STORE) as store,
@@ -177,12 +176,7 @@ def export_index(snapshot: Snapshot, path: Path, *, recode: bool, progress: bool
         raise IndexExistsError(f"path {str(path)!r} already exists; choose another one")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path {str(path)!r}: {str(path.parent)!r} does not exist")
-    sources = [
-        Source(record, segment, store, snapshot.live_of(number))
-        for number, (record, segment, store) in enumerate(
-            zip(snapshot.manifest.segments, snapshot.segments, snapshot.library.stores, strict=True)
-        )
-    ]
+    sources = sources_of(snapshot)
     if not snapshot.num_documents:
         raise ValueError(f"{snapshot.path}: the index is empty; there is nothing to export")
     snapshot.check_codes()

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 
 from colbert_fast.compress.codec import Codec
-from colbert_fast.indexing.assembly import copy_segments
-from colbert_fast.indexing.build import save_codec
-from colbert_fast.indexing.update import sources_of
+from colbert_fast.indexing.assembly import copy_segments, sources_of
+from colbert_fast.indexing.build import first_manifest, save_codec
 from colbert_fast.search.snapshot import Snapshot
-from colbert_fast.storage.manifest import library_version, new_lineage
 from colbert_fast.storage.transactions import building, check_target
 
 __all__ = ["merge_indexes"]
@@ -34,19 +30,18 @@ def merge_indexes(path: Path, parts: Sequence[Path], *, overwrite: bool) -> None
         _check_compatible(each, widest)
     codec = widest.codec
     with building(path, overwrite=overwrite, resume=False) as transaction:
-        folder = transaction.folder / transaction.new_name("segment")
-        folder.mkdir()
+        folder = transaction.new_folder("segment")
         sources = [source for each in snapshots for source in sources_of(each)]
         segment = copy_segments(folder, codec, [each for each in sources if each.wanted.any()])
         transaction.commit(
-            dataclasses.replace(
-                widest.manifest,
-                lineage=new_lineage(),
+            first_manifest(
+                codec,
+                save_codec(transaction, codec),
+                segment,
+                residual_norm=widest.manifest.residual_norm,
                 next_id=max(each.manifest.next_id for each in snapshots),
-                codec_folder=save_codec(transaction, codec),
-                segments=(segment,),
-                created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                library_version=library_version(),
+                model=widest.manifest.model,
+                model_fingerprint=widest.manifest.model_fingerprint,
             )
         )
 

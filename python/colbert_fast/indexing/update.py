@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from colbert_fast.compress.codec import Codec
 from colbert_fast.compress.kmeans import fit_centroids
-from colbert_fast.indexing.assembly import Source, copy_segments, residual_norms
+from colbert_fast.indexing.assembly import Source, copy_segments, residual_norms, sources_of
 from colbert_fast.indexing.build import (
     BuildOptions,
     Fitted,
@@ -54,7 +54,6 @@ __all__ = [
     "compact",
     "delete_documents",
     "mark_deleted",
-    "sources_of",
 ]
 
 logger = logging.getLogger(__name__)
@@ -99,7 +98,7 @@ def add_documents(
         first = next(items, None)
         if first is None:
             return 0
-        folder = _new_folder(transaction)
+        folder = transaction.new_folder("segment")
         with DocumentWriter(folder / STORE) as store:
             stream = TokenStream(
                 itertools.chain([first], items),
@@ -190,22 +189,6 @@ def _with_codec(transaction: Transaction, manifest: Manifest, codec: Codec) -> M
     )
 
 
-def sources_of(snapshot: Snapshot, deleted: Iterable[int] = ()) -> list[Source]:
-    """The segments with the documents that are live, less those at the positions `deleted`."""
-    gone = np.zeros(snapshot.manifest.num_rows, np.bool_)
-    gone[list(deleted)] = True
-    bases = snapshot.bases()
-    return [
-        Source(
-            record,
-            snapshot.segments[number],
-            snapshot.library.stores[number],
-            snapshot.live_of(number) & ~gone[bases[number] : bases[number + 1]],
-        )
-        for number, record in enumerate(snapshot.manifest.segments)
-    ]
-
-
 def _records(transaction: Transaction, sources: Iterable[Source]) -> list[SegmentRecord]:
     """The segments' records, with what is newly deleted marked; empty ones are left out."""
     return [
@@ -238,7 +221,7 @@ def _appended(
         tokens += sources[-1].record.num_tokens
         sources = sources[:-1]
     if len(tail) > 1:
-        fresh = copy_segments(_new_folder(transaction), codec, tail)
+        fresh = copy_segments(transaction.new_folder("segment"), codec, tail)
     return (*_records(transaction, sources), fresh)
 
 
@@ -255,12 +238,6 @@ def _source_of(folder: Path, codec: Codec, record: SegmentRecord) -> Source:
         DocumentStore(folder / record.name / STORE, record.num_documents),
         np.ones(record.num_documents, np.bool_),
     )
-
-
-def _new_folder(transaction: Transaction) -> Path:
-    folder = transaction.folder / transaction.new_name("segment")
-    folder.mkdir()
-    return folder
 
 
 def delete_documents(
@@ -295,7 +272,7 @@ def compact(path: Path, *, retrain: bool, seed: int, timeout: float, progress: b
         tidy = len(sources) == len(manifest.segments) == 1 and manifest.segments[0].num_deleted == 0
         if not sources or (tidy and not retrain):
             return
-        folder = _new_folder(transaction)
+        folder = transaction.new_folder("segment")
         if not retrain:
             segment = copy_segments(folder, snapshot.codec, sources)
         else:

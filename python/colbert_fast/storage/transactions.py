@@ -60,6 +60,12 @@ class Transaction:
         self._number += 1
         return f"{kind}-{self._number - 1:06d}"
 
+    def new_folder(self, kind: str) -> Path:
+        """A new folder of this kind."""
+        folder = self.folder / self.new_name(kind)
+        folder.mkdir()
+        return folder
+
     def adopt(self, files: Mapping[str, FileRecord]) -> None:
         """Take files as synced and recorded already."""
         self._known.update(files)
