@@ -1,0 +1,77 @@
+"""Changes of weights that are shipped in place of weights."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from colbert_fast.errors import CheckpointError  # noqa: E402
+from colbert_fast.model.deltas import add_deltas, make_deltas  # noqa: E402
+
+PATH = Path("deltas.safetensors")
+
+
+@pytest.fixture
+def base():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(24, 16), torch.nn.LayerNorm(16))
+
+
+@pytest.fixture
+def trained(base):
+    model = copy.deepcopy(base)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    return model
+
+
+def test_base_and_deltas_make_the_trained_encoder(base, trained):
+    deltas = make_deltas(base, trained)
+    before = base[0].weight.detach().clone()
+    add_deltas(base, deltas, PATH)
+    change = (trained[0].weight - before).abs().amax(dim=1)
+    error = (base[0].weight - trained[0].weight).abs().amax(dim=1)
+    # half a step, and the float32 sums
+    assert (error <= change / 254 + 1e-6).all()
+    torch.testing.assert_close(base[0].bias, trained[0].bias)
+    torch.testing.assert_close(base[1].weight, trained[1].weight)
+    assert deltas["0.weight"].dtype == torch.int8
+
+
+def test_what_did_not_change_is_left_out(base, trained):
+    with torch.no_grad():
+        trained[0].weight.copy_(base[0].weight)
+        trained[1].weight.copy_(base[1].weight)
+    assert sorted(make_deltas(base, trained)) == ["0.bias", "1.bias"]
+
+
+def test_rows_that_did_not_change_stay_as_they_are(base, trained):
+    with torch.no_grad():
+        trained[0].weight[3] = base[0].weight[3]
+    row = base[0].weight[3].detach().clone()
+    add_deltas(base, make_deltas(base, trained), PATH)
+    assert torch.equal(base[0].weight[3], row)
+
+
+def test_different_encoders_are_refused(base):
+    with pytest.raises(ValueError, match=r"1\.(bias|weight)"):
+        make_deltas(base, torch.nn.Sequential(torch.nn.Linear(24, 16)))
+
+
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        {"2.weight": torch.zeros(3)},
+        {"0.bias": torch.zeros(17)},
+        {"0.weight": torch.zeros(16, 24, dtype=torch.int8)},
+        {"0.weight": torch.zeros(16, 24, dtype=torch.int8), "0.weight.scale": torch.zeros(24)},
+    ],
+)
+def test_deltas_of_another_encoder_are_refused(base, deltas):
+    with pytest.raises(CheckpointError, match=r"deltas\.safetensors: key '\d\.(weight|bias)"):
+        add_deltas(base, deltas, PATH)
