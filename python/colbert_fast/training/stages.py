@@ -1,0 +1,114 @@
+"""Stages of a recipe: each has a folder of its own, is kept when it is done and goes on when not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Stages"]
+
+logger = logging.getLogger(__name__)
+
+_FILE = "stage.json"
+
+
+class Stages:
+    """The folder of a run, in which every stage has one.
+
+    A stage's folder has a `stage.json` with its settings, what it was made from, and whether it is
+    done. One that is done is not made again; one that was stopped is called again on its folder.
+
+    Parameters
+    ----------
+    output : Path
+        Made if it is not there.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        output.mkdir(parents=True, exist_ok=True)
+
+    def run(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        make: Callable[[Path], None],
+        *,
+        after: tuple[Path, ...] = (),
+    ) -> Path:
+        """Make a stage unless it is there.
+
+        Parameters
+        ----------
+        name : str
+            Of its folder.
+        settings : mapping
+            What decides its content; must be JSON.
+        make : callable
+            Gets the folder; what is in it was left by a call that did not come to its end.
+        after : tuple of Path
+            The folders of the stages it is made from.
+
+        Returns
+        -------
+        Path
+            The folder.
+
+        Raises
+        ------
+        ValueError
+            The folder was made with other settings; names them.
+        """
+        folder = self.output / name
+        wanted = {
+            "settings": json.loads(json.dumps(settings)),
+            "after": {path.name: _digest(path) for path in after},
+        }
+        file = folder / _FILE
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        if found is not None:
+            _check_same(folder, found, wanted)
+            if found["done"]:
+                logger.info("%s: there already", name)
+                return folder
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(file, {**wanted, "done": False})
+        logger.info("%s: %s", name, "goes on" if found else "starts")
+        start = time.monotonic()
+        make(folder)
+        seconds = time.monotonic() - start
+        _write(file, {**wanted, "done": True, "seconds": round(seconds, 1)})
+        logger.info("%s: done in %.0f s", name, seconds)
+        return folder
+
+
+def _check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    changed = [
+        f"{key}: {found[part].get(key)!r} then, {wanted[part].get(key)!r} now"
+        for part in ("settings", "after")
+        for key in sorted(found[part].keys() | wanted[part].keys())
+        if found[part].get(key) != wanted[part].get(key)
+    ]
+    if changed:
+        raise ValueError(
+            f"{folder} was made with other settings ({'; '.join(changed)}); remove that folder to "
+            "make it anew, or choose another `output`"
+        )
+
+
+def _digest(folder: Path) -> str:
+    """Of a stage's settings and those of all before it: how long it took does not matter."""
+    stage = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+    text = json.dumps([stage["settings"], stage["after"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _write(file: Path, value: Mapping[str, Any]) -> None:
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(file)
