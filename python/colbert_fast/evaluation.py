@@ -31,6 +31,7 @@ __all__ = [
     "evaluate",
     "load_beir",
     "measure",
+    "read_qrels",
     "retrieve",
     "write_run",
 ]
@@ -82,7 +83,7 @@ def load_beir(path: str | Path, *, split: str = "test") -> BeirFolder:
     find_file(path, "corpus.jsonl")
     query_file = find_file(path, "queries.jsonl")
     qrels_file = _find_qrels(path, split)
-    qrels = _read_qrels(qrels_file)
+    qrels = read_qrels(qrels_file)
     queries = _read_queries(query_file, wanted=set(qrels))
     missing = [query for query in qrels if query not in queries]
     if missing:
@@ -116,8 +117,19 @@ def _read_queries(path: Path, *, wanted: set[str]) -> dict[str, str]:
     return queries
 
 
-def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
-    """Read ``query <tab> document <tab> grade`` lines under a header, or four-column TREC ones."""
+def read_qrels(path: Path) -> dict[str, dict[str, int]]:
+    """Read ``query <tab> document <tab> grade`` lines under a header, or four-column TREC ones.
+
+    Returns
+    -------
+    dict of str to dict of str to int
+        Query id to {document id: grade}.
+
+    Raises
+    ------
+    ValueError
+        A line is something else, or there is none; names file and line.
+    """
     qrels: dict[str, dict[str, int]] = {}
     for number, line in read_lines(path):
         fields = line.split("\t") if "\t" in line else line.split()

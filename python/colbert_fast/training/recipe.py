@@ -1,0 +1,248 @@
+"""What a recipe says: the settings of a whole training run, read from YAML and checked at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from colbert_fast.errors import MissingDependencyError
+from colbert_fast.training.config import TrainingConfig
+
+__all__ = [
+    "Collection",
+    "Mining",
+    "Recipe",
+    "Round",
+    "Start",
+    "TeacherPart",
+    "TeacherTraining",
+    "read_recipe",
+]
+
+
+class _Strict:
+    """Of a section of a recipe: keys that it does not have are errors."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class Collection(_Strict):
+    """Questions, passages, and which belong together.
+
+    Attributes
+    ----------
+    name : str
+        Of its files in the output.
+    folder : Path, optional
+        In BEIR layout; `split` says which judgements to train on.
+    documents, queries, positives : Path, optional
+        Files in place of a folder: any text layout, the same, and judgements as .tsv.
+    pseudo_queries : bool
+        Make the questions from the passages; only `documents` or `folder` is needed.
+    limit : int, optional
+        At most so many questions, drawn at random.
+    """
+
+    name: str
+    folder: Path | None = None
+    split: str = "train"
+    documents: Path | None = None
+    queries: Path | None = None
+    positives: Path | None = None
+    pseudo_queries: bool = False
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where it is not clear what to read."""
+        files = {"documents": self.documents, "queries": self.queries, "positives": self.positives}
+        wanted = ["documents"] if self.pseudo_queries else list(files)
+        given = [name for name, path in files.items() if path is not None]
+        if (self.folder is None) == (not given) or (given and given != wanted):
+            raise ValueError(
+                f"collection {self.name!r}: give either `folder` or {', '.join(wanted)}; "
+                f"got {', '.join(['folder'] * (self.folder is not None) + given) or 'neither'}"
+            )
+
+
+@dataclass(frozen=True)
+class Start(_Strict):
+    """The model that training starts from.
+
+    Attributes
+    ----------
+    model : str
+        What `ColBERT.from_pretrained` takes: "default", a folder, a hub id of a ColBERT or of a
+        plain encoder.
+    dim : int, optional
+        Size of the projection that a plain encoder gets.
+    projection : {"random", "principal"}
+        How that is set: orthonormal at random, or along the principal directions of the token
+        vectors of passages of the first collection.
+    query_length, document_length, query_prefix, document_prefix, do_query_expansion, \
+attend_to_expansion_tokens
+        Override the model's own.
+    """
+
+    model: str = "default"
+    dim: int | None = None
+    projection: Literal["random", "principal"] = "random"
+    query_length: int | None = None
+    document_length: int | None = None
+    query_prefix: str | None = None
+    document_prefix: str | None = None
+    do_query_expansion: bool | None = None
+    attend_to_expansion_tokens: bool | None = None
+
+
+@dataclass(frozen=True)
+class Mining(_Strict):
+    """Which documents stand beside the positive in a tuple: see `mine` and `sample_tuples`.
+
+    Attributes
+    ----------
+    sources : tuple of {"bm25", "model"}
+        What ranks the documents; the rankings of two take turns.
+    depth : int
+        Documents of a ranking.
+    nway : int
+        Documents of a tuple.
+    bands : tuple of (first rank, rank after the last, share)
+        Where negatives are drawn from.
+    margin, ratio : float, optional
+        Leave out negatives whose teacher score comes so near the positive's. All candidates are
+        scored then, not only those drawn.
+    """
+
+    sources: tuple[Literal["bm25", "model"], ...] = ("model",)
+    depth: int = 200
+    nway: int = 16
+    bands: tuple[tuple[int, int, float], ...] = ((0, 20, 0.5), (20, 200, 0.5))
+    margin: float | None = None
+    ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Round(_Strict):
+    """Mine, score with the teacher if there is one, train.
+
+    Attributes
+    ----------
+    train : dict
+        As for `TrainingConfig.from_dict`.
+    mine : Mining
+    """
+
+    train: dict[str, Any]
+    mine: Mining = Mining()
+
+    def __post_init__(self) -> None:
+        """Raise ValueError naming the key of `train` that cannot be."""
+        try:
+            self.config  # noqa: B018 - made for its checks
+        except TypeError as error:
+            raise ValueError(f"train: {error}") from error
+
+    @property
+    def config(self) -> TrainingConfig:
+        """`train`, checked."""
+        return TrainingConfig.from_dict(self.train)
+
+
+@dataclass(frozen=True)
+class TeacherPart(_Strict):
+    """One of the models whose scores, standardised within a tuple, are added up.
+
+    Attributes
+    ----------
+    kind : {"cross_encoder", "bi_encoder", "maxsim", "bm25"}
+    model : str, optional
+        Folder or hub id; "trained" is the cross-encoder that the run trains itself.
+    weight : float
+    """
+
+    kind: Literal["cross_encoder", "bi_encoder", "maxsim", "bm25"]
+    model: str | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if it is not clear which model."""
+        if (self.model is None) != (self.kind == "bm25"):
+            raise ValueError(f"a teacher of kind {self.kind} wants {'no' * (self.kind == 'bm25')} "
+                             "`model`")
+
+
+@dataclass(frozen=True)
+class TeacherTraining(_Strict):
+    """Fine-tuning of a cross-encoder, for those who have none.
+
+    Attributes
+    ----------
+    base : str
+        Folder or hub id of an encoder or a cross-encoder.
+    mine : Mining
+    options : dict
+        Of `train_teacher`.
+    """
+
+    base: str
+    mine: Mining = Mining(sources=("bm25",), nway=8)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe(_Strict):
+    """A whole run: a warm-up if wanted, a teacher if wanted, then rounds of distillation.
+
+    Attributes
+    ----------
+    output : Path
+        Folder of the run, made if need be; every stage has a folder in it.
+    collections : tuple of Collection
+    start : Start
+    warm_up : Round, optional
+        Without the teacher's scores.
+    train_teacher : TeacherTraining, optional
+    teacher : tuple of TeacherPart
+    rounds : tuple of Round
+    evaluate : tuple of Path
+        BEIR folders whose test split the last model is measured on.
+    seed : int
+    """
+
+    output: Path
+    collections: tuple[Collection, ...]
+    rounds: tuple[Round, ...] = ()
+    teacher: tuple[TeacherPart, ...] = ()
+    train_teacher: TeacherTraining | None = None
+    start: Start = Start()
+    warm_up: Round | None = None
+    evaluate: tuple[Path, ...] = ()
+    seed: int = 0
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe; paths in it are relative to the working directory.
+
+    Raises
+    ------
+    ValueError
+        Naming the file and every key that is unknown, missing or of the wrong type.
+    """
+    try:
+        import pydantic
+        import yaml
+    except ImportError as error:
+        raise MissingDependencyError(
+            f'recipes need {error.name}; install it with: pip install "colbert-fast[train]"'
+        ) from error
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe: Recipe = pydantic.TypeAdapter(Recipe).validate_python(values)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {error}") from error
+    except pydantic.ValidationError as error:
+        wrong = [f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors()]
+        raise ValueError(f"{path}: {'; '.join(wrong)}") from error
+    return recipe
