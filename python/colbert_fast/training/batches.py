@@ -258,5 +258,5 @@ class Encoder(nn.Module):
 
     def _forward(self, input_ids: Tensor, attention_mask: Tensor, kept: Tensor) -> Tensor:
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.bf16):
-            rows = self.model(input_ids, attention_mask)
+            rows: Tensor = self.model(input_ids, attention_mask)
         return rows.flatten(0, 1).index_select(0, kept)

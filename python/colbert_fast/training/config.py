@@ -148,9 +148,10 @@ class TrainingConfig:
                 near = difflib.get_close_matches(str(key), known, 1)
                 hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
                 raise ValueError(f"training: unknown key {key!r}{hint}")
-        return cls(
-            **{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        )
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**given)
 
     def __post_init__(self) -> None:
         """Raise TypeError or ValueError naming the field that cannot be."""
@@ -169,7 +170,9 @@ class TrainingConfig:
         share = self.quantization_fraction
         _check_range("quantization_fraction", share, 0 < share <= 1, "above 0, at most 1")
         if self.quantization_bits not in (None, *NBITS):
-            raise ValueError(f"quantization_bits: want one of {NBITS}, got {self.quantization_bits}")
+            raise ValueError(
+                f"quantization_bits: want one of {NBITS}, got {self.quantization_bits}"
+            )
         for dim in self.matryoshka:
             if dim < 8 or dim % 8:
                 raise ValueError(f"matryoshka: want positive multiples of 8, got {dim}")

@@ -40,7 +40,13 @@ if importlib.util.find_spec("accelerate") is None:
         'training needs the package accelerate: pip install "colbert-fast[train]"'
     )
 
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 __all__ = ["train"]
 
@@ -108,12 +114,12 @@ def train(
     _check_model(model, config)
     steps = _steps(len(data), config)
     arguments = _arguments(model, output, config, steps, progress=progress)
-    arguments.device  # joins the other processes
-    arguments._n_gpu = 1  # several GPUs want several processes
+    arguments._n_gpu = 1  # a process uses its own GPU only
     if config.batch_size % processes():
         raise ValueError(
             f"batch_size: want a multiple of the {processes()} processes, got {config.batch_size}"
         )
+    arguments.per_device_train_batch_size = config.batch_size // processes()
     record = {
         "examples": len(data),
         "processes": processes(),
@@ -126,7 +132,7 @@ def train(
     with _trainable(model, config.frozen):
         trainer = _Trainer(model, data, config, record, arguments, list(callbacks))
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    trainer.finish(output)
+    trainer.finish()
     return model.eval()
 
 
@@ -175,7 +181,6 @@ def _arguments(
         eval_strategy="steps" if config.eval_folder else "no",
         eval_steps=config.eval_steps or config.save_steps,
         use_cpu=on_cpu,
-        ddp_backend="gloo" if on_cpu else None,
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
     )
@@ -231,6 +236,15 @@ def _trainable(model: ColBERT, frozen: Sequence[str]) -> Iterator[None]:
             parameter.requires_grad_(before[name])
 
 
+class _Progress(ProgressCallback):  # type: ignore[misc, unused-ignore]
+    """transformers' bar, with the loss beside it instead of a printed line."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
+        bar: Any = self.training_bar
+        if bar is not None and "loss" in logs:
+            bar.set_postfix(loss=f"{logs['loss']:.4g}")
+
+
 class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
     """transformers.Trainer with our batches, loss, checkpoints and evaluation."""
 
@@ -243,6 +257,9 @@ class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
         arguments: TrainingArguments,
         callbacks: list[TrainerCallback],
     ) -> None:
+        self.colbert = model
+        self.data = data
+        self.output = Path(cast(str, arguments.output_dir))
         self.config = config
         self.record = record
         self.parts: dict[str, Tensor] = {}
@@ -251,16 +268,14 @@ class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
         super().__init__(
             encoder,
             arguments,
-            train_dataset=cast(Dataset[Any], data),
+            train_dataset=cast(Any, data),
             eval_dataset=config.eval_folder,
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
-
-    @property
-    def colbert(self) -> ColBERT:
-        """The model that is trained."""
-        return cast(ColBERT, self.model.model)
+        if not arguments.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(_Progress)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """All steps of the run, as one pass in Trainer's eyes: the step is the data's cursor."""
@@ -274,7 +289,7 @@ class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
             needs_scores=bool(set(TEACHER_LOSSES) & set(config.losses)),
         )
         batches = Batches(
-            len(self.train_dataset),
+            len(self.data),
             batch_size=config.batch_size,
             steps=self.args.max_steps,
             seed=config.seed,
@@ -282,7 +297,7 @@ class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
             processes=processes(),
         )
         return DataLoader(
-            self.train_dataset,
+            cast(Dataset[Any], self.data),
             batch_sampler=cast(Any, batches),
             collate_fn=collator,
             num_workers=config.workers,
@@ -311,15 +326,16 @@ class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
             for name, part in self.parts.items():
                 logs[f"loss_{name}"] = float(part) / self.steps_in_parts
             self.parts, self.steps_in_parts = {}, 0
-        per_epoch = len(self.train_dataset) // self.config.batch_size
+        per_epoch = len(self.data) // self.config.batch_size
         self.state.epoch = self.state.global_step / per_epoch
-        logger.info("step %d: %s", self.state.global_step, logs)
+        if rank() == 0:
+            logger.info("step %d: %s", self.state.global_step, logs)
         super().log(logs, *rest)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """nDCG@10 on the BEIR folder, measured by process 0."""
         folder, split = self.config.eval_folder, self.config.eval_split
-        self.model.eval()
+        self.colbert.eval()
         value = validate(self.colbert, cast(str, folder), split) if rank() == 0 else None
         metrics = {METRIC: cast(float, broadcast(value))}
         self.log(dict(metrics))
@@ -331,19 +347,19 @@ class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
     def _best_steps(self) -> list[int]:
         """Steps that were evaluated, the best first; of equals the earliest."""
         history = self.state.log_history
-        values = {entry["step"]: entry[METRIC] for entry in history if METRIC in entry}
+        values = {int(entry["step"]): entry[METRIC] for entry in history if METRIC in entry}
         return sorted(values, key=lambda step: (-values[step], step))[: self.config.average_best]
 
     def _get_output_dir(self, trial: Any) -> str:  # noqa: ARG002
-        return str(Path(self.args.output_dir) / UNFINISHED)
+        return str(self.output / UNFINISHED)
 
     def _save_checkpoint(self, *arguments: Any) -> None:
         super()._save_checkpoint(*arguments)
         barrier()
         if rank() == 0:
-            output, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
-            appear(output / UNFINISHED / name, output / name)
-            prune(output, {self.state.global_step, *self._best_steps()})
+            name = f"checkpoint-{self.state.global_step}"
+            appear(self.output / UNFINISHED / name, self.output / name)
+            prune(self.output, {self.state.global_step, *self._best_steps()})
         barrier()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:  # noqa: ARG002
@@ -354,16 +370,16 @@ class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *_: Any) -> None:
         load_weights(self.colbert, Path(resume_from_checkpoint))
 
-    def finish(self, output: Path) -> None:
+    def finish(self) -> None:
         """Take the weights of the best checkpoints, if any were judged, and write the result."""
         best = self._best_steps()
         if best:
-            folders = [output / f"checkpoint-{step}" for step in best]
+            folders = [self.output / f"checkpoint-{step}" for step in best]
             self.colbert.load_state_dict(average_weights(folders))
             logger.info("the result is the mean of the checkpoints of steps %s", best)
         barrier()  # the last to read
         if rank() == 0:
-            self._save(str(output / UNFINISHED / FINAL))
-            appear(output / UNFINISHED / FINAL, output / FINAL)
-            (output / UNFINISHED).rmdir()
+            self._save(str(self.output / UNFINISHED / FINAL))
+            appear(self.output / UNFINISHED / FINAL, self.output / FINAL)
+            (self.output / UNFINISHED).rmdir()
         barrier()
