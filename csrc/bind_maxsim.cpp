@@ -107,7 +107,7 @@ void maxsim_grad_query(const py::object &documents, const py::object &doclens,
   const View sums = expect_out(out, "out", DType::f32, {g.shape[0], arg.shape[2], d.shape[1]});
 
   const py::gil_scoped_release release;
-  parallel_for(pairs.n_queries * nq, 8, [&](std::size_t begin, std::size_t end) {
+  parallel_for(pairs.n_queries * nq, 16, [&](std::size_t begin, std::size_t end) {
     std::fill(sums.as<float>() + begin * dim, sums.as<float>() + end * dim, 0.0f);
     while (begin < end) { // the tokens of one query
       const std::size_t b = begin / nq, count = std::min(end, (b + 1) * nq) - begin;
