@@ -1,0 +1,116 @@
+"""A run that was killed ends with the bits of one that was not; a checkpoint is whole or absent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+torch: Any = pytest.importorskip("torch", reason="torch is an extra")
+pytest.importorskip("accelerate", reason="accelerate is an extra")
+
+from colbert_fast.training.config import TrainingConfig  # noqa: E402
+from colbert_fast.training.trainer import train  # noqa: E402
+from training_runs import load_model, make_examples, run, weights, write_model  # noqa: E402
+
+# Six steps an epoch: step 9 is in the middle of the second. Dropout is on.
+OPTIONS: dict[str, Any] = {
+    "batch_size": 4,
+    "max_steps": 14,
+    "learning_rate": 1e-3,
+    "warmup_steps": 3,
+    "save_steps": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("tiny"))
+
+
+def train_here(folder: Path, output: Path, *, resume: bool = False, **options: Any) -> Any:
+    config = TrainingConfig(**{**OPTIONS, **options})
+    return train(load_model(folder), make_examples(), output, config, resume=resume, progress=False)
+
+
+@pytest.fixture(scope="module")
+def straight(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The weights that a run ends with which nothing happens to."""
+    output = tmp_path_factory.mktemp("straight") / "run"
+    train_here(folder, output)
+    return weights(output / "final")
+
+
+def assert_equal(output: Path, straight: dict[str, Any]) -> None:
+    for key, value in weights(output / "final").items():
+        assert torch.equal(value, straight[key]), key
+
+
+def names(output: Path) -> list[str]:
+    return sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
+
+
+def test_killed_and_resumed(folder: Path, straight: dict[str, Any], tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    killed = run(folder, output, **OPTIONS, kill_at=9)
+    assert killed.returncode == -9, killed.stderr
+    assert names(output) == ["checkpoint-8"]
+    train_here(folder, output, resume=True)
+    assert names(output) == ["checkpoint-14", "final"]
+    assert_equal(output, straight)
+
+
+def test_resumed_at_the_end_of_an_epoch(
+    folder: Path, straight: dict[str, Any], tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    assert run(folder, output, **OPTIONS, kill_at=7).returncode == -9
+    assert names(output) == ["checkpoint-6"]
+    train_here(folder, output, resume=True)
+    assert_equal(output, straight)
+
+
+def test_a_checkpoint_that_fails_is_not_there(
+    folder: Path, straight: dict[str, Any], tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    save = torch.save
+
+    def full_disk(value: Any, path: Any, *rest: Any) -> None:
+        if "checkpoint-6" in str(path) and "scheduler" in str(path):
+            raise OSError("no space left on device")
+        save(value, path, *rest)
+
+    with (
+        mock.patch.object(torch, "save", full_disk),
+        pytest.raises(OSError, match="no space left"),
+    ):
+        train_here(folder, output)
+    assert names(output) == ["checkpoint-4"]
+    train_here(folder, output, resume=True)
+    assert_equal(output, straight)
+
+
+def test_a_finished_run_is_only_read(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    first = train_here(folder, output, max_steps=2)
+    before = (output / "final" / "model.safetensors").stat().st_mtime_ns
+    again = train_here(folder, output, max_steps=2, resume=True)
+    assert (output / "final" / "model.safetensors").stat().st_mtime_ns == before
+    for key, value in first.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key])
+
+
+def test_resuming_with_another_configuration(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    train_here(folder, output, max_steps=2)
+    with pytest.raises(ValueError, match=r"learning_rate: .* was written with 0.001, got 0.1"):
+        train_here(folder, output, max_steps=2, learning_rate=0.1, resume=True)
+    train_here(folder, output, max_steps=2, logging_steps=1, resume=True)
+
+
+def test_resuming_where_nothing_is_begins(folder: Path, tmp_path: Path) -> None:
+    train_here(folder, tmp_path / "run", max_steps=2, resume=True)
+    assert names(tmp_path / "run") == ["checkpoint-2", "final"]
