@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,9 @@ from safetensors.torch import save_file
 
 from colbert_fast.corpus import read_corpus
 from colbert_fast.model.colbert import ColBERT
-from colbert_fast.model.config import ModelConfig
 from colbert_fast.model.default import load_default
 from colbert_fast.model.parts import Checkpoint
-from colbert_fast.model.projection import Projection
+from colbert_fast.model.projection import Dense, Projection
 
 __all__ = ["fit_projection"]
 
@@ -71,13 +71,21 @@ def _ascii_texts(path: Path) -> Iterator[str]:
     return (text for text in texts if text.isascii())
 
 
-def bare_model() -> ColBERT:
-    """The default model without its projection: unit token vectors of the backbone, in float32."""
-    parts = load_default()
+def bare_model(parts: Checkpoint) -> ColBERT:
+    """A model without its projection: unit token vectors of the backbone, in float32."""
     width = int(parts.backbone.config.hidden_size)
-    config = ModelConfig(dim=width, do_query_expansion=False)
-    bare = Checkpoint(config, parts.tokenizer, parts.backbone, Projection([]))
+    config = replace(parts.config, dim=width)
+    bare = replace(parts, config=config, projection=Projection([]))
     return ColBERT(bare, name="bare", dtype="float32")
+
+
+def principal_projection(parts: Checkpoint, texts: Iterable[str], dim: int) -> Projection:
+    """The projection along the principal directions of the backbone's token vectors in `texts`."""
+    matrix = fit_projection(bare_model(parts).encode_documents(iter(texts)), dim)
+    layer = Dense(matrix.shape[1], dim)
+    with torch.no_grad():
+        layer.linear.weight.copy_(torch.from_numpy(matrix))
+    return Projection([layer])
 
 
 def main() -> None:
@@ -90,8 +98,8 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=128)
     options = parser.parse_args()
     texts = sample_texts(options.corpus, options.texts, options.seed)
-    matrix = fit_projection(bare_model().encode_documents(iter(texts)), options.dim)
-    weight = torch.from_numpy(matrix).half().contiguous()
+    projection = principal_projection(load_default(), texts, options.dim)
+    weight = projection.dense_layers[0].linear.weight.detach().half().contiguous()
     options.out.mkdir(parents=True, exist_ok=True)
     save_file({"linear.weight": weight}, options.out / "model.safetensors")
 

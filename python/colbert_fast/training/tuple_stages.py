@@ -1,0 +1,144 @@
+"""The stages of a round that make its tuples: rankings, negatives from them, the teacher's scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+from colbert_fast.model import ColBERT
+from colbert_fast.training.collections import LoadedCollection
+from colbert_fast.training.cross_encoder import CrossEncoderTeacher
+from colbert_fast.training.data import NWay, TupleFile, write_tuples
+from colbert_fast.training.mining import mine, sample_tuples
+from colbert_fast.training.recipe import Mining, TeacherPart
+from colbert_fast.training.start import resolve_model
+from colbert_fast.training.teacher import CombinedTeacher, Teacher, score_with_teacher
+from colbert_fast.training.teachers import BiEncoderTeacher, BM25Teacher, MaxSimTeacher
+
+__all__ = ["make_teacher", "mine_all", "sample_all"]
+
+
+def mine_all(
+    collections: Sequence[LoadedCollection],
+    settings: Mining,
+    model: ColBERT | None,
+    folder: Path,
+    *,
+    progress: bool,
+) -> None:
+    """Write the rankings of every collection by every source to ``NAME-SOURCE.jsonl``.
+
+    `model` may be None where it is not among the sources.
+    """
+    for collection in collections:
+        for source in settings.sources:
+            out = folder / f"{collection.name}-{source}.jsonl"
+            if not out.exists():
+                mine(
+                    "bm25" if model is None or source == "bm25" else model,
+                    collection.queries,
+                    collection.documents,
+                    depth=settings.depth,
+                    out=out,
+                    index_path=folder / f"{collection.name}.cf" if source == "model" else None,
+                    progress=progress,
+                )
+
+
+def sample_all(
+    collections: Sequence[LoadedCollection],
+    settings: Mining,
+    teacher: CombinedTeacher | None,
+    mined: Path,
+    folder: Path,
+    *,
+    seed: int,
+    progress: bool,
+) -> None:
+    """Write tuples of every collection to ``NAME.jsonl``, scored if there is a teacher."""
+    for collection in collections:
+        out = folder / f"{collection.name}.jsonl"
+        if out.exists():
+            continue
+        rankings = [
+            TupleFile(mined / f"{collection.name}-{source}.jsonl") for source in settings.sources
+        ]
+        ranked = _by_turns(rankings)
+        late = settings.margin is not None or settings.ratio is not None
+        tuples = sample_tuples(
+            ranked,
+            collection.positives,
+            nway=None if late else settings.nway,
+            bands=settings.bands,
+            fill=None if late else list(collection.documents),
+            seed=seed,
+        )
+        if teacher is None:
+            write_tuples(out, tuples)
+            continue
+        scored = score_with_teacher(
+            tuples,
+            teacher,
+            queries=collection.queries,
+            documents=collection.documents,
+            out=folder / f"{collection.name}.all.jsonl" if late else out,
+            cache=folder.parent / "teacher-scores.sqlite",
+            progress=progress,
+        )
+        if late:
+            chosen = sample_tuples(
+                ranked,
+                collection.positives,
+                nway=settings.nway,
+                bands=settings.bands,
+                margin=settings.margin,
+                ratio=settings.ratio,
+                teacher_scores=TupleFile(scored),
+                seed=seed,
+            )
+            write_tuples(out, chosen)
+
+
+def _by_turns(rankings: Sequence[Sequence[NWay]]) -> Mapping[str, Sequence[tuple[str, float]]]:
+    """One ranking for each query: the best of each source, then the second best of each, ..."""
+    found: dict[str, list[list[str]]] = {}
+    for source in rankings:
+        for ranking in source:
+            found.setdefault(ranking.query_id, []).append(list(ranking.document_ids))
+    return {query: [(name, 0.0) for name in _merged(each)] for query, each in found.items()}
+
+
+def _merged(rankings: Sequence[Sequence[str]]) -> Iterator[str]:
+    seen: set[str | None] = {None}
+    for rank in zip_longest(*rankings):
+        for name in rank:
+            if name not in seen:
+                seen.add(name)
+                yield name
+
+
+def make_teacher(
+    parts: Sequence[TeacherPart],
+    trained: Path,
+    collections: Sequence[LoadedCollection],
+    device: str,
+) -> CombinedTeacher:
+    """The teachers of a recipe, loaded; "trained" is the one in the folder `trained`."""
+    return CombinedTeacher(
+        (_load_teacher(part, trained, collections, device), part.weight) for part in parts
+    )
+
+
+def _load_teacher(
+    part: TeacherPart, trained: Path, collections: Sequence[LoadedCollection], device: str
+) -> Teacher:
+    if part.model is None:
+        texts = (text for each in collections for text in each.documents.values())
+        return BM25Teacher(texts)
+    name = str(trained) if part.model == "trained" else resolve_model(part.model)
+    if part.kind == "cross_encoder":
+        return CrossEncoderTeacher(name, device=device)
+    if part.kind == "bi_encoder":
+        return BiEncoderTeacher(name, device=device)
+    return MaxSimTeacher(ColBERT.from_pretrained(name, device=device))
