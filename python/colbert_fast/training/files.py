@@ -1,0 +1,78 @@
+"""Files that appear under their names complete or not at all, and packages that may be missing."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from colbert_fast.errors import MissingDependencyError
+from colbert_fast.storage.files import sync_files
+
+__all__ = ["replacing", "require"]
+
+
+@contextmanager
+def replacing(path: Path, *, folder_with: str | None = None) -> Iterator[Path]:
+    """A name to write a file or folder under, which becomes `path` unless the block fails.
+
+    Parameters
+    ----------
+    path
+        What is to be written; a file there is replaced.
+    folder_with
+        Write a folder. One at `path` is replaced if it holds a file of this name, so that nobody
+        loses a folder of something else.
+
+    Raises
+    ------
+    FileExistsError
+        Something is at `path` that is not to be replaced.
+    """
+    _check_replaceable(path, folder_with)
+    partial = path.with_name(f"{path.name}.partial")
+    _remove(partial)
+    try:
+        yield partial
+        if folder_with is None:
+            sync_files(partial.parent, [partial.name])
+        else:
+            _remove(path)
+        partial.replace(path)
+    finally:
+        _remove(partial)
+
+
+def _check_replaceable(path: Path, folder_with: str | None) -> None:
+    if folder_with is None:
+        if path.is_dir():
+            raise FileExistsError(f"{path}: a folder is there, where a file is to be written")
+    elif path.exists() and not (path / folder_with).is_file():
+        raise FileExistsError(f"{path}: something else is there already (no {folder_with} in it)")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def require(name: str, purpose: str) -> Any:
+    """Import a package of the extra ``train``.
+
+    Raises
+    ------
+    MissingDependencyError
+        It is not installed; `purpose` says what needs it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{purpose} needs the package {name.split('.')[0]}; install it with: "
+            'pip install "colbert-fast[train]"'
+        ) from error

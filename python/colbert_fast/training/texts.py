@@ -1,0 +1,208 @@
+"""Texts by id, in memory or on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from colbert_fast.corpus import find_file, read_corpus
+from colbert_fast.errors import IndexFormatError, UnknownDocumentError
+from colbert_fast.indexing.ingest import read_documents
+from colbert_fast.storage.documents import Document, DocumentStore, DocumentWriter, sqlite_uri
+from colbert_fast.training.files import replacing
+
+__all__ = ["StoredTexts", "Texts"]
+
+_STORE, _SOURCE = "documents.sqlite", "source.json"
+
+Source = str | os.PathLike[str] | Mapping[Any, str] | Iterable[Any]
+"""Texts as `Texts.open` takes them."""
+
+
+class Texts(Mapping[str, str]):
+    """Queries or documents: id to text.
+
+    A missing id raises `UnknownDocumentError`, a KeyError that says which and where.
+
+    Parameters
+    ----------
+    texts
+        Id to text.
+    name
+        Where they come from, for error messages.
+    """
+
+    def __init__(self, texts: Mapping[str, str], *, name: str = "texts") -> None:
+        self.name = name
+        self._texts = texts
+
+    @staticmethod
+    def open(source: Source, *, cache: str | os.PathLike[str] | None = None) -> Texts:
+        """Read texts of any kind; ids become strings.
+
+        Parameters
+        ----------
+        source
+            A BEIR folder (its corpus), a file as `corpus.read_corpus` reads it (``.jsonl``,
+            ``.tsv``, ``.txt``, perhaps with ``.gz``; queries as well as documents; titles are put
+            before their texts), a mapping of id to text, or an iterable of documents as
+            `Index.build` takes it.
+        cache
+            Keep the texts in this folder instead of in memory. It is used again as long as the
+            file that they were read from has the same size and time; what was not read from a file
+            is written anew.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError, TypeError
+            There is no such file, an id comes twice, or a line or item is no text; named.
+        FileExistsError
+            `cache` is a folder of something else.
+        """
+        if cache is not None:
+            return _open_stored(source, Path(cache))
+        if isinstance(source, Texts):
+            return source
+        name = _name(source)
+        texts: dict[str, str] = {}
+        for key, text in _read(source, name):
+            if key in texts:
+                raise ValueError(f"{name}: the id {key!r} comes a second time")
+            texts[key] = text
+        return Texts(texts, name=name)
+
+    def many(self, ids: Iterable[str]) -> list[str]:
+        """The texts of several ids, in their order."""
+        return [self[each] for each in ids]
+
+    def __getitem__(self, key: str) -> str:
+        try:
+            return self._texts[key]
+        except KeyError:
+            raise self._unknown(key) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def _unknown(self, key: str) -> UnknownDocumentError:
+        example = next(iter(self), None)
+        return UnknownDocumentError(
+            f"{self.name}: no text with the id {key!r}; the {len(self)} ids here look like "
+            f"{example!r}"
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, texts={len(self)})"
+
+
+class StoredTexts(Texts):
+    """Texts in a folder on disk, which `Texts.open` has written; made by it too.
+
+    A pickle holds the path. The file is opened by each process for itself: a connection to SQLite
+    does not survive a fork.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__({}, name=str(folder))
+        self._path = folder.absolute() / _STORE
+        self._count = _count(self._path)
+        self._opened: tuple[int, DocumentStore] | None = None
+
+    @property
+    def store(self) -> DocumentStore:
+        """The texts and their words, under positions 0 to n - 1."""
+        process = os.getpid()
+        if self._opened is None or self._opened[0] != process:
+            self._opened = process, DocumentStore(self._path, self._count)
+        return self._opened[1]
+
+    def many(self, ids: Iterable[str]) -> list[str]:
+        """The texts of several ids, in their order."""
+        ids = list(ids)
+        positions = self.store.find(ids)
+        for each in ids:
+            if each not in positions:
+                raise self._unknown(each)
+        documents = self.store.fetch(positions.values())
+        return [documents[positions[each]].text or "" for each in ids]
+
+    def __getitem__(self, key: str) -> str:
+        return self.many([key])[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return (row[1] for row in self.store.rows())
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_opened": None}
+
+
+def _count(path: Path) -> int:
+    """How many texts a store holds, whose last position says so."""
+    try:
+        with closing(sqlite3.connect(f"{sqlite_uri(path)}?mode=ro", uri=True)) as connection:
+            [(last,)] = connection.execute("SELECT max(pid) FROM documents")
+    except sqlite3.Error as error:
+        raise IndexFormatError(f"{path}: cannot be read ({error})") from error
+    return 0 if last is None else int(last) + 1
+
+
+def _open_stored(source: Source, folder: Path) -> StoredTexts:
+    origin = _origin(source)
+    if origin is not None and _recorded(folder) == origin:
+        return StoredTexts(folder)
+    with replacing(folder, folder_with=_SOURCE) as partial:
+        partial.mkdir(parents=True)
+        with DocumentWriter(partial / _STORE) as writer:
+            for key, text in _read(source, _name(source)):
+                writer.add(Document(key, text))
+            writer.close()
+        if writer.count == 0:
+            raise ValueError(f"{_name(source)}: no texts to keep in {folder}")
+        (partial / _SOURCE).write_text(json.dumps(origin), encoding="utf-8")
+    return StoredTexts(folder)
+
+
+def _origin(source: Source) -> dict[str, Any] | None:
+    """What tells whether a file is still the one that was read."""
+    if not isinstance(source, (str, os.PathLike)):
+        return None
+    path = Path(source)
+    file = find_file(path, "corpus.jsonl") if path.is_dir() else path
+    status = file.stat()
+    return {"path": str(file.absolute()), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _recorded(folder: Path) -> Any:
+    try:
+        return json.loads((folder / _SOURCE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+
+
+def _name(source: Source) -> str:
+    if isinstance(source, Texts):
+        return source.name
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else "texts"
+
+
+def _read(source: Source, name: str) -> Iterator[tuple[str, str]]:
+    """Id and text of each, as they come."""
+    if isinstance(source, (str, os.PathLike)):
+        source = read_corpus(os.fspath(source))
+    elif isinstance(source, Mapping):
+        source = source.items()
+    for document in read_documents(source):
+        if document.text is None:
+            raise ValueError(f"{name}: document {document.id!r} has no text")
+        yield str(document.id), document.text
