@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from colbert_fast.storage.text_index import TextIndex, count_terms
 
-__all__ = ["BM25", "best"]
+__all__ = ["BM25", "best", "length_norm", "word_weight"]
 
 _K1, _B = 1.2, 0.75
 
@@ -36,10 +37,7 @@ class BM25:
         """What is added to a count below the line: float32 (num_documents,) for each store."""
         words = sum(int(store.lengths.sum(dtype=np.int64)) for store in self._stores)
         mean = words / max(self.num_texts, 1) or 1.0
-        return [
-            (_K1 * (1 - _B + _B / mean * store.lengths)).astype(np.float32)
-            for store in self._stores
-        ]
+        return [length_norm(store.lengths, mean) for store in self._stores]
 
     def score(self, query: str) -> npt.NDArray[np.float32]:
         """The scores of all documents, float32 (n_rows,); 0 where no word of `query` occurs."""
@@ -48,12 +46,22 @@ class BM25:
         scores = [np.zeros(store.num_documents, np.float32) for store in self._stores]
         for term in sorted(terms):
             n = sum(len(each[term].positions) for each in found if term in each)
-            weight = terms[term] * math.log1p((self.num_texts - n + 0.5) / (n + 0.5))
+            weight = terms[term] * word_weight(self.num_texts, n)
             for each, out, norms in zip(found, scores, self._norms, strict=True):
                 if term in each:
                     positions, counts = each[term]
                     out[positions] += np.float32(weight) * counts / (counts + norms[positions])
         return np.concatenate(scores)
+
+
+def word_weight(num_texts: int, holders: int) -> float:
+    """The weight of a word that `holders` of `num_texts` texts hold."""
+    return math.log1p((num_texts - holders + 0.5) / (holders + 0.5))
+
+
+def length_norm(lengths: npt.NDArray[np.integer[Any]], mean: float) -> npt.NDArray[np.float32]:
+    """What is added to a count below the line, float32 (n,), for texts of `lengths` words."""
+    return (_K1 * (1 - _B + _B / mean * lengths)).astype(np.float32)
 
 
 def best(

@@ -1,0 +1,371 @@
+"""Teachers, their scores of tuples, and the cache that survives a kill."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from transformers import BertForSequenceClassification
+
+from colbert_fast.errors import CheckpointError, UnknownDocumentError
+from colbert_fast.kernels import reference
+from colbert_fast.model import ColBERT
+from colbert_fast.model.streaming import Embedding
+from colbert_fast.search.bm25 import BM25
+from colbert_fast.storage.documents import Document, DocumentStore, DocumentWriter
+from colbert_fast.training.cross_encoder import CrossEncoderTeacher, resolve_teacher_dtype
+from colbert_fast.training.data import NWay, read_tuples, write_tuples
+from colbert_fast.training.teacher import CombinedTeacher, score_with_teacher
+from colbert_fast.training.teacher_cache import Pair, ScoreCache
+from colbert_fast.training.teachers import BiEncoderTeacher, BM25Teacher, MaxSimTeacher
+from tiny_models import WORDS, make_backbone, make_tokenizer, write_plain, write_pylate
+
+QUERIES = {"q0": "why is the sky blue", "q1": "fast search engine"}
+DOCUMENTS = {
+    "d0": "the sky is blue",
+    "d1": "the color of plaid is blue blue blue",
+    "d2": "a fast engine",
+    "d3": "late interaction search index the the search of the index of the color",
+}
+TUPLES = [
+    NWay("q0", ("d0", "d1", "d2")),
+    NWay("q1", ("d2", "d3")),
+    NWay("q1", ("d3", "d0", "d1", "d2")),
+]
+PAIRS = [(query, document) for query in QUERIES.values() for document in DOCUMENTS.values()]
+
+
+class Counting:
+    """A teacher that tells apart all pairs and remembers what it was asked."""
+
+    fingerprint = "counting"
+
+    def __init__(self) -> None:
+        self.calls: list[list[Pair]] = []
+
+    def __call__(self, pairs: Sequence[Pair]) -> npt.NDArray[np.float32]:
+        self.calls.append(list(pairs))
+        return np.array([self.score(*pair) for pair in pairs], np.float32)
+
+    @staticmethod
+    def score(query: str, document: str) -> float:
+        return len(query) + len(document) / 128  # exact in float32
+
+
+def write_classifier(folder: Path, num_labels: int = 1) -> Path:
+    """A tiny sequence classifier, in Hugging Face's layout."""
+    backbone = make_backbone()
+    backbone.config.num_labels = num_labels
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = BertForSequenceClassification(backbone.config)
+    model.bert.load_state_dict(backbone.state_dict())
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def score(tuples: Sequence[NWay], teacher: object, out: Path, **options: object) -> list[NWay]:
+    options = {"queries": QUERIES, "documents": DOCUMENTS, "progress": False, **options}
+    assert score_with_teacher(tuples, teacher, out=out, **options) == out  # type: ignore[arg-type]
+    return list(read_tuples(out))
+
+
+def test_scores_stand_beside_their_documents_in_the_order_of_the_tuples(tmp_path: Path) -> None:
+    teacher = Counting()
+    found = score(TUPLES, teacher, tmp_path / "scored.jsonl")
+    assert [each[:2] for each in found] == [each[:2] for each in TUPLES]
+    for each in found:
+        texts = [DOCUMENTS[key] for key in each.document_ids]
+        assert each.scores == tuple(teacher.score(QUERIES[each.query_id], text) for text in texts)
+
+
+def test_each_pair_is_scored_once_longest_first(tmp_path: Path) -> None:
+    teacher = Counting()
+    score(TUPLES, teacher, tmp_path / "scored.jsonl")
+    [call] = teacher.calls
+    assert len(call) == len(set(call)) == 7
+    lengths = [len(query) + len(document) for query, document in call]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_windows_do_not_change_scores_and_are_asked_for_no_pair_again(tmp_path: Path) -> None:
+    whole = score(TUPLES, Counting(), tmp_path / "whole.jsonl")
+    teacher = Counting()
+    assert score(TUPLES, teacher, tmp_path / "parts.jsonl", window=1) == whole
+    assert [len(call) for call in teacher.calls] == [3, 2, 2]
+
+
+def test_a_path_of_tuples_and_pylates_layout(tmp_path: Path) -> None:
+    write_tuples(tmp_path / "in.jsonl", TUPLES)
+    found = score(tmp_path / "in.jsonl", Counting(), tmp_path / "out.jsonl", layout="pylate")  # type: ignore[arg-type]
+    assert found == score(TUPLES, Counting(), tmp_path / "other.jsonl")
+    first = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
+    assert sorted(first) == ["document_ids", "query_id", "scores"]
+
+
+def test_cached_scores_are_shared_by_runs_but_not_by_teachers(tmp_path: Path) -> None:
+    cache = tmp_path / "scores.sqlite"
+    first = score(TUPLES, Counting(), tmp_path / "a.jsonl", cache=cache)
+    again = Counting()
+    assert score(TUPLES, again, tmp_path / "b.jsonl", cache=cache) == first
+    assert again.calls == []
+    other = Counting()
+    other.fingerprint = "another"
+    score(TUPLES, other, tmp_path / "c.jsonl", cache=cache)
+    assert len(other.calls) == 1
+
+
+def test_a_changed_text_under_the_same_id_is_scored_again(tmp_path: Path) -> None:
+    cache = tmp_path / "scores.sqlite"
+    score(TUPLES, Counting(), tmp_path / "a.jsonl", cache=cache)
+    teacher = Counting()
+    changed = {**DOCUMENTS, "d1": "plaid"}
+    score(TUPLES, teacher, tmp_path / "b.jsonl", cache=cache, documents=changed)
+    assert {document for call in teacher.calls for _, document in call} == {"plaid"}
+
+
+KILLED = """
+    import os, signal, sys
+    sys.path.insert(0, {tests!r})
+    from test_teacher import Counting, DOCUMENTS, QUERIES, TUPLES
+    from colbert_fast.training.teacher import score_with_teacher
+
+    class Mortal(Counting):
+        def __call__(self, pairs):
+            if len(self.calls) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__call__(pairs)
+
+    score_with_teacher(
+        TUPLES, Mortal(), queries=QUERIES, documents=DOCUMENTS, out={out!r}, window=1,
+        progress=False,
+    )
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    out = tmp_path / "scored.jsonl"
+    code = textwrap.dedent(KILLED).format(tests=str(Path(__file__).parent), out=str(out))
+    killed = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert not out.exists()
+    teacher = Counting()
+    found = score(TUPLES, teacher, out, window=1)
+    assert [len(call) for call in teacher.calls] == [2], "only the third window is left"
+    assert found == score(TUPLES, Counting(), tmp_path / "whole.jsonl")
+
+
+def test_a_failing_teacher_leaves_the_old_file(tmp_path: Path) -> None:
+    out = tmp_path / "scored.jsonl"
+    out.write_text("old")
+
+    class Failing(Counting):
+        def __call__(self, pairs: Sequence[Pair]) -> npt.NDArray[np.float32]:
+            raise RuntimeError(f"no memory for {len(pairs)} pairs")
+
+    with pytest.raises(RuntimeError, match="no memory for 7 pairs"):
+        score(TUPLES, Failing(), out)
+    assert out.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "scored.jsonl",
+        "scored.jsonl.scores.sqlite",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (lambda n: np.zeros(n + 1, np.float32), r"want float \(7,\) for 7 pairs, got float32 \(8"),
+        (lambda n: np.zeros((n, 1), np.float32), r"got float32 \(7, 1\)"),
+        (lambda n: np.zeros(n, np.int64), r"got int64 \(7,\)"),
+        (lambda n: np.full(n, np.nan, np.float32), "nan for the query 'fast search engine'"),
+    ],
+)
+def test_what_are_no_scores_is_refused(tmp_path: Path, bad: object, message: str) -> None:
+    class Bad(Counting):
+        def __call__(self, pairs: Sequence[Pair]) -> npt.NDArray[np.float32]:
+            return bad(len(pairs))  # type: ignore[no-any-return,operator]
+
+    with pytest.raises(ValueError, match=message):
+        score(TUPLES, Bad(), tmp_path / "scored.jsonl")
+
+
+def test_errors_name_the_argument(tmp_path: Path) -> None:
+    out = tmp_path / "scored.jsonl"
+    with pytest.raises(UnknownDocumentError, match="documents: no text for the id 'd3' of tuple 1"):
+        score(TUPLES, Counting(), out, documents=dict.fromkeys(("d0", "d1", "d2"), "x"))
+    with pytest.raises(UnknownDocumentError, match="queries: no text for the id 'q1' of tuple 1"):
+        score(TUPLES, Counting(), out, queries={"q0": "x"})
+    with pytest.raises(TypeError, match=r"teacher: want a callable .* got function"):
+        score(TUPLES, lambda pairs: np.zeros(len(pairs)), out)
+    with pytest.raises(ValueError, match="window: want an int of at least 1, got 0"):
+        score(TUPLES, Counting(), out, window=0)
+    (tmp_path / "other.sqlite").write_text("no database, but as long as the header of one" * 9)
+    with pytest.raises(ValueError, match=r"other.sqlite: not a cache of teacher scores"):
+        score(TUPLES, Counting(), out, cache=tmp_path / "other.sqlite")
+
+
+def test_the_cache_keeps_every_bit_and_refuses_other_databases(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.standard_normal(50).astype(np.float32).astype(float).tolist()
+    known = {(f"q{n % 7}", f"d\ud800{n}"): each for n, each in enumerate(scores)}
+    with ScoreCache(tmp_path / "c.sqlite") as cache:
+        cache.put("t", known)
+    with ScoreCache(tmp_path / "c.sqlite") as cache:
+        assert cache.get("t", [*known, ("q0", "unknown")]) == known
+        assert cache.get("u", known) == {}
+    with DocumentWriter(tmp_path / "documents.sqlite") as writer:
+        writer.add(Document("a", "text", None))
+        writer.close()
+    with pytest.raises(ValueError, match="a database of something else"):
+        ScoreCache(tmp_path / "documents.sqlite")
+
+
+def test_combined_scores_are_weighted_sums_of_z_scores_in_each_tuple(tmp_path: Path) -> None:
+    length, words = Counting(), BM25Teacher(DOCUMENTS)
+    combined = CombinedTeacher([(length, 2.0), (words, 0.5)])
+    cache = tmp_path / "scores.sqlite"
+    found = score(TUPLES, combined, tmp_path / "a.jsonl", cache=cache)
+    for each in found:
+        pairs = [(QUERIES[each.query_id], DOCUMENTS[key]) for key in each.document_ids]
+        wanted = np.zeros(len(pairs))
+        for teacher, weight in ((length, 2.0), (words, 0.5)):
+            scores = teacher(pairs).astype(float)
+            wanted += weight * (scores - scores.mean()) / scores.std()
+        np.testing.assert_allclose(each.scores, wanted, rtol=1e-6, atol=1e-6)
+    again = Counting()
+    score(TUPLES, CombinedTeacher([(again, 1.0)]), tmp_path / "b.jsonl", cache=cache)
+    assert again.calls == [], "each part's own scores are what is cached"
+
+
+def test_equal_scores_add_nothing(tmp_path: Path) -> None:
+    class Flat(Counting):
+        fingerprint = "flat"
+
+        def __call__(self, pairs: Sequence[Pair]) -> npt.NDArray[np.float32]:
+            return np.full(len(pairs), 7, np.float32)
+
+    [found] = score([TUPLES[0]], CombinedTeacher([(Flat(), 1.0)]), tmp_path / "a.jsonl")
+    assert found.scores == (0.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match="parts: want teachers with finite weights"):
+        CombinedTeacher([])
+
+
+def test_bm25_scores_as_searches_do(tmp_path: Path) -> None:
+    teacher = BM25Teacher(DOCUMENTS)
+    with DocumentWriter(tmp_path / "documents.sqlite") as writer:
+        for key, text in DOCUMENTS.items():
+            writer.add(Document(key, text, None))
+        writer.close()
+    store = DocumentStore(tmp_path / "documents.sqlite", len(DOCUMENTS))
+    bm25 = BM25([store.texts])
+    wanted = np.concatenate([bm25.score(query) for query in QUERIES.values()])
+    store.close()
+    np.testing.assert_allclose(teacher(PAIRS), wanted, rtol=1e-6)
+    assert wanted.max() > 0
+    assert teacher.fingerprint == BM25Teacher(iter(DOCUMENTS.values())).fingerprint
+    assert teacher.fingerprint != BM25Teacher(["the sky"]).fingerprint
+
+
+def test_maxsim_scores_by_the_definition_and_encodes_each_text_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_pylate(tmp_path / "model")
+    model = ColBERT.from_pretrained(folder, dtype="float32", document_length=60)
+    Q = dict(zip(QUERIES.values(), model.encode_queries(list(QUERIES.values())), strict=True))
+    D = dict(zip(DOCUMENTS.values(), model.encode_documents([*DOCUMENTS.values()]), strict=True))
+    wanted = [
+        reference.maxsim(Q[query], D[document], np.array([len(D[document])], np.int32))[0]
+        for query, document in PAIRS
+    ]
+    seen: list[str] = []
+    encode = model.encode_documents
+
+    def watched(texts: list[str], *, batch_size: int, progress: bool) -> list[Embedding]:
+        seen.extend(texts)
+        return encode(texts, batch_size=batch_size, progress=progress)
+
+    monkeypatch.setattr(model, "encode_documents", watched)
+    teacher = MaxSimTeacher(model)
+    np.testing.assert_allclose(teacher(PAIRS[::-1])[::-1], wanted, rtol=1e-5)
+    assert sorted(seen) == sorted(DOCUMENTS.values())
+    shorter = ColBERT.from_pretrained(folder, dtype="float32", document_length=7)
+    assert MaxSimTeacher(shorter).fingerprint != teacher.fingerprint
+
+
+def test_bi_encoder_is_the_cosine_of_mean_vectors(tmp_path: Path) -> None:
+    write_plain(tmp_path / "model")
+    teacher = BiEncoderTeacher(tmp_path / "model", dtype="float32")
+    wanted = []
+    tokenizer, backbone = make_tokenizer(), make_backbone()
+    for pair in PAIRS:
+        means = []
+        for text in pair:
+            ids = torch.tensor([tokenizer(text, truncation=False, padding=False)["input_ids"]])
+            with torch.inference_mode():
+                means.append(backbone(ids).last_hidden_state[0].mean(0))
+        wanted.append(torch.cosine_similarity(*means, dim=0).item())
+    np.testing.assert_allclose(teacher(PAIRS), wanted, atol=1e-5)
+    assert BiEncoderTeacher(teacher.model, dtype="bfloat16").fingerprint != teacher.fingerprint
+    assert isinstance(teacher.model, SentenceTransformer)
+
+
+@pytest.mark.parametrize("num_labels", [1, 2])
+def test_cross_encoder_scores_are_logits_or_log_odds(tmp_path: Path, num_labels: int) -> None:
+    folder = write_classifier(tmp_path / "model", num_labels)
+    teacher = CrossEncoderTeacher(folder, dtype="float32", batch_size=3)
+    plain = BertForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = make_tokenizer()
+    wanted = []
+    for query, document in PAIRS:
+        inputs = tokenizer(query, document, truncation=False, padding=False, return_tensors="pt")
+        with torch.inference_mode():
+            logits = plain(**inputs).logits[0]
+        wanted.append((logits[0] if num_labels == 1 else logits[1] - logits[0]).item())
+    np.testing.assert_allclose(teacher(PAIRS), wanted, atol=1e-5)
+    assert np.ptp(wanted) > 0.01, "a head that tells nothing apart tests nothing"
+
+
+def test_cross_encoder_of_sentence_transformers_and_its_arithmetic(tmp_path: Path) -> None:
+    write_classifier(tmp_path / "model")
+    model = CrossEncoder(str(tmp_path / "model"), device="cpu", max_length=24)
+    exact = CrossEncoderTeacher(model, dtype="float32")
+    wanted = model.predict(PAIRS, activation_fn=torch.nn.Identity(), show_progress_bar=False)
+    np.testing.assert_allclose(exact(PAIRS), wanted, atol=1e-6)
+    fast = CrossEncoderTeacher(model, dtype="bfloat16")
+    np.testing.assert_allclose(fast(PAIRS), wanted, atol=0.05)
+    assert not np.array_equal(fast(PAIRS), exact(PAIRS)), "bfloat16 was asked for"
+    shorter = CrossEncoderTeacher(model, dtype="float32", max_length=8)
+    long = [("sky", " ".join(WORDS * 3)), ("sky", " ".join(WORDS * 2))]
+    assert np.ptp(shorter(long)) == 0, "both are cut to the same tokens"
+    assert np.ptp(exact(long)) == 0
+    assert len({each.fingerprint for each in (exact, fast, shorter)}) == 3
+    assert exact.fingerprint == CrossEncoderTeacher(model, dtype="float32").fingerprint
+
+
+def test_what_is_no_cross_encoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no cross-encoder \(BertModel\)"):
+        CrossEncoderTeacher(write_plain(tmp_path / "plain"))
+    with pytest.raises(CheckpointError, match="one class or two, got 3 classes"):
+        CrossEncoderTeacher(write_classifier(tmp_path / "three", 3))
+    with pytest.raises(CheckpointError, match="no such folder"):
+        CrossEncoderTeacher(tmp_path / "nothing")
+    folder = write_classifier(tmp_path / "one")
+    with pytest.raises(ValueError, match="batch_size: want an int of at least 1, got 0"):
+        CrossEncoderTeacher(folder, batch_size=0)
+    with pytest.raises(ValueError, match="CPUs do not multiply float16"):
+        CrossEncoderTeacher(folder, dtype="float16")
+    with pytest.raises(ValueError, match=r"dtype: want .* got 'int8'"):
+        resolve_teacher_dtype("int8", torch.device("cpu"))  # type: ignore[arg-type]
