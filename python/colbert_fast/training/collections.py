@@ -56,20 +56,24 @@ def write_questions(collection: Collection, folder: Path, seed: int) -> None:
     (folder / _POSITIVES).write_text(text, encoding="utf-8")
 
 
-def load_collection(collection: Collection, folder: Path, cache: Path) -> LoadedCollection:
-    """The collection, with the questions in `folder`; texts of documents are kept in `cache`."""
+def load_collection(collection: Collection, folder: Path) -> LoadedCollection:
+    """The collection, with the questions in `folder`, where its texts are kept too."""
     positives = json.loads((folder / _POSITIVES).read_text(encoding="utf-8"))
     return LoadedCollection(
         collection.name,
         Texts.open(folder / _QUESTIONS),
-        Texts.open(_documents(collection), cache=cache),
+        Texts.open(_documents(collection), cache=folder / "documents"),
         positives,
     )
 
 
 def _documents(collection: Collection) -> Path:
-    path = collection.folder or collection.documents
-    assert path is not None  # noqa: S101 - a Collection has one of them
+    return _given(collection.folder or collection.documents)
+
+
+def _given(path: Path | None) -> Path:
+    if path is None:
+        raise AssertionError("not reached: checked by Collection")
     return path
 
 
@@ -79,8 +83,8 @@ def _questions(collection: Collection, seed: int) -> tuple[Mapping[str, str], Po
     if collection.folder is not None:
         positives = training_positives(collection.folder, collection.split)
         return load_beir(collection.folder, split=collection.split).queries, positives
-    files = (collection.queries, collection.positives)
-    queries, judged = Texts.open(files[0]), read_qrels(files[1])
+    queries = Texts.open(_given(collection.queries))
+    judged = read_qrels(_given(collection.positives))
     return queries, {query: good for query, grades in judged.items() if (good := _good(grades))}
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
-import torch
-from torch.utils.data import ConcatDataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from colbert_fast.model import ColBERT
 from colbert_fast.training.config import TrainingConfig
 from colbert_fast.training.data import Example, Texts, TrainingData, TupleFile
 from colbert_fast.training.trainer import train
 
-__all__ = ["Questions", "TrainingJob", "launch"]
+__all__ = ["Questions", "TrainingJob", "join", "launch"]
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,23 @@ class TrainingJob:
         rank = int(os.environ.get("LOCAL_RANK", "0"))
         device = f"cuda:{rank}" if self.device == "cuda" else self.device
         model = ColBERT.from_pretrained(self.model, device=device)
-        data: ConcatDataset[Example] = ConcatDataset(
-            TrainingData(
-                each.queries, each.documents, TupleFile(each.tuples), nway=self.config.nway
-            )  # type: ignore[misc]
-            for each in self.questions
-        )
         train(
-            model, data, self.output, self.config, resume=True, progress=self.progress and rank == 0
+            model,
+            join(self.questions, self.config.nway),
+            self.output,
+            self.config,
+            resume=True,
+            progress=self.progress and rank == 0,
         )
+
+
+def join(questions: Sequence[Questions], nway: int | None) -> Sequence[Example]:
+    """The examples of all collections, one after the other; `train` shuffles them."""
+    parts = (
+        TrainingData(each.queries, each.documents, TupleFile(each.tuples), nway=nway)
+        for each in questions
+    )
+    return cast("Sequence[Example]", ConcatDataset(cast("Iterable[Dataset[Example]]", parts)))
 
 
 def launch(job: TrainingJob, processes: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from colbert_fast.errors import MissingDependencyError
-from colbert_fast.training.config import TrainingConfig
+from colbert_fast.training.config import TEACHER_LOSSES, TrainingConfig
 
 __all__ = [
     "Collection",
@@ -169,8 +169,9 @@ class TeacherPart(_Strict):
     def __post_init__(self) -> None:
         """Raise ValueError if it is not clear which model."""
         if (self.model is None) != (self.kind == "bm25"):
-            raise ValueError(f"a teacher of kind {self.kind} wants {'no' * (self.kind == 'bm25')} "
-                             "`model`")
+            raise ValueError(
+                f"a teacher of kind {self.kind} wants {'no' * (self.kind == 'bm25')} `model`"
+            )
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,21 @@ class Recipe(_Strict):
     warm_up: Round | None = None
     evaluate: tuple[Path, ...] = ()
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where two parts do not go together."""
+        names = [each.name for each in self.collections]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"collections: want at least one, each with a name; got {names}")
+        if self.train_teacher is None and any(part.model == "trained" for part in self.teacher):
+            raise ValueError("teacher: 'trained' is the one of `train_teacher`, which is missing")
+        for each in self.rounds:
+            if not self.teacher and set(each.config.losses) & set(TEACHER_LOSSES):
+                raise ValueError(
+                    f"rounds: the losses {', '.join(each.config.losses)} need a `teacher`"
+                )
+        if self.warm_up is not None and set(self.warm_up.config.losses) & set(TEACHER_LOSSES):
+            raise ValueError("warm_up: it has no teacher; want losses that need none")
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from colbert_fast.evaluation import DEFAULT_MEASURES, evaluate, load_beir
 from colbert_fast.index import Index
 from colbert_fast.model import ColBERT
 from colbert_fast.training.collections import LoadedCollection, load_collection, write_questions
-from colbert_fast.training.data import NWay, TupleFile, write_tuples
-from colbert_fast.training.launch import TrainingJob, launch
-from colbert_fast.training.mining import mine, sample_tuples
-from colbert_fast.training.recipe import Mining, Recipe, Round, TeacherPart
+from colbert_fast.training.launch import Questions, TrainingJob, join, launch
+from colbert_fast.training.recipe import Mining, Recipe, Round, TeacherTraining
 from colbert_fast.training.stages import Stages
-from colbert_fast.training.start import make_start
-from colbert_fast.training.teacher import CombinedTeacher, Teacher, score_with_teacher
-from colbert_fast.training.teachers import make_teacher
+from colbert_fast.training.start import make_start, resolve_model
 from colbert_fast.training.train_teacher import train_teacher
+from colbert_fast.training.tuple_stages import Teachers, mine_all, sample_all
 
 __all__ = ["run_recipe"]
 
 logger = logging.getLogger(__name__)
 
-_EVALUATION = "evaluation.json"
+_MEASURES = "measures.json"
 
 
 def run_recipe(
     recipe: Recipe, *, device: str = "cpu", processes: int = 1, progress: bool = True
-) -> Path:
+) -> tuple[Path, dict[str, dict[str, float]]]:
     """Run what is not there yet of a recipe's stages.
 
-    Each stage has a folder in `recipe.output`: ``questions-NAME`` for every collection, ``start``,
-    ``warm-up-mined``, ``warm-up-tuples`` and ``warm-up``, ``teacher-...`` and ``round-N-...``
-    likewise, and ``evaluation-NAME``. A run that was stopped goes on in the middle of its stage.
+    Each has a folder in `recipe.output`: ``questions-NAME`` for every collection, ``start``;
+    ``warm-up-mined``, ``warm-up-tuples`` and ``warm-up``; ``teacher-...`` and ``round-N-...``
+    likewise; ``evaluation-NAME``. A run that was stopped goes on inside its last stage.
 
     Parameters
     ----------
@@ -53,19 +47,28 @@ def run_recipe(
 
     Returns
     -------
-    Path
-        The folder of the trained model, for `ColBERT.from_pretrained`.
+    tuple of Path and dict
+        The folder of the trained model, for `ColBERT.from_pretrained`; and the measures of each
+        folder of `recipe.evaluate`, by its name.
 
     Raises
     ------
     ValueError
         A stage is there with other settings; and whatever its functions raise.
     """
-    return _Run(recipe, device, processes, progress).all()
+    run = _Run(recipe, device, processes, progress)
+    run.prepare()
+    if recipe.warm_up is not None:
+        run.round("warm-up", recipe.warm_up, teach=False)
+    if recipe.train_teacher is not None:
+        run.train_teacher(recipe.train_teacher)
+    for number, settings in enumerate(recipe.rounds, 1):
+        run.round(f"round-{number}", settings, teach=bool(recipe.teacher))
+    return run.model, {path.name: run.evaluate(path) for path in recipe.evaluate}
 
 
 class _Run:
-    """The state of a run: its loaded collections and its newest model."""
+    """The stages that there are, and what they have made so far."""
 
     def __init__(self, recipe: Recipe, device: str, processes: int, progress: bool) -> None:
         self.recipe, self.device = recipe, device
@@ -73,85 +76,123 @@ class _Run:
         self.stages = Stages(recipe.output)
         self.collections: list[LoadedCollection] = []
         self.newest = recipe.output / "start"
-        self.teacher = recipe.output / "teacher"
+        self.teacher: Path | None = None
 
-    def all(self) -> Path:
-        recipe = self.recipe
-        questions = [self._questions(number) for number in range(len(recipe.collections))]
+    @property
+    def model(self) -> Path:
+        """Folder of the newest model."""
+        return self.newest / "final"
+
+    def prepare(self) -> None:
+        """Choose the questions of every collection, and make the model to start from."""
+        recipe, folders = self.recipe, []
+        for collection in recipe.collections:
+            folder = self.stages.run(
+                f"questions-{collection.name}",
+                {**asdict(collection), "seed": recipe.seed},
+                partial(write_questions, collection, seed=recipe.seed),
+            )
+            self.collections.append(load_collection(collection, folder))
+            folders.append(folder)
+        texts = self.collections[0].documents
         self.stages.run(
             "start",
-            asdict(recipe.start),
-            lambda folder: make_start(recipe.start, self.collections[0].documents, folder),
-            after=questions,
-        )
-        if recipe.warm_up is not None:
-            self._round("warm-up", recipe.warm_up, teach=False)
-        if recipe.train_teacher is not None:
-            self._train_teacher()
-        for number, each in enumerate(recipe.rounds, 1):
-            self._round(f"round-{number}", each, teach=bool(recipe.teacher))
-        for path in recipe.evaluate:
-            self._evaluate(path)
-        return model_of(self.newest)
-
-    def _questions(self, number: int) -> Path:
-        collection, seed = self.recipe.collections[number], self.recipe.seed
-        folder = self.stages.run(
-            f"questions-{collection.name}",
-            {**_plain(asdict(collection)), "seed": seed},
-            lambda folder: write_questions(collection, folder, seed),
-        )
-        self.collections.append(load_collection(collection, folder))
-        return folder
-
-    def _round(self, name: str, settings: Round, *, teach: bool) -> None:
-        mined = self._mine(f"{name}-mined", settings.mine)
-        tuples = self._tuples(f"{name}-tuples", settings.mine, mined, teach=teach)
-        job = TrainingJob(
-            model=model_of(self.newest),
-            tuples=[tuples / f"{each.name}.jsonl" for each in self.collections],
-            questions=[each.queries for each in self.collections],
-            documents=[each.documents for each in self.collections],
-            config=settings.config,
-            device=self.device,
-            progress=self.progress,
-        )
-        self.newest = self.stages.run(
-            name,
-            settings.train,
-            lambda folder: launch(job, folder, self.processes),
-            after=(tuples, self.newest),
+            {**asdict(recipe.start), "seed": recipe.seed},
+            lambda folder: make_start(
+                recipe.start, texts.values(), folder / "final", seed=recipe.seed
+            ),
+            after=folders,
         )
 
-    def _mine(self, name: str, settings: Mining) -> Path:
-        def make(folder: Path) -> None:
-            for source, collection in itertools.product(settings.sources, self.collections):
-                out = folder / f"{collection.name}-{source}.jsonl"
-                if not out.exists():
-                    mine(
-                        "bm25" if source == "bm25" else self._model(),
-                        collection.queries,
-                        collection.documents,
-                        depth=settings.depth,
-                        out=out,
-                        index_path=folder / f"{collection.name}.cf" if source == "model" else None,
-                        progress=self.progress,
-                    )
-
-        after = (self.newest,) if "model" in settings.sources else ()
-        return self.stages.run(
-            name, {"sources": settings.sources, "depth": settings.depth}, make, after=after
-        )
-
-    def _tuples(self, name: str, settings: Mining, mined: Path, *, teach: bool) -> Path:
-        """Tuples of every collection, with the teacher's scores if there is to be one."""
+    def round(self, name: str, settings: Round, *, teach: bool) -> None:
+        """Mine, score and train."""
+        tuples = self._tuples(name, settings.mine, teach=teach)
 
         def make(folder: Path) -> None:
-            for collection in self.collections:
-                self._sample(collection, settings, mined, folder, teach=teach)
+            questions = self._questions(tuples)
+            job = TrainingJob(
+                self.model, questions, folder, settings.config, self.device, self.progress
+            )
+            launch(job, self.processes)
 
-        teacher = [asdict(part) for part in self.recipe.teacher] if teach else []
-        trained = any(part["model"] == "trained" for part in teacher)
-        after = (mined, self.teacher) if trained else (mined,)
-        wanted = {**asdict(settings), "teacher": teacher, "seed": self.recipe.seed}
-        return self.stages.run(name, wanted, make, after=after)
+        self.newest = self.stages.run(name, settings.train, make, after=[tuples, self.newest])
+
+    def train_teacher(self, settings: TeacherTraining) -> None:
+        """Fine-tune a cross-encoder."""
+        tuples = self._tuples("teacher", settings.mine, teach=False)
+
+        def make(folder: Path) -> None:
+            data = join(self._questions(tuples), settings.mine.nway)
+            train_teacher(
+                resolve_model(settings.base),
+                data,
+                folder / "final",
+                device=self.device,
+                progress=self.progress,
+                **settings.options,
+            )
+
+        self.teacher = self.stages.run(
+            "teacher", {"base": settings.base, **settings.options}, make, after=[tuples]
+        )
+
+    def evaluate(self, path: Path) -> dict[str, float]:
+        """Measure the newest model on the test split of a BEIR folder, with an index of 2 bits."""
+
+        def make(folder: Path) -> None:
+            beir = load_beir(path)
+            model = ColBERT.from_pretrained(self.model, device=self.device)
+            with Index.build(
+                folder / "index.cf",
+                beir.documents(),
+                model=model,
+                resume=True,
+                overwrite=True,
+                progress=self.progress,
+            ) as index:
+                measures = evaluate(index, beir.queries, beir.qrels)
+            text = json.dumps(measures, indent=2)
+            (folder / _MEASURES).write_text(text + "\n", encoding="utf-8")
+
+        settings = {"folder": str(path), "measures": DEFAULT_MEASURES}
+        folder = self.stages.run(f"evaluation-{path.name}", settings, make, after=[self.newest])
+        measures: dict[str, float] = json.loads((folder / _MEASURES).read_text(encoding="utf-8"))
+        return measures
+
+    def _questions(self, tuples: Path) -> list[Questions]:
+        return [
+            Questions(tuples / f"{each.name}.jsonl", each.queries, each.documents)
+            for each in self.collections
+        ]
+
+    def _tuples(self, name: str, settings: Mining, *, teach: bool) -> Path:
+        """The stages before a training: rankings, then tuples of them."""
+        by_model = "model" in settings.sources
+
+        def rank(folder: Path) -> None:
+            model = ColBERT.from_pretrained(self.model, device=self.device) if by_model else None
+            mine_all(self.collections, settings, model, folder, progress=self.progress)
+
+        mined = self.stages.run(
+            f"{name}-mined",
+            {"sources": settings.sources, "depth": settings.depth},
+            rank,
+            after=[self.newest if by_model else self.recipe.output / "start"],
+        )
+        parts = self.recipe.teacher if teach else ()
+
+        def sample(folder: Path) -> None:
+            teachers = Teachers(parts, self.teacher, self.device) if parts else None
+            sample_all(
+                self.collections,
+                settings,
+                teachers,
+                mined,
+                folder,
+                seed=self.recipe.seed,
+                progress=self.progress,
+            )
+
+        after = [mined, self.teacher] if teach and self.teacher else [mined]
+        wanted = {**asdict(settings), "teacher": [asdict(part) for part in parts]}
+        return self.stages.run(f"{name}-tuples", wanted, sample, after=after)

@@ -1,4 +1,4 @@
-"""Stages of a recipe: each has a folder of its own, is kept when it is done and goes on when not."""
+"""Stages of a recipe, each in a folder of its own: kept when done, continued when not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class Stages:
         settings: Mapping[str, Any],
         make: Callable[[Path], None],
         *,
-        after: tuple[Path, ...] = (),
+        after: Sequence[Path] = (),
     ) -> Path:
         """Make a stage unless it is there.
 
@@ -48,10 +48,10 @@ class Stages:
         name : str
             Of its folder.
         settings : mapping
-            What decides its content; must be JSON.
+            What decides its content; paths become strings, all else must be JSON.
         make : callable
             Gets the folder; what is in it was left by a call that did not come to its end.
-        after : tuple of Path
+        after : sequence of Path
             The folders of the stages it is made from.
 
         Returns
@@ -66,7 +66,7 @@ class Stages:
         """
         folder = self.output / name
         wanted = {
-            "settings": json.loads(json.dumps(settings)),
+            "settings": json.loads(json.dumps(settings, default=str)),
             "after": {path.name: _digest(path) for path in after},
         }
         file = folder / _FILE

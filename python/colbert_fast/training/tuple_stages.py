@@ -1,4 +1,4 @@
-"""The stages of a round that make its tuples: rankings, negatives from them, the teacher's scores."""
+"""The stages that make the tuples of a round: rankings, negatives, the teacher's scores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from colbert_fast.training.start import resolve_model
 from colbert_fast.training.teacher import CombinedTeacher, Teacher, score_with_teacher
 from colbert_fast.training.teachers import BiEncoderTeacher, BM25Teacher, MaxSimTeacher
 
-__all__ = ["make_teacher", "mine_all", "sample_all"]
+__all__ = ["Teachers", "mine_all", "sample_all"]
 
 
 def mine_all(
@@ -49,14 +49,14 @@ def mine_all(
 def sample_all(
     collections: Sequence[LoadedCollection],
     settings: Mining,
-    teacher: CombinedTeacher | None,
+    teachers: Teachers | None,
     mined: Path,
     folder: Path,
     *,
     seed: int,
     progress: bool,
 ) -> None:
-    """Write tuples of every collection to ``NAME.jsonl``, scored if there is a teacher."""
+    """Write tuples of every collection to ``NAME.jsonl``, scored if there are teachers."""
     for collection in collections:
         out = folder / f"{collection.name}.jsonl"
         if out.exists():
@@ -74,12 +74,12 @@ def sample_all(
             fill=None if late else list(collection.documents),
             seed=seed,
         )
-        if teacher is None:
+        if teachers is None:
             write_tuples(out, tuples)
             continue
         scored = score_with_teacher(
             tuples,
-            teacher,
+            teachers.of(collection),
             queries=collection.queries,
             documents=collection.documents,
             out=folder / f"{collection.name}.all.jsonl" if late else out,
@@ -118,25 +118,37 @@ def _merged(rankings: Sequence[Sequence[str]]) -> Iterator[str]:
                 yield name
 
 
-def make_teacher(
-    parts: Sequence[TeacherPart],
-    trained: Path,
-    collections: Sequence[LoadedCollection],
-    device: str,
-) -> CombinedTeacher:
-    """The teachers of a recipe, loaded; "trained" is the one in the folder `trained`."""
-    return CombinedTeacher(
-        (_load_teacher(part, trained, collections, device), part.weight) for part in parts
-    )
+class Teachers:
+    """The teachers of a recipe, each loaded once; what counts words does so for each collection.
+
+    Parameters
+    ----------
+    parts : sequence of TeacherPart
+    trained : Path, optional
+        Folder of the stage that trained the one that is called "trained".
+    device : str
+    """
+
+    def __init__(self, parts: Sequence[TeacherPart], trained: Path | None, device: str) -> None:
+        self._parts = parts
+        self._models = {
+            number: _load_teacher(part, trained, device)
+            for number, part in enumerate(parts)
+            if part.model is not None
+        }
+
+    def of(self, collection: LoadedCollection) -> CombinedTeacher:
+        """The sum of all, for tuples of one collection."""
+        return CombinedTeacher(
+            (self._models.get(number) or BM25Teacher(collection.documents), part.weight)
+            for number, part in enumerate(self._parts)
+        )
 
 
-def _load_teacher(
-    part: TeacherPart, trained: Path, collections: Sequence[LoadedCollection], device: str
-) -> Teacher:
-    if part.model is None:
-        texts = (text for each in collections for text in each.documents.values())
-        return BM25Teacher(texts)
-    name = str(trained) if part.model == "trained" else resolve_model(part.model)
+def _load_teacher(part: TeacherPart, trained: Path | None, device: str) -> Teacher:
+    name = resolve_model(str(part.model))
+    if name == "trained" and trained is not None:
+        name = str(trained / "final")
     if part.kind == "cross_encoder":
         return CrossEncoderTeacher(name, device=device)
     if part.kind == "bi_encoder":
