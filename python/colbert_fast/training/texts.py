@@ -16,7 +16,7 @@ from colbert_fast.indexing.ingest import read_documents
 from colbert_fast.storage.documents import Document, DocumentStore, DocumentWriter, sqlite_uri
 from colbert_fast.training.files import replacing
 
-__all__ = ["StoredTexts", "Texts"]
+__all__ = ["Source", "StoredTexts", "Texts", "store_texts"]
 
 _STORE, _SOURCE = "documents.sqlite", "source.json"
 
@@ -65,7 +65,7 @@ class Texts(Mapping[str, str]):
             `cache` is a folder of something else.
         """
         if cache is not None:
-            return _open_stored(source, Path(cache))
+            return store_texts(source, Path(cache))
         if isinstance(source, Texts):
             return source
         name = _name(source)
@@ -79,6 +79,10 @@ class Texts(Mapping[str, str]):
     def many(self, ids: Iterable[str]) -> list[str]:
         """The texts of several ids, in their order."""
         return [self[each] for each in ids]
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """All ids and texts in their order, as a stream; `items` looks them up one by one."""
+        return iter(self._texts.items())
 
     def __getitem__(self, key: str) -> str:
         try:
@@ -134,6 +138,16 @@ class StoredTexts(Texts):
         documents = self.store.fetch(positions.values())
         return [documents[positions[each]].text or "" for each in ids]
 
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """All ids and texts in their order, as a stream; `items` looks them up one by one."""
+        return ((row[1], row[2]) for row in self.store.rows())
+
+    def close(self) -> None:
+        """Let go of the file; it is opened again when it is needed."""
+        if self._opened is not None:
+            self._opened[1].close()
+            self._opened = None
+
     def __getitem__(self, key: str) -> str:
         return self.many([key])[0]
 
@@ -157,7 +171,8 @@ def _count(path: Path) -> int:
     return 0 if last is None else int(last) + 1
 
 
-def _open_stored(source: Source, folder: Path) -> StoredTexts:
+def store_texts(source: Source, folder: Path) -> StoredTexts:
+    """Write texts to a folder, unless they are there already; see `Texts.open`."""
     origin = _origin(source)
     if origin is not None and _recorded(folder) == origin:
         return StoredTexts(folder)
@@ -200,6 +215,8 @@ def _read(source: Source, name: str) -> Iterator[tuple[str, str]]:
     """Id and text of each, as they come."""
     if isinstance(source, (str, os.PathLike)):
         source = read_corpus(os.fspath(source))
+    elif isinstance(source, Texts):
+        source = source.pairs()
     elif isinstance(source, Mapping):
         source = source.items()
     for document in read_documents(source):
