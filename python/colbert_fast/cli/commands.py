@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from colbert_fast.cli import formats, measure, write
+from colbert_fast.cli import formats, measure, training, write
 from colbert_fast.cli.shell import (
     BackendOption,
     Commands,
@@ -161,6 +161,9 @@ app.command()(write.repair)
 app.command(name="eval")(measure.evaluate)
 app.command()(measure.tune)
 app.command()(measure.bench)
+app.command()(training.train)
+app.command()(training.mine)
+app.command()(training.score)
 app.command()(formats.convert)
 app.command()(formats.export)
 app.command()(formats.convert_checkpoint)

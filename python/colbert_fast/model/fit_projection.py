@@ -79,9 +79,11 @@ def bare_model(parts: Checkpoint) -> ColBERT:
     return ColBERT(bare, name="bare", dtype="float32")
 
 
-def principal_projection(parts: Checkpoint, texts: Iterable[str], dim: int) -> Projection:
+def principal_projection(
+    parts: Checkpoint, texts: Iterable[str], dim: int, *, progress: bool = True
+) -> Projection:
     """The projection along the principal directions of the backbone's token vectors in `texts`."""
-    matrix = fit_projection(bare_model(parts).encode_documents(iter(texts)), dim)
+    matrix = fit_projection(bare_model(parts).encode_documents(iter(texts), progress=progress), dim)
     layer = Dense(matrix.shape[1], dim)
     with torch.no_grad():
         layer.linear.weight.copy_(torch.from_numpy(matrix))

@@ -1,4 +1,4 @@
-"""Questions made from passages, where there are none: titles, and sentences cropped out of texts."""
+"""Questions made from passages where there are none: titles, and sentences cropped from texts."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,6 +18,7 @@ __all__ = [
     "Start",
     "TeacherPart",
     "TeacherTraining",
+    "find_recipe",
     "read_recipe",
 ]
 
@@ -238,13 +240,40 @@ class Recipe(_Strict):
             raise ValueError("warm_up: it has no teacher; want losses that need none")
 
 
-def read_recipe(path: Path) -> Recipe:
+def find_recipe(name: str) -> Path:
+    """The file of that name, or the recipe of that name which comes with the library.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is neither.
+    """
+    path, here = Path(name), Path(__file__).with_name("recipes")
+    if path.is_file():
+        return path
+    known = {file.stem: file for file in sorted(here.glob("*.yaml"))}
+    if name not in known:
+        raise FileNotFoundError(
+            f"{name}: no such file, nor a recipe that comes along ({', '.join(known)})"
+        )
+    return known[name]
+
+
+def read_recipe(path: Path, *, collections: Sequence[Collection] | None = None) -> Recipe:
     """Read and check a recipe; paths in it are relative to the working directory.
+
+    Parameters
+    ----------
+    path : Path
+    collections : sequence of Collection, optional
+        In place of the recipe's.
 
     Raises
     ------
     ValueError
         Naming the file and every key that is unknown, missing or of the wrong type.
+    MissingDependencyError
+        pydantic or PyYAML is missing.
     """
     try:
         import pydantic
@@ -255,6 +284,8 @@ def read_recipe(path: Path) -> Recipe:
         ) from error
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if collections is not None and isinstance(values, dict):
+            values["collections"] = collections
         recipe: Recipe = pydantic.TypeAdapter(Recipe).validate_python(values)
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not YAML: {error}") from error

@@ -99,7 +99,11 @@ class _Run:
             "start",
             {**asdict(recipe.start), "seed": recipe.seed},
             lambda folder: make_start(
-                recipe.start, texts.values(), folder / "final", seed=recipe.seed
+                recipe.start,
+                texts.values(),
+                folder / "final",
+                seed=recipe.seed,
+                progress=self.progress,
             ),
             after=folders,
         )

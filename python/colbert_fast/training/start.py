@@ -17,7 +17,9 @@ __all__ = ["make_start", "resolve_model"]
 _TEXTS = 2000  # other samples of so many changed nDCG@10 by a fifth of a point
 
 
-def make_start(start: Start, texts: Iterable[str], folder: Path, *, seed: int) -> None:
+def make_start(
+    start: Start, texts: Iterable[str], folder: Path, *, seed: int, progress: bool = True
+) -> None:
     """Write the start of a run to a model folder.
 
     Parameters
@@ -28,6 +30,8 @@ def make_start(start: Start, texts: Iterable[str], folder: Path, *, seed: int) -
     folder : Path
     seed : int
         Of a random projection.
+    progress : bool
+        Show a bar.
     """
     model = ColBERT.from_pretrained(
         resolve_model(start.model),
@@ -42,7 +46,9 @@ def make_start(start: Start, texts: Iterable[str], folder: Path, *, seed: int) -
     )
     if start.projection == "principal":
         parts = Checkpoint(model.config, model.tokenizer.base, model.backbone, model.projection)
-        model.projection = principal_projection(parts, islice(texts, _TEXTS), model.dim)
+        model.projection = principal_projection(
+            parts, islice(texts, _TEXTS), model.dim, progress=progress
+        )
     model.save_pretrained(folder)
 
 

@@ -1,0 +1,122 @@
+"""The commands that train a model: a whole recipe, or its stages by themselves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from colbert_fast.cli.shell import DeviceOption, JsonOption, ProgressOption, dumps, show_progress
+from colbert_fast.cli.terminal import counted
+
+__all__ = ["mine", "score", "train"]
+
+QueriesOption = Annotated[
+    Path, typer.Option("--queries", help="Questions: .jsonl or .tsv, perhaps .gz.")
+]
+DocumentsOption = Annotated[
+    Path, typer.Option("--documents", help="Passages: a BEIR folder, .jsonl, .tsv, .txt.")
+]
+
+
+def train(
+    recipe: Annotated[
+        str,
+        typer.Argument(help="A .yaml file, or the name of one that comes along: mini, colbertv2."),
+    ],
+    *,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Train on the train split of this BEIR folder instead."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the run, instead of the recipe's.")
+    ] = None,
+    device: DeviceOption = "cpu",
+    processes: Annotated[
+        int, typer.Option(min=1, help="Of training; with --device cuda one for each GPU.")
+    ] = 1,
+    as_json: JsonOption = False,
+    progress: ProgressOption = None,
+) -> None:
+    """Run a recipe from mining to evaluation; what a stopped run has done is kept."""
+    from colbert_fast.training.recipe import Collection, find_recipe, read_recipe
+    from colbert_fast.training.run import run_recipe
+
+    values = read_recipe(find_recipe(recipe), collections=data and [Collection(data.name, data)])
+    if output is not None:
+        values = replace(values, output=output)
+    model, measures = run_recipe(
+        values, device=device, processes=processes, progress=show_progress(progress)
+    )
+    if as_json:
+        typer.echo(dumps({"model": str(model), "evaluation": measures}))
+        return
+    typer.echo(f"model: {model}")
+    for name, values_of in measures.items():
+        shown = "  ".join(f"{measure} {value:.3f}" for measure, value in values_of.items())
+        typer.echo(f"{name}: {shown}")
+
+
+def mine(
+    source: Annotated[str, typer.Argument(help="bm25, an index, or a model's folder or id.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="Rankings, PyLate's layout.")],
+    *,
+    queries: QueriesOption,
+    documents: Annotated[
+        Path | None, typer.Option("--documents", help="Passages, unless SOURCE is an index.")
+    ] = None,
+    depth: Annotated[int, typer.Option(min=1, help="Documents of a ranking.")] = 200,
+    device: DeviceOption = "cpu",
+    progress: ProgressOption = None,
+) -> None:
+    """Rank passages for training questions; hard negatives are drawn from the rankings."""
+    from colbert_fast.index import Index
+    from colbert_fast.model import ColBERT
+    from colbert_fast.training.data import Texts
+    from colbert_fast.training.mining import mine as mine_rankings
+
+    ranker = (
+        "bm25"
+        if source == "bm25"
+        else Index.open(source)
+        if (Path(source) / "manifest.json").is_file()
+        else ColBERT.from_pretrained(source, device=device)
+    )
+    rankings = mine_rankings(
+        ranker,
+        Texts.open(queries),
+        documents,
+        depth=depth,
+        out=out,
+        progress=show_progress(progress),
+    )
+    typer.echo(f"{out}: {counted(len(rankings), 'ranking')}")
+
+
+def score(
+    tuples: Annotated[Path, typer.Argument(help="Tuples of ids: .jsonl, .tsv, .parquet.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="The same with scores.")],
+    *,
+    teacher: Annotated[str, typer.Option(help="A cross-encoder's folder or Hub id.")],
+    queries: QueriesOption,
+    documents: DocumentsOption,
+    device: DeviceOption = "cpu",
+    progress: ProgressOption = None,
+) -> None:
+    """Score training tuples with a cross-encoder, for distillation."""
+    from colbert_fast.training.cross_encoder import CrossEncoderTeacher
+    from colbert_fast.training.data import Texts
+    from colbert_fast.training.teacher import score_with_teacher
+
+    score_with_teacher(
+        tuples,
+        CrossEncoderTeacher(teacher, device=device),
+        queries=Texts.open(queries),
+        documents=Texts.open(documents),
+        out=out,
+        progress=show_progress(progress),
+    )
+    typer.echo(f"{out}: scored by {teacher}")
