@@ -135,6 +135,20 @@ def test_torch_path_checks_too() -> None:
 
 
 @both_paths
+@pytest.mark.parametrize("own", [None, OWN])
+def test_only_the_argmax_is_kept(own: int | None, rng: np.random.Generator) -> None:
+    query = torch.from_numpy(unit_vectors(rng, 2, 5, 16)).requires_grad_()
+    documents = torch.from_numpy(unit_vectors(rng, DOCLENS.sum(), 16)).requires_grad_()
+    doclens, kept = torch.from_numpy(DOCLENS), []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda _: None):
+        autograd.maxsim(query, documents, doclens, documents_per_query=own)
+    inputs = {tensor.data_ptr() for tensor in (query, documents, doclens)}
+    (argmax,) = (tensor for tensor in kept if tensor.data_ptr() not in inputs)
+    assert argmax.dtype == torch.int32
+    assert argmax.shape == (2, own or len(DOCLENS), 5)
+
+
+@both_paths
 def test_finite_differences(rng: np.random.Generator) -> None:
     # MaxSim is linear in each argument as long as no maximum changes hands, so a small step along a
     # random direction is exact up to rounding.

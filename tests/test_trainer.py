@@ -175,7 +175,7 @@ def test_what_does_not_fit(model: ColBERT, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             run(model, output, **options)
     with (
-        mock.patch.object(trainer, "processes", lambda: 3),
+        mock.patch.object(trainer, "processes", return_value=3),
         pytest.raises(ValueError, match="batch_size: want a multiple of the 3 processes, got 4"),
     ):
         run(model, output)

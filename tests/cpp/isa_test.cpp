@@ -58,7 +58,7 @@ private:
 
   // Documents of the same length; of `count` tokens all but the first.
   void maxsim_grad_query(const Case &c) {
-    const std::size_t n_docs = random_.below(6), count = c.count - 1;
+    const std::size_t n_docs = 1 + random_.below(5), count = c.count - 1;
     const Rows documents = random_.rows(c.type, n_docs * c.n * c.dim, c.whole);
     const Buffer<float> grad = random_.floats(n_docs, c.whole),
                         before = random_.floats(count * c.dim);

@@ -76,9 +76,10 @@ class _Scores:
         self.queries, self.everything = queries, everything
         self.n = len(own[1]) // len(queries)
         self.offset = rank() * len(queries)
-        self.all_scores = autograd.maxsim(queries, *(everything or own))
         if everything is None:
-            self.offset = 0
+            self.scores = autograd.maxsim(queries, *own, documents_per_query=self.n)
+            return
+        self.all_scores = autograd.maxsim(queries, *everything)
         # Own documents are among all: their scores need no second look.
         first = (self.offset + torch.arange(len(queries), device=queries.device)) * self.n
         columns = first[:, None] + torch.arange(self.n, device=queries.device)

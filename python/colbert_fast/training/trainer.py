@@ -112,6 +112,7 @@ def train(
     config = config or TrainingConfig()
     output = Path(output_dir)
     _check_model(model, config)
+    frozen = _frozen(model, config.frozen)
     steps = _steps(len(data), config)
     arguments = _arguments(model, output, config, steps, progress=progress)
     arguments._n_gpu = 1  # a process uses its own GPU only
@@ -129,7 +130,7 @@ def train(
     if last == output / FINAL:
         load_weights(model, last)
         return model.eval()
-    with _trainable(model, config.frozen):
+    with _without_gradient(frozen):
         trainer = _Trainer(model, data, config, record, arguments, list(callbacks))
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     trainer.finish()
@@ -189,7 +190,7 @@ def _arguments(
 def _prepare_output(output: Path, record: dict[str, Any], *, resume: bool) -> Path | None:
     """Make the folder; the checkpoint or final model to go on from, if there is one."""
     output.mkdir(parents=True, exist_ok=True)
-    if not resume and any(output.iterdir()):
+    if not resume and {path.name for path in output.iterdir()} - {UNFINISHED}:
         raise FileExistsError(f"{output} is not empty; choose another folder or pass resume=True")
     shutil.rmtree(output / UNFINISHED, ignore_errors=True)
     (output / UNFINISHED).mkdir()
@@ -212,28 +213,35 @@ def _check_record(path: Path, record: dict[str, Any]) -> None:
             raise ValueError(f"{name}: {path} was written with {old!r}, got {new!r}; cannot resume")
 
 
-@contextmanager
-def _trainable(model: ColBERT, frozen: Sequence[str]) -> Iterator[None]:
-    """Freeze what is named, and the pooler, which late interaction has no use for."""
+def _frozen(model: ColBERT, patterns: Sequence[str]) -> list[torch.nn.Parameter]:
+    """What is not trained: what is named, and the pooler, which late interaction has no use for."""
     parameters = dict(model.named_parameters())
-    before = {name: parameter.requires_grad for name, parameter in parameters.items()}
-    for pattern in frozen:
+    for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in parameters):
             raise ValueError(
                 f"frozen: {pattern!r} matches no parameter; they have names like "
                 f"{next(iter(parameters))!r}"
             )
-    patterns = (*frozen, "backbone.pooler.*")
-    for name, parameter in parameters.items():
-        if any(fnmatchcase(name, pattern) for pattern in patterns):
-            parameter.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in parameters.values()):
-        raise ValueError(f"frozen: {frozen} leaves nothing to train")
+    found = [
+        parameter
+        for name, parameter in parameters.items()
+        if any(fnmatchcase(name, pattern) for pattern in (*patterns, "backbone.pooler.*"))
+    ]
+    if len(found) == len(parameters):
+        raise ValueError(f"frozen: {patterns} leaves nothing to train")
+    return found
+
+
+@contextmanager
+def _without_gradient(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(before[name])
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 class _Progress(ProgressCallback):  # type: ignore[misc, unused-ignore]
@@ -314,7 +322,8 @@ class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
         parts = objective(self.config, queries, rows, batch.doclens, batch.teacher)
         loss = torch.stack(list(parts.values())).sum()
         if not loss.isfinite():
-            raise FloatingPointError(f"the loss of step {self.state.global_step + 1} is {loss:f}")
+            step = self.state.global_step + 1
+            raise FloatingPointError(f"the loss of step {step} is {loss.item()}; want a finite one")
         for name, part in parts.items():
             self.parts[name] = self.parts.get(name, 0.0) + part.detach()
         self.steps_in_parts += 1
