@@ -31,13 +31,20 @@ EXPECTED = [
     "IndexFormatError",
     "MissingDependencyError",
     "ShardedIndex",
+    "TrainingConfig",
+    "TrainingData",
     "UnknownDocumentError",
     "__version__",
     "backend_info",
     "evaluate",
     "get_num_threads",
     "maxsim",
+    "mine",
+    "sample_tuples",
+    "score_with_teacher",
     "set_num_threads",
+    "train",
+    "train_teacher",
 ]
 HEAVY = {"torch", "transformers", "typer", "scipy", "tqdm", "ir_measures", "sqlite3"}
 

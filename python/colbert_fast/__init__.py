@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from colbert_fast.model.colbert import ColBERT
     from colbert_fast.search.results import Hit
     from colbert_fast.sharded import ShardedIndex
+    from colbert_fast.training.config import TrainingConfig
+    from colbert_fast.training.data import TrainingData
+    from colbert_fast.training.mining import mine
+    from colbert_fast.training.sampling import sample_tuples
+    from colbert_fast.training.teacher import score_with_teacher
+    from colbert_fast.training.train_teacher import train_teacher
+    from colbert_fast.training.trainer import train
 
 _HOME = {
     "BackendUnavailable": "errors",
@@ -41,12 +48,19 @@ _HOME = {
     "IndexFormatError": "errors",
     "MissingDependencyError": "errors",
     "ShardedIndex": "sharded",
+    "TrainingConfig": "training.config",
+    "TrainingData": "training.data",
     "UnknownDocumentError": "errors",
     "backend_info": "kernels.backend",
     "evaluate": "evaluation",
     "get_num_threads": "kernels.backend",
     "maxsim": "kernels.ops",
+    "mine": "training.mining",
+    "sample_tuples": "training.sampling",
+    "score_with_teacher": "training.teacher",
     "set_num_threads": "kernels.backend",
+    "train": "training.trainer",
+    "train_teacher": "training.train_teacher",
 }
 
 __all__ = [
@@ -61,13 +75,20 @@ __all__ = [
     "IndexFormatError",
     "MissingDependencyError",
     "ShardedIndex",
+    "TrainingConfig",
+    "TrainingData",
     "UnknownDocumentError",
     "__version__",
     "backend_info",
     "evaluate",
     "get_num_threads",
     "maxsim",
+    "mine",
+    "sample_tuples",
+    "score_with_teacher",
     "set_num_threads",
+    "train",
+    "train_teacher",
 ]
 
 

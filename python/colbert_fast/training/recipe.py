@@ -171,9 +171,8 @@ class TeacherPart(_Strict):
     def __post_init__(self) -> None:
         """Raise ValueError if it is not clear which model."""
         if (self.model is None) != (self.kind == "bm25"):
-            raise ValueError(
-                f"a teacher of kind {self.kind} wants {'no' * (self.kind == 'bm25')} `model`"
-            )
+            wanted = "no" if self.kind == "bm25" else "a"
+            raise ValueError(f"a teacher of kind {self.kind} wants {wanted} `model`")
 
 
 @dataclass(frozen=True)

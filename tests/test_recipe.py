@@ -1,0 +1,222 @@
+"""A recipe from its file to a model: every stage is there, kept, continued, or refused by name."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed (extra encode)")
+for package in ("accelerate", "pydantic", "sentence_transformers", "yaml"):
+    pytest.importorskip(package, reason=f"{package} is not installed (extra train)")
+
+import yaml  # noqa: E402
+
+from colbert_fast import ColBERT  # noqa: E402
+from colbert_fast.training.recipe import Collection, find_recipe, read_recipe  # noqa: E402
+from colbert_fast.training.run import run_recipe  # noqa: E402
+from tiny_models import WORDS, write_plain, write_stanford  # noqa: E402
+
+BAND = [[0, 10, 1.0]]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """A BEIR folder of texts that start with their question's word, and two tiny models."""
+    folder = tmp_path_factory.mktemp("sources")
+    beir = folder / "beir"
+    (beir / "qrels").mkdir(parents=True)
+    texts = [" ".join([word, *WORDS[n : n + 4]]) for n, word in enumerate(WORDS)]
+    lines = [
+        json.dumps({"_id": f"d{n}", "title": "", "text": text}) for n, text in enumerate(texts)
+    ]
+    (beir / "corpus.jsonl").write_text("\n".join(lines))
+    lines = [json.dumps({"_id": f"q{n}", "text": word}) for n, word in enumerate(WORDS)]
+    (beir / "queries.jsonl").write_text("\n".join(lines))
+    rows = [f"q{n}\td{n}\t1" for n in range(len(WORDS))]
+    for split in ("train", "test"):
+        text = "\n".join(["query-id\tcorpus-id\tscore", *rows])
+        (beir / "qrels" / f"{split}.tsv").write_text(text + "\n")
+    write_stanford(folder / "colbert", metadata={"query_maxlen": 8, "doc_maxlen": 16})
+    write_plain(folder / "encoder")
+    return folder
+
+
+def recipe_values(sources, output, **changes):
+    train = {"batch_size": 4, "max_steps": 3, "save_steps": 1, "learning_rate": 1e-3}
+    return {
+        "output": str(output),
+        "collections": [{"name": "words", "folder": str(sources / "beir")}],
+        "start": {"model": str(sources / "colbert")},
+        "warm_up": {
+            "mine": {"sources": ["bm25"], "depth": 10, "nway": 2, "bands": BAND},
+            "train": {**train, "losses": {"contrastive": 1.0}},
+        },
+        "train_teacher": {
+            "base": str(sources / "encoder"),
+            "mine": {"sources": ["bm25"], "depth": 10, "nway": 3, "bands": BAND},
+            "options": {"max_steps": 2, "batch_size": 2, "accumulation_steps": 1},
+        },
+        "teacher": [
+            {"kind": "cross_encoder", "model": "trained"},
+            {"kind": "maxsim", "model": str(sources / "colbert"), "weight": 0.5},
+            {"kind": "bm25", "weight": 0.5},
+        ],
+        "rounds": [
+            {
+                "mine": {"sources": ["model", "bm25"], "depth": 10, "nway": 4, "bands": BAND},
+                "train": {**train, "losses": {"kl": 1.0}},
+            }
+        ],
+        "evaluate": [str(sources / "beir")],
+        **changes,
+    }
+
+
+def write(folder, values):
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(sources, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    path = write(folder, recipe_values(sources, folder / "run"))
+    return path, *run_recipe(read_recipe(path), progress=False)
+
+
+def test_every_stage_is_there(finished):
+    path, model, measures = finished
+    stages = {file.parent.name for file in path.parent.glob("run/*/stage.json")}
+    assert stages == {
+        "questions-words",
+        "start",
+        *("warm-up-mined", "warm-up-tuples", "warm-up"),
+        *("teacher-mined", "teacher-tuples", "teacher"),
+        *("round-1-mined", "round-1-tuples", "round-1"),
+        "evaluation-beir",
+    }
+    assert model == path.parent / "run/round-1/final"
+    assert 0 < measures["beir"]["nDCG@10"] <= 1
+    before = ColBERT.from_pretrained(path.parent / "run/start/final").fingerprint()
+    assert ColBERT.from_pretrained(model).fingerprint() != before
+
+
+def test_tuples_have_the_positive_first_and_the_teachers_scores(finished):
+    lines = (finished[0].parent / "run/round-1-tuples/words.jsonl").read_text().splitlines()
+    for line in lines:
+        query, *documents = json.loads(line)
+        assert documents[0][0] == query.replace("q", "d")
+        assert len({name for name, _ in documents}) == 4
+        # three teachers' z-scores, weighted
+        assert sum(score for _, score in documents) == pytest.approx(0, abs=1e-6)
+        assert any(score for _, score in documents)
+
+
+def test_what_is_there_is_not_made_again(finished):
+    path, model, measures = finished
+    files = {file: file.stat().st_mtime_ns for file in path.parent.rglob("*") if file.is_file()}
+    assert run_recipe(read_recipe(path), progress=False) == (model, measures)
+    assert files == {
+        file: file.stat().st_mtime_ns for file in path.parent.rglob("*") if file.is_file()
+    }
+
+
+def test_a_changed_stage_is_refused_by_name(finished, sources, tmp_path):
+    path, _, _ = finished
+    values = recipe_values(sources, path.parent / "run")
+    values["rounds"][0]["mine"]["depth"] = 11
+    with pytest.raises(ValueError, match=r"round-1-mined was made with other .*depth: 10 then, 11"):
+        run_recipe(read_recipe(write(tmp_path, values)), progress=False)
+
+
+def test_killed_and_started_again(finished, sources, tmp_path):
+    """Killed after a checkpoint of the last training; it ends as one that was not."""
+    path = write(tmp_path, recipe_values(sources, tmp_path / "run"))
+    script = (
+        "import sys, pathlib, colbert_fast.training.run as r, colbert_fast.training.recipe as p\n"
+        "r.run_recipe(p.read_recipe(pathlib.Path(sys.argv[1])), progress=False)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(path)])
+    try:
+        while not list(tmp_path.glob("run/round-1/checkpoint-*")):
+            assert process.poll() is None
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    model, measures = run_recipe(read_recipe(path), progress=False)
+    assert measures == finished[2]
+    assert (model / "model.safetensors").read_bytes() == (
+        finished[1] / "model.safetensors"
+    ).read_bytes()
+
+
+def test_two_processes_and_made_questions(sources, tmp_path):
+    values = {
+        "output": str(tmp_path / "run"),
+        "collections": [
+            {
+                "name": "made",
+                "documents": str(sources / "beir/corpus.jsonl"),
+                "pseudo_queries": True,
+                "limit": 8,
+            }
+        ],
+        "start": {"model": str(sources / "encoder"), "dim": 16, "projection": "principal"},
+        "rounds": [
+            {
+                "mine": {"sources": ["bm25"], "depth": 10, "nway": 2, "bands": BAND},
+                "train": {"losses": {"contrastive": 1.0}, "batch_size": 4, "max_steps": 2},
+            }
+        ],
+    }
+    recipe = read_recipe(write(tmp_path, values))
+    model, measures = run_recipe(recipe, processes=2, progress=False)
+    assert measures == {}
+    assert json.loads((model / "training.json").read_text())["processes"] == 2
+    questions = (tmp_path / "run/questions-made/queries.jsonl").read_text().splitlines()
+    assert 0 < len(questions) <= 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rounds": [{"mine": {"depht": 3}, "train": {}}]}, r"rounds\.0\.mine\.depht: Unexpected"),
+        (
+            {"rounds": [{"train": {"nwya": 3}}]},
+            r"rounds\.0.*unknown key 'nwya'; did you mean 'nway'",
+        ),
+        ({"rounds": [{"train": {"batch_size": "four"}}]}, r"rounds\.0.*batch_size: want int"),
+        ({"teacher": []}, r"losses kl need a `teacher`"),
+        ({"train_teacher": None}, r"'trained' is the one of `train_teacher`"),
+        ({"teacher": [{"kind": "bm25", "model": "x"}]}, r"kind bm25 wants no `model`"),
+        ({"teacher": [{"kind": "maxsim"}]}, r"kind maxsim wants a `model`"),
+        ({"collections": []}, r"collections: want at least one"),
+        ({"collections": [{"name": "x"}]}, r"collection 'x': give either `folder` or documents"),
+        ({"output": None}, r"output: "),
+    ],
+)
+def test_what_is_wrong_is_named(sources, tmp_path, change, message):
+    path = write(tmp_path, recipe_values(sources, tmp_path / "run", **change))
+    with pytest.raises(ValueError, match=message) as caught:
+        read_recipe(path)
+    assert str(path) in str(caught.value)
+
+
+def test_what_is_not_yaml_is_refused(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("rounds: [")
+    with pytest.raises(ValueError, match=r"recipe\.yaml: not YAML"):
+        read_recipe(tmp_path / "recipe.yaml")
+
+
+def test_recipes_that_come_along(tmp_path):
+    recipe = read_recipe(find_recipe("colbertv2"))
+    assert [each.config.nway for each in recipe.rounds] == [64, 64]
+    collection = Collection("mine", tmp_path)
+    assert read_recipe(find_recipe("mini"), collections=[collection]).collections == (collection,)
+    with pytest.raises(FileNotFoundError, match=r"no such file.*colbertv2, mini"):
+        find_recipe("colbertv3")
