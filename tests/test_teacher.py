@@ -305,9 +305,12 @@ def test_maxsim_scores_by_the_definition_and_encodes_each_text_once(
     assert MaxSimTeacher(shorter).fingerprint != teacher.fingerprint
 
 
-def test_bi_encoder_is_the_cosine_of_mean_vectors(tmp_path: Path) -> None:
+def test_bi_encoder_is_the_cosine_of_mean_vectors(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_plain(tmp_path / "model")
     teacher = BiEncoderTeacher(tmp_path / "model", dtype="float32")
+    assert caplog.messages == []
     wanted = []
     tokenizer, backbone = make_tokenizer(), make_backbone()
     for pair in PAIRS:
