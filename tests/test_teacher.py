@@ -321,6 +321,8 @@ def test_bi_encoder_is_the_cosine_of_mean_vectors(
                 means.append(backbone(ids).last_hidden_state[0].mean(0))
         wanted.append(torch.cosine_similarity(*means, dim=0).item())
     np.testing.assert_allclose(teacher(PAIRS), wanted, atol=1e-5)
+    again = BiEncoderTeacher(tmp_path / "model", dtype="float32")
+    assert again.fingerprint == teacher.fingerprint
     assert BiEncoderTeacher(teacher.model, dtype="bfloat16").fingerprint != teacher.fingerprint
     assert isinstance(teacher.model, SentenceTransformer)
 
