@@ -305,9 +305,12 @@ def test_maxsim_scores_by_the_definition_and_encodes_each_text_once(
     assert MaxSimTeacher(shorter).fingerprint != teacher.fingerprint
 
 
-def test_bi_encoder_is_the_cosine_of_mean_vectors(tmp_path: Path) -> None:
+def test_bi_encoder_is_the_cosine_of_mean_vectors(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_plain(tmp_path / "model")
     teacher = BiEncoderTeacher(tmp_path / "model", dtype="float32")
+    assert caplog.messages == []
     wanted = []
     tokenizer, backbone = make_tokenizer(), make_backbone()
     for pair in PAIRS:
@@ -318,6 +321,8 @@ def test_bi_encoder_is_the_cosine_of_mean_vectors(tmp_path: Path) -> None:
                 means.append(backbone(ids).last_hidden_state[0].mean(0))
         wanted.append(torch.cosine_similarity(*means, dim=0).item())
     np.testing.assert_allclose(teacher(PAIRS), wanted, atol=1e-5)
+    again = BiEncoderTeacher(tmp_path / "model", dtype="float32")
+    assert again.fingerprint == teacher.fingerprint
     assert BiEncoderTeacher(teacher.model, dtype="bfloat16").fingerprint != teacher.fingerprint
     assert isinstance(teacher.model, SentenceTransformer)
 

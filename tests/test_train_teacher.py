@@ -132,6 +132,8 @@ def test_what_cannot_be_is_refused(tmp_path: Path, base: Path) -> None:
     out = tmp_path / "teacher"
     with pytest.raises(ValueError, match="loss: want 'listwise' or 'binary', got 'mse'"):
         train_teacher(base, data, out, loss="mse")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="device: the trainer takes every visible device"):
+        train_teacher(base, data, out, device="cpu:0")
     with pytest.raises(ValueError, match="data: no examples"):
         train_teacher(base, [], out)
     with pytest.raises(ValueError, match="batch_size: want an int of at least 1, got 0"):

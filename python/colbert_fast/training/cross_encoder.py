@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -162,13 +163,25 @@ def load_with(kind: str, path_or_hub_id: str | Path, *, device: str, **options: 
     folder, _ = resolve_folder(path_or_hub_id, allow_pickle=False, revision=None)
     library = require("sentence_transformers", "a teacher of its kind")
     try:
-        with quiet_transformers():
+        with quiet_transformers(), _quiet_library():
             model = getattr(library, kind)(
                 str(folder), device=device, local_files_only=True, **options
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path_or_hub_id}: {error}") from error
     return model.float()
+
+
+@contextmanager
+def _quiet_library() -> Iterator[None]:
+    """No warnings of pooling or heads that are added: whoever loads says what they want."""
+    logger = logging.getLogger("sentence_transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def resolve_teacher_dtype(

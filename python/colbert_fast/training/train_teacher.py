@@ -94,7 +94,8 @@ def train_teacher(
     device : str
         "cpu", or "cuda" for all the CUDA devices that are visible.
     seed : int
-        Of the head, the order of the data and dropout.
+        Of the head, the order of the data and dropout. The trainer seeds the process's own random
+        generators with it.
     save_steps : int
         Between checkpoints, of which the last is kept.
     progress : bool
@@ -122,7 +123,11 @@ def train_teacher(
         raise ValueError(f"loss: want 'listwise' or 'binary', got {loss!r}")
     if len(data) == 0:
         raise ValueError("data: no examples")
-    arithmetic = resolve_teacher_dtype(dtype, check_device(device))
+    if check_device(device).index is not None:
+        raise ValueError(
+            f"device: the trainer takes every visible device of a kind, want 'cuda', got {device!r}"
+        )
+    arithmetic = resolve_teacher_dtype(dtype, torch.device(device))
     settings: dict[str, Any] = {
         "num_train_epochs": epochs,
         "max_steps": -1 if max_steps is None else max_steps,
