@@ -53,10 +53,11 @@ std::size_t pooled_rows(const py::object &doclens, std::int64_t n_tokens, std::i
   return Plans(check_doclens(lengths, n_tokens), factor, protected_rows).offsets.back();
 }
 
-// pooled (pooled_rows, dim), pooled_doclens (n_docs,); returns how many rows there are.
+// pooled (pooled_rows, dim), pooled_doclens (n_docs,), clusters (n,) or None; returns how many rows
+// there are.
 std::size_t pool(const py::object &embeddings, const py::object &doclens, std::int64_t factor,
                  std::int64_t protected_rows, const py::object &pooled,
-                 const py::object &pooled_doclens) {
+                 const py::object &pooled_doclens, const py::object &clusters) {
   const View x =
       expect(embeddings, "embeddings", {DType::f32, DType::f16, DType::bf16}, {kAny, kAny});
   const View lengths = expect(doclens, "doclens", {DType::i32}, {kAny});
@@ -67,15 +68,20 @@ std::size_t pool(const py::object &embeddings, const py::object &doclens, std::i
                               {static_cast<std::int64_t>(plans.offsets.back()), x.shape[1]});
   auto *found = expect_out(pooled_doclens, "pooled_doclens", DType::i32, {lengths.shape[0]})
                     .as<std::int32_t>();
+  std::int32_t *into = nullptr;
+  if (!clusters.is_none())
+    into = expect_out(clusters, "clusters", DType::i32, {x.shape[0]}).as<std::int32_t>();
   {
     const py::gil_scoped_release release;
     const std::size_t row_bytes = dim * (x.dtype == DType::f32 ? 4 : 2);
     parallel_for(n_docs, kDocumentsAtOnce, [&](std::size_t begin, std::size_t end) {
       Pooler pooler;
-      for (std::size_t i = begin; i < end; ++i)
+      for (std::size_t i = begin; i < end; ++i) {
+        const auto start = static_cast<std::size_t>(starts[i]);
         found[i] =
-            pooler.pool(x.as<const char>() + static_cast<std::size_t>(starts[i]) * row_bytes,
-                        x.dtype, dim, plans.documents[i], out.as<float>() + plans.offsets[i] * dim);
+            pooler.pool(x.as<const char>() + start * row_bytes, x.dtype, dim, plans.documents[i],
+                        out.as<float>() + plans.offsets[i] * dim, into ? into + start : nullptr);
+      }
     });
   }
   for (std::size_t i = 0; i < n_docs; ++i)
@@ -92,5 +98,5 @@ void bind_pooling(py::module_ &m) {
   m.def("pooled_rows", &pooled_rows, arg("doclens"), arg("n_tokens"), arg("factor"),
         arg("protected"));
   m.def("pool", &pool, arg("embeddings"), arg("doclens"), arg("factor"), arg("protected"),
-        arg("pooled"), arg("pooled_doclens"));
+        arg("pooled"), arg("pooled_doclens"), arg("clusters") = py::none());
 }

@@ -26,26 +26,29 @@ PoolPlan::PoolPlan(std::size_t n_rows, std::size_t factor, std::size_t protected
       clusters(std::min(std::max(n / factor, std::size_t{1}), n)) {}
 
 std::int32_t Pooler::pool(const void *rows, DType type, std::size_t dim, const PoolPlan &plan,
-                          float *out) {
+                          float *out, std::int32_t *clusters) {
   const std::size_t n = plan.n, row_bytes = dim * (type == DType::f32 ? 4 : 2);
   const auto *free = static_cast<const char *>(rows) + plan.kept * row_bytes;
   for (std::size_t i = 0; i < plan.kept; ++i, out += dim) copy_row(rows, type, i, dim, out);
+  if (clusters) std::iota(clusters, clusters + plan.kept, 0);
   first_.resize(n);
   std::iota(first_.begin(), first_.end(), 0);
   if (plan.clusters < n && !cluster(free, type, n, dim, plan.clusters)) return -1;
-  std::int32_t found = 0;
+  auto row = static_cast<std::int32_t>(plan.kept);
   for (std::size_t first = 0; first < n; ++first) {
     const auto name = static_cast<std::int32_t>(first);
     if (first_[first] != name) continue;
     members_.clear();
     for (std::size_t i = first; i < n; ++i)
       if (first_[i] == name) members_.push_back(static_cast<std::int64_t>(i));
+    if (clusters)
+      for (const std::int64_t i : members_) clusters[plan.kept + static_cast<std::size_t>(i)] = row;
     kernels().sum_rows(free, type, dim, members_.data(), members_.size(), out);
     if (const auto size = static_cast<float>(members_.size()); size > 1.0f)
       for (std::size_t d = 0; d < dim; ++d) out[d] /= size;
-    out += dim, ++found;
+    out += dim, ++row;
   }
-  return static_cast<std::int32_t>(plan.kept) + found;
+  return row;
 }
 
 bool Pooler::cluster(const void *rows, DType type, std::size_t n, std::size_t dim,

@@ -21,9 +21,9 @@ public:
   // Writes the kept rows and then the means of at most `clusters` clusters, in the order of their
   // first rows. Returns how many rows that makes: fewer than planned where merges at the cut are
   // equally far apart, for these are made together. -1 if the rows are not finite, or so long that
-  // squares might overflow.
-  std::int32_t pool(const void *rows, DType type, std::size_t dim, const PoolPlan &plan,
-                    float *out);
+  // squares might overflow. `clusters`, unless null, gets the row of `out` that each row went into.
+  std::int32_t pool(const void *rows, DType type, std::size_t dim, const PoolPlan &plan, float *out,
+                    std::int32_t *clusters);
 
 private:
   bool cluster(const void *rows, DType type, std::size_t n, std::size_t dim, std::size_t clusters);

@@ -69,7 +69,13 @@ def assign(points: Any, centroids: Any, codes: Any, best: Any, exact: bool) -> N
 def accumulate(points: Any, codes: Any, sums: Any, counts: Any) -> None: ...
 def pooled_rows(doclens: Any, n_tokens: int, factor: int, protected: int) -> int: ...
 def pool(
-    embeddings: Any, doclens: Any, factor: int, protected: int, pooled: Any, pooled_doclens: Any
+    embeddings: Any,
+    doclens: Any,
+    factor: int,
+    protected: int,
+    pooled: Any,
+    pooled_doclens: Any,
+    clusters: Any | None = None,
 ) -> int: ...
 
 class ListBuilder:

@@ -694,8 +694,13 @@ def accumulate(points: Array, codes: Array, num_centroids: int) -> tuple[Array, 
 
 
 def pool(
-    embeddings: Array, doclens: Array, factor: int, *, protected: int = 1
-) -> tuple[Array, Array]:
+    embeddings: Array,
+    doclens: Array,
+    factor: int,
+    *,
+    protected: int = 1,
+    return_clusters: bool = False,
+) -> tuple[Array, ...]:
     """Merge the rows of each document into about `1 / factor` of them, many documents at once.
 
     Ward clustering on cosine distances (arXiv 2409.14683, section 2), greedily: the two clusters
@@ -710,6 +715,8 @@ def pool(
         1 merges nothing.
     protected : int
         Leading rows of each document that are kept as they are.
+    return_clusters : bool
+        Also return which row went where.
 
     Returns
     -------
@@ -717,6 +724,8 @@ def pool(
         Of each document the protected rows, then the means of the clusters in the order of their
         first rows. Means are not renormalised.
     doclens : int32 (n_docs,), summing to m
+    clusters : int32 (n,), if asked for
+        The pooled row that each row is part of, counted within its document.
     """
     for name, value in (("factor", factor), ("protected", protected)):
         if not isinstance(value, (int, np.integer)):
@@ -726,5 +735,7 @@ def pool(
     m = _core.pooled_rows(doclens, n, factor, protected)
     pooled = _empty(embeddings, (m, dim), "float32")
     pooled_doclens = _empty(embeddings, (n_docs,), "int32")
-    m = _core.pool(embeddings, doclens, factor, protected, pooled, pooled_doclens)
-    return pooled[:m], pooled_doclens
+    clusters = _empty(embeddings, (n,), "int32") if return_clusters else None
+    m = _core.pool(embeddings, doclens, factor, protected, pooled, pooled_doclens, clusters)
+    found = (pooled[:m], pooled_doclens)
+    return found if clusters is None else (*found, clusters)

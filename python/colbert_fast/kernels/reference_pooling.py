@@ -16,20 +16,26 @@ Int32 = npt.NDArray[np.int32]
 
 def pool(
     embeddings: Array, doclens: Int32, factor: int, *, protected: int = 1
-) -> tuple[Float32, Int32]:
+) -> tuple[Float32, Int32, Int32]:
     """Ward clustering of each document's rows (n, dim), all but the first ``protected``.
 
     Returns the protected rows and the means of the clusters, in the order of their first rows:
-    float32 (m, dim), and doclens int32 (n_docs,).
+    float32 (m, dim), and doclens int32 (n_docs,); also the pooled row that each row is part of,
+    counted within its document, int32 (n,).
     """
-    pooled = []
+    pooled, clusters = [], []
     for rows in np.split(embeddings.astype(np.float64), np.cumsum(doclens)[:-1]):
         free = rows[protected:]
         groups = _ward(free, max(len(free) // factor, 1))
         means = [free[group].mean(axis=0) for group in groups]
+        kept = len(rows) - len(free)
+        into = np.arange(len(rows), dtype=np.int32)
+        for number, group in enumerate(groups, kept):
+            into[kept + np.array(group)] = number
+        clusters.append(into)
         pooled.append(np.array([*rows[:protected], *means]).reshape(-1, rows.shape[1]))
     lengths = np.array([len(rows) for rows in pooled], np.int32)
-    return np.concatenate(pooled).astype(np.float32), lengths
+    return np.concatenate(pooled).astype(np.float32), lengths, np.concatenate(clusters)
 
 
 def _ward(rows: Array, clusters: int) -> list[list[int]]:

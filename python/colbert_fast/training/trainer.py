@@ -33,6 +33,7 @@ from colbert_fast.training.checkpoints import (
 from colbert_fast.training.config import TEACHER_LOSSES, TrainingConfig
 from colbert_fast.training.distributed import barrier, broadcast, processes, rank
 from colbert_fast.training.objective import objective
+from colbert_fast.training.stored import Quantizer, pool_rows
 from colbert_fast.training.validation import METRIC, validate
 
 if importlib.util.find_spec("accelerate") is None:
@@ -53,6 +54,7 @@ __all__ = ["train"]
 logger = logging.getLogger(__name__)
 
 RECORD = "training.json"
+CODEC = "codec"
 # A run that is resumed may have other values of these; they do not change the result.
 _FREE = ("workers", "logging_steps", "tensorboard")
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
@@ -270,6 +272,10 @@ class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
         self.output = Path(cast(str, arguments.output_dir))
         self.config = config
         self.record = record
+        self.quantizer: Quantizer | None = None
+        if config.quantization_bits is not None:
+            first = int(arguments.max_steps * (1 - config.quantization_fraction))
+            self.quantizer = Quantizer(config.quantization_bits, first)
         self.parts: dict[str, Tensor] = {}
         self.steps_in_parts = 0
         encoder = Encoder(model, bf16=config.bf16, recompute=config.gradient_cache is not None)
@@ -319,7 +325,10 @@ class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
         """The loss of one batch; see `objective`."""
         batch = inputs["batch"].to(self.args.device)
         queries, rows = model(batch)
-        parts = objective(self.config, queries, rows, batch.doclens, batch.teacher)
+        rows, doclens = pool_rows(rows, batch.doclens, self.config.pool_factor)
+        if self.quantizer is not None:
+            rows = self.quantizer(self.state.global_step, rows, doclens)
+        parts = objective(self.config, queries, rows, doclens, batch.teacher)
         loss = torch.stack(list(parts.values())).sum()
         if not loss.isfinite():
             step = self.state.global_step + 1
@@ -367,6 +376,8 @@ class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
         barrier()
         if rank() == 0:
             name = f"checkpoint-{self.state.global_step}"
+            if self.quantizer is not None:
+                self.quantizer.save(self.output / UNFINISHED / name / CODEC)
             appear(self.output / UNFINISHED / name, self.output / name)
             prune(self.output, {self.state.global_step, *self._best_steps()})
         barrier()
@@ -378,6 +389,8 @@ class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *_: Any) -> None:
         load_weights(self.colbert, Path(resume_from_checkpoint))
+        if self.quantizer is not None:
+            self.quantizer.load(Path(resume_from_checkpoint) / CODEC)
 
     def finish(self) -> None:
         """Take the weights of the best checkpoints, if any were judged, and write the result."""
