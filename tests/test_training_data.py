@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import pickle
 import sys
 
@@ -280,6 +281,23 @@ def test_texts(tmp_path, cache):
             texts.many(["nobody"])
 
 
+@pytest.mark.parametrize("cache", [None, "cache"], ids=["memory", "disk"])
+def test_texts_of_datasets(tmp_path, datasets, cache):
+    cache = cache and tmp_path / cache
+    data = datasets.Dataset.from_dict({"text": ["one", "two"], "query_id": [1, 2]})
+    data.save_to_disk(str(tmp_path / "queries"))
+    datasets.DatasetDict({"train": data}).save_to_disk(str(tmp_path / "splits"))
+    data.to_parquet(str(tmp_path / "queries.parquet"))
+    for name in ("queries", "splits", "queries.parquet"):
+        texts = Texts.open(tmp_path / name, cache=cache)
+        assert dict(texts) == {"1": "one", "2": "two"}
+    if cache:
+        assert dict(Texts.open(cache)) == {"1": "one", "2": "two"}
+    data.remove_columns("query_id").save_to_disk(str(tmp_path / "bare"))
+    with pytest.raises(ValueError, match=r"bare: wanted the columns text and one of.*got text"):
+        Texts.open(tmp_path / "bare", cache=cache)
+
+
 def test_texts_errors(tmp_path):
     for cache in (None, tmp_path / "cache"):
         with pytest.raises(ValueError, match=r"'1'.*(second time|more than one)"):
@@ -307,6 +325,9 @@ def test_stored_texts_are_written_once(tmp_path):
     assert dict(Texts.open(path, cache=cache)) == {"1": "one more"}
 
 
+# torch has threads, of which Python 3.12 warns; they do not run Python.
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 def test_texts_are_read_after_a_fork(tmp_path):
     """As in the workers of a data loader."""
     torch = pytest.importorskip("torch", reason="torch is not installed (extra encode)")

@@ -1,4 +1,4 @@
-"""Files that appear under their names complete or not at all, and packages that may be missing."""
+"""Files that appear complete or not at all; optional packages, and the files of one of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from typing import Any
 from colbert_fast.errors import MissingDependencyError
 from colbert_fast.storage.files import sync_files
 
-__all__ = ["replacing", "require"]
+__all__ = ["DATASET_FILES", "is_dataset", "open_dataset", "replacing", "require"]
+
+DATASET_FILES = ("dataset_info.json", "dataset_dict.json")
+"""In the folders that `datasets` saves: one of them, a dataset's or that of several splits."""
 
 
 @contextmanager
@@ -76,3 +79,32 @@ def require(name: str, purpose: str) -> Any:
             f"{purpose} needs the package {name.split('.')[0]}; install it with: "
             'pip install "colbert-fast[train]"'
         ) from error
+
+
+def is_dataset(path: Path) -> bool:
+    """Whether `path` is a parquet file or a folder saved by `datasets`."""
+    return path.suffix == ".parquet" or any((path / name).is_file() for name in DATASET_FILES)
+
+
+def open_dataset(path: Path) -> Any:
+    """Map a parquet file or a folder saved by `datasets`; of several splits, the one named train.
+
+    Raises
+    ------
+    MissingDependencyError
+        The package is not installed.
+    FileNotFoundError, ValueError
+        `path` is none of these, is damaged, or has no such split.
+    """
+    datasets = require("datasets", f"reading {path}")
+    if path.is_dir():
+        data = datasets.load_from_disk(str(path))
+        if isinstance(data, datasets.DatasetDict):
+            if "train" not in data:
+                raise ValueError(f"{path}: no split 'train', only {', '.join(data)}")
+            data = data["train"]
+        return data.with_format(None)
+    try:
+        return datasets.Dataset.from_parquet(str(path))
+    except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        raise ValueError(f"{path}: not a readable parquet file ({error})") from error

@@ -10,14 +10,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from colbert_fast.corpus import find_file, read_corpus
+from colbert_fast.corpus import find_file, join_title, read_corpus
 from colbert_fast.errors import IndexFormatError, UnknownDocumentError
 from colbert_fast.indexing.ingest import read_documents
 from colbert_fast.storage.documents import Document, DocumentStore, DocumentWriter, sqlite_uri
-from colbert_fast.training.files import replacing
+from colbert_fast.training.files import is_dataset, open_dataset, replacing
 
 __all__ = ["Source", "StoredTexts", "Texts", "store_texts"]
 
+_ID_COLUMNS = ("query_id", "document_id", "_id", "id")
 _STORE, _SOURCE = "documents.sqlite", "source.json"
 
 Source = str | os.PathLike[str] | Mapping[Any, str] | Iterable[Any]
@@ -48,10 +49,11 @@ class Texts(Mapping[str, str]):
         Parameters
         ----------
         source
-            A BEIR folder (its corpus), a file as `corpus.read_corpus` reads it (``.jsonl``,
+            A BEIR folder (its corpus); a file as `corpus.read_corpus` reads it (``.jsonl``,
             ``.tsv``, ``.txt``, perhaps with ``.gz``; queries as well as documents; titles are put
-            before their texts), a mapping of id to text, or an iterable of documents as
-            `Index.build` takes it.
+            before their texts); ``.parquet`` or a folder saved by `datasets`, with the columns text
+            and query_id, document_id, _id or id, as PyLate has them; a folder that was a `cache`; a
+            mapping of id to text; or an iterable of documents as `Index.build` takes it.
         cache
             Keep the texts in this folder instead of in memory. It is used again as long as the
             file that they were read from has the same size and time; what was not read from a file
@@ -68,6 +70,8 @@ class Texts(Mapping[str, str]):
             return store_texts(source, Path(cache))
         if isinstance(source, Texts):
             return source
+        if isinstance(source, (str, os.PathLike)) and Path(source, _STORE).is_file():
+            return StoredTexts(Path(source))
         name = _name(source)
         texts: dict[str, str] = {}
         for key, text in _read(source, name):
@@ -192,10 +196,17 @@ def _origin(source: Source) -> dict[str, Any] | None:
     """What tells whether a file is still the one that was read."""
     if not isinstance(source, (str, os.PathLike)):
         return None
-    path = Path(source)
-    file = find_file(path, "corpus.jsonl") if path.is_dir() else path
+    file = _main_file(Path(source))
     status = file.stat()
     return {"path": str(file.absolute()), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _main_file(path: Path) -> Path:
+    """What a folder's texts change with."""
+    if not path.is_dir():
+        return path
+    states = (path / name for name in ("state.json", "train/state.json"))
+    return next(filter(Path.is_file, states), None) or find_file(path, "corpus.jsonl")
 
 
 def _recorded(folder: Path) -> Any:
@@ -214,7 +225,8 @@ def _name(source: Source) -> str:
 def _read(source: Source, name: str) -> Iterator[tuple[str, str]]:
     """Id and text of each, as they come."""
     if isinstance(source, (str, os.PathLike)):
-        source = read_corpus(os.fspath(source))
+        path = Path(source)
+        source = _read_dataset(path) if is_dataset(path) else read_corpus(path)
     elif isinstance(source, Texts):
         source = source.pairs()
     elif isinstance(source, Mapping):
@@ -223,3 +235,16 @@ def _read(source: Source, name: str) -> Iterator[tuple[str, str]]:
         if document.text is None:
             raise ValueError(f"{name}: document {document.id!r} has no text")
         yield str(document.id), document.text
+
+
+def _read_dataset(path: Path) -> Iterator[dict[str, Any]]:
+    data = open_dataset(path)
+    columns = data.column_names
+    key = next(filter(columns.__contains__, _ID_COLUMNS), None)
+    if key is None or "text" not in columns:
+        raise ValueError(
+            f"{path}: wanted the columns text and one of {', '.join(_ID_COLUMNS)}; got "
+            f"{', '.join(columns)}"
+        )
+    for row in data:
+        yield {"id": row[key], "text": join_title(row.get("title") or "", row["text"])}

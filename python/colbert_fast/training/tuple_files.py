@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from colbert_fast.corpus import read_lines
-from colbert_fast.training.files import replacing, require
+from colbert_fast.training.files import DATASET_FILES, open_dataset, replacing, require
 from colbert_fast.training.tuples import (
     COLUMNS,
     NWay,
@@ -49,7 +49,6 @@ _SUFFIXES: dict[str, _Container] = {
     ".parquet": "parquet",
 }
 _ROWS = 10_000  # tuples written to a parquet file at once
-_DATASET_FILE = "dataset_info.json"  # in every folder that `datasets` saves
 
 
 def read_tuples(path: str | os.PathLike[str]) -> Iterator[NWay]:
@@ -182,7 +181,7 @@ def _write_parquet(path: Path, tuples: Iterable[NWay]) -> int:
 def _write_folder(path: Path, tuples: Iterable[NWay]) -> int:
     datasets = require("datasets", f"writing {path}")
     with (
-        replacing(path, folder_with=_DATASET_FILE) as partial,
+        replacing(path, folder_with=DATASET_FILES[0]) as partial,
         tempfile.TemporaryDirectory(dir=path.parent) as scratch,
     ):
         count = _write_parquet(Path(scratch, "tuples.parquet"), tuples)
@@ -308,28 +307,14 @@ class _Rows:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        datasets = require("datasets", f"reading {path}")
-        data = self._open(datasets)
+        data = open_dataset(path)
         missing = [name for name in COLUMNS[:2] if name not in data.column_names]
         if missing:
             raise ValueError(
                 f"{path}: wanted the columns query_id, document_ids and perhaps scores; got "
                 f"{', '.join(data.column_names)}"
             )
-        self._data = data.with_format(None)
-
-    def _open(self, datasets: Any) -> Any:
-        if self._path.is_dir():
-            data = datasets.load_from_disk(str(self._path))
-            if isinstance(data, datasets.DatasetDict):
-                if "train" not in data:
-                    raise ValueError(f"{self._path}: no split 'train', only {', '.join(data)}")
-                data = data["train"]
-            return data
-        try:
-            return datasets.Dataset.from_parquet(str(self._path))
-        except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
-            raise ValueError(f"{self._path}: not a readable parquet file ({error})") from error
+        self._data = data
 
     def __len__(self) -> int:
         return len(self._data)
