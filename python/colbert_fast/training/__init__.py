@@ -1,0 +1,3 @@
+"""From pairs of questions and passages to a trained model."""
+
+from __future__ import annotations
