@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from colbert_fast.corpus import read_corpus
 from colbert_fast.evaluation import load_beir, read_qrels
-from colbert_fast.training.data import Texts, training_positives
+from colbert_fast.training.data import Texts, graded, training_positives
 from colbert_fast.training.pseudo import pseudo_queries
 from colbert_fast.training.recipe import Collection
 
 __all__ = ["LoadedCollection", "load_collection", "write_questions"]
 
 _QUESTIONS, _POSITIVES = "queries.jsonl", "positives.json"
+_PASSAGES = "passages.jsonl"  # where questions were made by cutting sentences out of passages
 
 Positives = dict[str, dict[str, int]]
 
@@ -42,16 +42,19 @@ class LoadedCollection:
 
 def write_questions(collection: Collection, folder: Path, seed: int) -> None:
     """Choose or make the questions of a collection, once for all stages."""
-    questions, positives = _questions(collection, seed)
+    if collection.pseudo_queries:
+        made = pseudo_queries(Texts.open(_documents(collection)), seed=seed)
+        _write_texts(folder / _PASSAGES, made.documents)
+        questions, positives = made.queries, made.positives
+    else:
+        questions, positives = _questions(collection)
     chosen = list(positives)
     if collection.limit is not None and collection.limit < len(chosen):
         picked = np.random.default_rng(seed).permutation(len(chosen))[: collection.limit]
         chosen = [chosen[i] for i in sorted(picked.tolist())]
     if not chosen:
         raise ValueError(f"collection {collection.name!r}: no question with a positive")
-    lines = (json.dumps({"_id": name, "text": questions[name]}) + "\n" for name in chosen)
-    with (folder / _QUESTIONS).open("w", encoding="utf-8") as file:
-        file.writelines(lines)
+    _write_texts(folder / _QUESTIONS, {name: questions[name] for name in chosen})
     text = json.dumps({name: positives[name] for name in chosen})
     (folder / _POSITIVES).write_text(text, encoding="utf-8")
 
@@ -62,7 +65,10 @@ def load_collection(collection: Collection, folder: Path) -> LoadedCollection:
     return LoadedCollection(
         collection.name,
         Texts.open(folder / _QUESTIONS),
-        Texts.open(_documents(collection), cache=folder / "documents"),
+        Texts.open(
+            folder / _PASSAGES if collection.pseudo_queries else _documents(collection),
+            cache=folder / "documents",
+        ),
         positives,
     )
 
@@ -77,25 +83,17 @@ def _given(path: Path | None) -> Path:
     return path
 
 
-def _questions(collection: Collection, seed: int) -> tuple[Mapping[str, str], Positives]:
-    if collection.pseudo_queries:
-        return _made(read_corpus(_documents(collection)), seed)
+def _write_texts(path: Path, texts: Mapping[str, str]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for name, text in texts.items():
+            file.write(json.dumps({"_id": name, "text": text}) + "\n")
+
+
+def _questions(collection: Collection) -> tuple[Mapping[str, str], Positives]:
     if collection.folder is not None:
-        positives = training_positives(collection.folder, collection.split)
-        return load_beir(collection.folder, split=collection.split).queries, positives
-    queries = Texts.open(_given(collection.queries))
-    judged = read_qrels(_given(collection.positives))
-    return queries, {query: good for query, grades in judged.items() if (good := _good(grades))}
-
-
-def _good(grades: Mapping[str, int]) -> dict[str, int]:
-    return {document: grade for document, grade in grades.items() if grade > 0}
-
-
-def _made(documents: Iterator[dict[str, str]], seed: int) -> tuple[dict[str, str], Positives]:
-    questions: dict[str, str] = {}
-    positives: Positives = {}
-    for query_id, text, document_id in pseudo_queries(documents, seed=seed):
-        questions[query_id] = text
-        positives[query_id] = {document_id: 1}
-    return questions, positives
+        folder, split = collection.folder, collection.split
+        positives = training_positives(folder, split, min_grade=collection.min_grade)
+        return load_beir(folder, split=split).queries, positives
+    path = _given(collection.positives)
+    positives = graded(read_qrels(path), collection.min_grade, name=str(path))
+    return Texts.open(_given(collection.queries)), positives

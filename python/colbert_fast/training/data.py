@@ -21,6 +21,7 @@ __all__ = [
     "Texts",
     "TrainingData",
     "TupleFile",
+    "graded",
     "read_tuples",
     "training_positives",
     "write_tuples",
@@ -161,6 +162,13 @@ def training_positives(
         The lowest grade of a positive. Queries without one are left out; how many is logged.
     """
     qrels = load_beir(os.fspath(folder), split=split).qrels
+    return graded(qrels, min_grade, name=f"{os.fspath(folder)}: split {split}")
+
+
+def graded(
+    qrels: Mapping[str, Mapping[str, int]], min_grade: int, *, name: str
+) -> dict[str, dict[str, int]]:
+    """The judgements of `min_grade` or more, of queries that have one; `name` is for the log."""
     positives = {
         query: {document: grade for document, grade in grades.items() if grade >= min_grade}
         for query, grades in qrels.items()
@@ -168,11 +176,10 @@ def training_positives(
     found = {query: grades for query, grades in positives.items() if grades}
     if len(found) < len(qrels):
         logger.warning(
-            "%s: %d of %d judged queries of split %s have no document of grade %d or more",
-            folder,
+            "%s: %d of %d judged queries have no document of grade %d or more",
+            name,
             len(qrels) - len(found),
             len(qrels),
-            split,
             min_grade,
         )
     return found

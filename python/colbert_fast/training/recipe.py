@@ -41,8 +41,11 @@ class Collection(_Strict):
         In BEIR layout; `split` says which judgements to train on.
     documents, queries, positives : Path, optional
         Files in place of a folder: any text layout, the same, and judgements as .tsv.
+    min_grade : int
+        The lowest grade of a positive.
     pseudo_queries : bool
-        Make the questions from the passages; only `documents` or `folder` is needed.
+        Make the questions from the passages (`pseudo_queries`), of which only `folder` or
+        `documents` is needed then.
     limit : int, optional
         At most so many questions, drawn at random.
     """
@@ -53,6 +56,7 @@ class Collection(_Strict):
     documents: Path | None = None
     queries: Path | None = None
     positives: Path | None = None
+    min_grade: int = 1
     pseudo_queries: bool = False
     limit: int | None = None
 

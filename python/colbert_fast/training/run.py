@@ -11,6 +11,7 @@ from pathlib import Path
 from colbert_fast.evaluation import DEFAULT_MEASURES, evaluate, load_beir
 from colbert_fast.index import Index
 from colbert_fast.model import ColBERT
+from colbert_fast.storage.lock import writer_lock
 from colbert_fast.training.collections import LoadedCollection, load_collection, write_questions
 from colbert_fast.training.launch import Questions, TrainingJob, join, launch
 from colbert_fast.training.recipe import Mining, Recipe, Round, TeacherTraining
@@ -55,16 +56,20 @@ def run_recipe(
     ------
     ValueError
         A stage is there with other settings; and whatever its functions raise.
+    IndexBusyError
+        Another process runs in this output.
     """
-    run = _Run(recipe, device, processes, progress)
-    run.prepare()
-    if recipe.warm_up is not None:
-        run.round("warm-up", recipe.warm_up, teach=False)
-    if recipe.train_teacher is not None:
-        run.train_teacher(recipe.train_teacher)
-    for number, settings in enumerate(recipe.rounds, 1):
-        run.round(f"round-{number}", settings, teach=bool(recipe.teacher))
-    return run.model, {path.name: run.evaluate(path) for path in recipe.evaluate}
+    recipe.output.mkdir(parents=True, exist_ok=True)
+    with writer_lock(recipe.output):
+        run = _Run(recipe, device, processes, progress)
+        run.prepare()
+        if recipe.warm_up is not None:
+            run.round("warm-up", recipe.warm_up, teach=False)
+        if recipe.train_teacher is not None:
+            run.train_teacher(recipe.train_teacher)
+        for number, settings in enumerate(recipe.rounds, 1):
+            run.round(f"round-{number}", settings, teach=bool(recipe.teacher))
+        return run.model, {path.name: run.evaluate(path) for path in recipe.evaluate}
 
 
 class _Run:
