@@ -166,7 +166,12 @@ def test_two_processes_and_made_questions(sources, tmp_path):
                 "limit": 8,
             }
         ],
-        "start": {"model": str(sources / "encoder"), "dim": 16, "projection": "principal"},
+        "start": {
+            "model": str(sources / "encoder"),
+            "dim": 16,
+            "document_length": 32,
+            "projection": "principal",
+        },
         "rounds": [
             {
                 "mine": {"sources": ["bm25"], "depth": 10, "nway": 2, "bands": BAND},
@@ -197,7 +202,7 @@ def test_two_processes_and_made_questions(sources, tmp_path):
         ({"teacher": [{"kind": "maxsim"}]}, r"kind maxsim wants a `model`"),
         ({"collections": []}, r"collections: want at least one"),
         ({"collections": [{"name": "x"}]}, r"collection 'x': give either `folder` or documents"),
-        ({"output": None}, r"output: "),
+        ({"seed": "seven"}, r"seed: Input should be a valid integer"),
     ],
 )
 def test_what_is_wrong_is_named(sources, tmp_path, change, message):

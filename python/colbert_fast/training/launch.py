@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ class Questions:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What `train` is called with; can be pickled.
+    """What `run` trains; can be pickled.
 
     Attributes
     ----------
@@ -50,19 +51,20 @@ class TrainingJob:
     device: str
     progress: bool
 
-    def __call__(self) -> None:
-        """Train, or go on with a training that was stopped."""
-        rank = int(os.environ.get("LOCAL_RANK", "0"))
-        device = f"cuda:{rank}" if self.device == "cuda" else self.device
-        model = ColBERT.from_pretrained(self.model, device=device)
-        train(
-            model,
-            join(self.questions, self.config.nway),
-            self.output,
-            self.config,
-            resume=True,
-            progress=self.progress and rank == 0,
-        )
+
+def run(job: TrainingJob) -> None:
+    """Train, or go on with a training that was stopped."""
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = f"cuda:{rank}" if job.device == "cuda" else job.device
+    model = ColBERT.from_pretrained(job.model, device=device)
+    train(
+        model,
+        join(job.questions, job.config.nway),
+        job.output,
+        job.config,
+        resume=True,
+        progress=job.progress and rank == 0,
+    )
 
 
 def join(questions: Sequence[Questions], nway: int | None) -> Sequence[Example]:
@@ -77,7 +79,7 @@ def join(questions: Sequence[Questions], nway: int | None) -> Sequence[Example]:
 def launch(job: TrainingJob, processes: int) -> None:
     """Run a training, in `processes` processes of this machine as ``torchrun`` starts them."""
     if processes == 1:
-        job()
+        run(job)
         return
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -87,6 +89,7 @@ def launch(job: TrainingJob, processes: int) -> None:
         nproc_per_node=processes,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        run_id=uuid.uuid4().hex,
         max_restarts=0,
     )
-    elastic_launch(config, job)()
+    elastic_launch(config, run)(job)
