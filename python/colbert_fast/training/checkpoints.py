@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,24 +18,57 @@ from colbert_fast.storage.files import sync_files, sync_folder
 
 __all__ = [
     "FINAL",
+    "RECORD",
     "UNFINISHED",
     "appear",
     "average_weights",
     "checkpoints",
     "load_weights",
+    "prepare_output",
     "prune",
     "read_weights_of",
 ]
 
 FINAL = "final"
+RECORD = "training.json"
+"""What a saved model was trained with, in its folder."""
 UNFINISHED = ".unfinished"
 """Where folders are written before they get their names, and go before they are removed."""
+
+# A run that is resumed may have other values of these; they do not change the result.
+_FREE = ("workers", "logging_steps", "tensorboard")
 
 
 def checkpoints(output: Path) -> dict[int, Path]:
     """The checkpoints of a run by step, ascending."""
     found = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output.iterdir())
     return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+
+def prepare_output(output: Path, record: dict[str, Any], *, resume: bool) -> Path | None:
+    """Make the folder; the checkpoint or final model to go on from, if there is one."""
+    output.mkdir(parents=True, exist_ok=True)
+    if not resume and {path.name for path in output.iterdir()} - {UNFINISHED}:
+        raise FileExistsError(f"{output} is not empty; choose another folder or pass resume=True")
+    shutil.rmtree(output / UNFINISHED, ignore_errors=True)
+    (output / UNFINISHED).mkdir()
+    found = [*checkpoints(output).values()]
+    if (output / FINAL).is_dir():
+        found.append(output / FINAL)
+    if not found:
+        return None
+    _check_record(found[-1] / RECORD, record)
+    return found[-1]
+
+
+def _check_record(path: Path, record: dict[str, Any]) -> None:
+    before = json.loads(path.read_text(encoding="utf-8"))
+    pairs = [(name, before[name], record[name]) for name in ("examples", "processes")]
+    config = before["config"]
+    pairs += [(name, config.get(name), value) for name, value in record["config"].items()]
+    for name, old, new in pairs:
+        if old != new and name not in _FREE:
+            raise ValueError(f"{name}: {path} was written with {old!r}, got {new!r}; cannot resume")
 
 
 def appear(folder: Path, target: Path) -> None:

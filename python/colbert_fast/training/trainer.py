@@ -6,7 +6,6 @@ import dataclasses
 import importlib.util
 import json
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -23,11 +22,12 @@ from colbert_fast.model.pylate import write_json
 from colbert_fast.training.batches import Batches, Collator, Encoder, ExampleLike
 from colbert_fast.training.checkpoints import (
     FINAL,
+    RECORD,
     UNFINISHED,
     appear,
     average_weights,
-    checkpoints,
     load_weights,
+    prepare_output,
     prune,
 )
 from colbert_fast.training.config import TEACHER_LOSSES, TrainingConfig
@@ -53,10 +53,7 @@ __all__ = ["train"]
 
 logger = logging.getLogger(__name__)
 
-RECORD = "training.json"
 CODEC = "codec"
-# A run that is resumed may have other values of these; they do not change the result.
-_FREE = ("workers", "logging_steps", "tensorboard")
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
@@ -128,7 +125,7 @@ def train(
         "processes": processes(),
         "config": json.loads(json.dumps(dataclasses.asdict(config))),
     }
-    last = broadcast(_prepare_output(output, record, resume=resume) if rank() == 0 else None)
+    last = broadcast(prepare_output(output, record, resume=resume) if rank() == 0 else None)
     if last == output / FINAL:
         load_weights(model, last)
         return model.eval()
@@ -187,32 +184,6 @@ def _arguments(
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
     )
-
-
-def _prepare_output(output: Path, record: dict[str, Any], *, resume: bool) -> Path | None:
-    """Make the folder; the checkpoint or final model to go on from, if there is one."""
-    output.mkdir(parents=True, exist_ok=True)
-    if not resume and {path.name for path in output.iterdir()} - {UNFINISHED}:
-        raise FileExistsError(f"{output} is not empty; choose another folder or pass resume=True")
-    shutil.rmtree(output / UNFINISHED, ignore_errors=True)
-    (output / UNFINISHED).mkdir()
-    found = [*checkpoints(output).values()]
-    if (output / FINAL).is_dir():
-        found.append(output / FINAL)
-    if not found:
-        return None
-    _check_record(found[-1] / RECORD, record)
-    return found[-1]
-
-
-def _check_record(path: Path, record: dict[str, Any]) -> None:
-    before = json.loads(path.read_text(encoding="utf-8"))
-    pairs = [(name, before[name], record[name]) for name in ("examples", "processes")]
-    config = before["config"]
-    pairs += [(name, config.get(name), value) for name, value in record["config"].items()]
-    for name, old, new in pairs:
-        if old != new and name not in _FREE:
-            raise ValueError(f"{name}: {path} was written with {old!r}, got {new!r}; cannot resume")
 
 
 def _frozen(model: ColBERT, patterns: Sequence[str]) -> list[torch.nn.Parameter]:
