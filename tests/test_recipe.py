@@ -13,79 +13,21 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra encod
 for package in ("accelerate", "pydantic", "sentence_transformers", "yaml"):
     pytest.importorskip(package, reason=f"{package} is not installed (extra train)")
 
-import yaml  # noqa: E402
-
 from colbert_fast import ColBERT  # noqa: E402
 from colbert_fast.training.recipe import Collection, find_recipe, read_recipe  # noqa: E402
 from colbert_fast.training.run import run_recipe  # noqa: E402
-from tiny_models import WORDS, write_plain, write_stanford  # noqa: E402
-
-BAND = [[0, 10, 1.0]]
+from tiny_recipes import BAND, recipe_values, write_recipe, write_sources  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """A BEIR folder of texts that start with their question's word, and two tiny models."""
-    folder = tmp_path_factory.mktemp("sources")
-    beir = folder / "beir"
-    (beir / "qrels").mkdir(parents=True)
-    texts = [" ".join([word, *WORDS[n : n + 4]]) for n, word in enumerate(WORDS)]
-    lines = [
-        json.dumps({"_id": f"d{n}", "title": "", "text": text}) for n, text in enumerate(texts)
-    ]
-    (beir / "corpus.jsonl").write_text("\n".join(lines))
-    lines = [json.dumps({"_id": f"q{n}", "text": word}) for n, word in enumerate(WORDS)]
-    (beir / "queries.jsonl").write_text("\n".join(lines))
-    rows = [f"q{n}\td{n}\t1" for n in range(len(WORDS))]
-    for split in ("train", "test"):
-        text = "\n".join(["query-id\tcorpus-id\tscore", *rows])
-        (beir / "qrels" / f"{split}.tsv").write_text(text + "\n")
-    write_stanford(folder / "colbert", metadata={"query_maxlen": 8, "doc_maxlen": 16})
-    write_plain(folder / "encoder")
-    return folder
-
-
-def recipe_values(sources, output, **changes):
-    train = {"batch_size": 4, "max_steps": 3, "save_steps": 1, "learning_rate": 1e-3}
-    return {
-        "output": str(output),
-        "collections": [{"name": "words", "folder": str(sources / "beir")}],
-        "start": {"model": str(sources / "colbert")},
-        "warm_up": {
-            "mine": {"sources": ["bm25"], "depth": 10, "nway": 2, "bands": BAND},
-            "train": {**train, "losses": {"contrastive": 1.0}},
-        },
-        "train_teacher": {
-            "base": str(sources / "encoder"),
-            "mine": {"sources": ["bm25"], "depth": 10, "nway": 3, "bands": BAND},
-            "options": {"max_steps": 2, "batch_size": 2, "accumulation_steps": 1},
-        },
-        "teacher": [
-            {"kind": "cross_encoder", "model": "trained"},
-            {"kind": "maxsim", "model": str(sources / "colbert"), "weight": 0.5},
-            {"kind": "bm25", "weight": 0.5},
-        ],
-        "rounds": [
-            {
-                "mine": {"sources": ["model", "bm25"], "depth": 10, "nway": 4, "bands": BAND},
-                "train": {**train, "losses": {"kl": 1.0}},
-            }
-        ],
-        "evaluate": [str(sources / "beir")],
-        **changes,
-    }
-
-
-def write(folder, values):
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    return write_sources(tmp_path_factory.mktemp("sources"))
 
 
 @pytest.fixture(scope="module")
 def finished(sources, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
-    path = write(folder, recipe_values(sources, folder / "run"))
+    path = write_recipe(folder, recipe_values(sources, folder / "run"))
     return path, *run_recipe(read_recipe(path), progress=False)
 
 
@@ -131,12 +73,12 @@ def test_a_changed_stage_is_refused_by_name(finished, sources, tmp_path):
     values = recipe_values(sources, path.parent / "run")
     values["rounds"][0]["mine"]["depth"] = 11
     with pytest.raises(ValueError, match=r"round-1-mined was made with other .*depth: 10 then, 11"):
-        run_recipe(read_recipe(write(tmp_path, values)), progress=False)
+        run_recipe(read_recipe(write_recipe(tmp_path, values)), progress=False)
 
 
 def test_killed_and_started_again(finished, sources, tmp_path):
     """Killed after a checkpoint of the last training; it ends as one that was not."""
-    path = write(tmp_path, recipe_values(sources, tmp_path / "run"))
+    path = write_recipe(tmp_path, recipe_values(sources, tmp_path / "run"))
     script = (
         "import sys, pathlib, colbert_fast.training.run as r, colbert_fast.training.recipe as p\n"
         "r.run_recipe(p.read_recipe(pathlib.Path(sys.argv[1])), progress=False)"
@@ -179,7 +121,7 @@ def test_two_processes_and_made_questions(sources, tmp_path):
             }
         ],
     }
-    recipe = read_recipe(write(tmp_path, values))
+    recipe = read_recipe(write_recipe(tmp_path, values))
     model, measures = run_recipe(recipe, processes=2, progress=False)
     assert measures == {}
     assert json.loads((model / "training.json").read_text())["processes"] == 2
@@ -206,7 +148,7 @@ def test_two_processes_and_made_questions(sources, tmp_path):
     ],
 )
 def test_what_is_wrong_is_named(sources, tmp_path, change, message):
-    path = write(tmp_path, recipe_values(sources, tmp_path / "run", **change))
+    path = write_recipe(tmp_path, recipe_values(sources, tmp_path / "run", **change))
     with pytest.raises(ValueError, match=message) as caught:
         read_recipe(path)
     assert str(path) in str(caught.value)

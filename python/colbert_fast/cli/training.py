@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -45,7 +45,8 @@ def train(
     from colbert_fast.training.recipe import Collection, find_recipe, read_recipe
     from colbert_fast.training.run import run_recipe
 
-    values = read_recipe(find_recipe(recipe), collections=data and [Collection(data.name, data)])
+    given = None if data is None else [Collection(data.resolve().name, data)]
+    values = read_recipe(find_recipe(recipe), collections=given)
     if output is not None:
         values = replace(values, output=output)
     model, measures = run_recipe(
@@ -78,13 +79,13 @@ def mine(
     from colbert_fast.training.data import Texts
     from colbert_fast.training.mining import mine as mine_rankings
 
-    ranker = (
-        "bm25"
-        if source == "bm25"
-        else Index.open(source)
-        if (Path(source) / "manifest.json").is_file()
-        else ColBERT.from_pretrained(source, device=device)
-    )
+    ranker: Literal["bm25"] | Index | ColBERT
+    if source == "bm25":
+        ranker = "bm25"
+    elif (Path(source) / "manifest.json").is_file():
+        ranker = Index.open(source)
+    else:
+        ranker = ColBERT.from_pretrained(source, device=device)
     rankings = mine_rankings(
         ranker,
         Texts.open(queries),

@@ -42,6 +42,7 @@ class LoadedCollection:
 
 def write_questions(collection: Collection, folder: Path, seed: int) -> None:
     """Choose or make the questions of a collection, once for all stages."""
+    questions: Mapping[str, str]
     if collection.pseudo_queries:
         made = pseudo_queries(Texts.open(_documents(collection)), seed=seed)
         _write_texts(folder / _PASSAGES, made.documents)
