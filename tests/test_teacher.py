@@ -27,7 +27,12 @@ from colbert_fast.training.cross_encoder import CrossEncoderTeacher, resolve_tea
 from colbert_fast.training.data import NWay, read_tuples, write_tuples
 from colbert_fast.training.teacher import CombinedTeacher, score_with_teacher
 from colbert_fast.training.teacher_cache import Pair, ScoreCache
-from colbert_fast.training.teachers import BiEncoderTeacher, BM25Teacher, MaxSimTeacher
+from colbert_fast.training.teachers import (
+    BiEncoderTeacher,
+    BM25Teacher,
+    JudgementsTeacher,
+    MaxSimTeacher,
+)
 from tiny_models import WORDS, make_backbone, make_tokenizer, write_plain, write_pylate
 
 QUERIES = {"q0": "why is the sky blue", "q1": "fast search engine"}
@@ -277,6 +282,15 @@ def test_bm25_scores_as_searches_do(tmp_path: Path) -> None:
     assert wanted.max() > 0
     assert teacher.fingerprint == BM25Teacher(iter(DOCUMENTS.values())).fingerprint
     assert teacher.fingerprint != BM25Teacher(["the sky"]).fingerprint
+
+
+def test_judgements_are_ones_of_positives() -> None:
+    queries, documents = {"q": "sky", "r": "plaid"}, {"a": "blue sky", "b": "plaid"}
+    teacher = JudgementsTeacher(queries, documents, {"q": {"a": 2}, "r": {"b": 1}})
+    pairs = [("sky", "blue sky"), ("sky", "plaid"), ("plaid", "plaid")]
+    assert teacher(pairs).tolist() == [1, 0, 1]
+    other = JudgementsTeacher(queries, documents, {"q": {"a": 2}})
+    assert other.fingerprint != teacher.fingerprint
 
 
 def test_maxsim_scores_by_the_definition_and_encodes_each_text_once(

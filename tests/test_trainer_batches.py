@@ -150,3 +150,29 @@ def test_nway_takes_the_first_documents(model: ColBERT) -> None:
     assert batch.teacher is not None
     assert len(batch.doclens) == 2 * len(EXAMPLES)
     assert torch.equal(batch.teacher, torch.tensor([each.scores[:2] for each in EXAMPLES]))
+
+
+def test_a_document_of_several_examples_is_encoded_once(model: ColBERT) -> None:
+    first, second = EXAMPLES[0], EXAMPLES[1]
+    shared = [first, second._replace(documents=(second.documents[0], *first.documents[1:]))]
+    batch = Collator(model.tokenizer, tokens_per_pass=60).collate(shared)
+    distinct = {text for example in shared for text in example.documents}
+    assert sum(len(part.input_ids) for part in batch.documents) == len(distinct)
+    _, rows = Encoder(model)(batch)
+    expected = [row for example in shared for row in model.encode_documents(example.documents)]
+    assert batch.doclens.tolist() == [len(row) for row in expected]
+    np.testing.assert_allclose(rows.detach().numpy(), np.concatenate(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_groups_stay_together(processes: int) -> None:
+    options = {"batch_size": 12, "steps": 6, "seed": 3, "processes": processes, "group_size": 3}
+    shares = [list(Batches(40, rank=rank, **options)) for rank in range(processes)]
+    steps = [list(chain(*parts)) for parts in zip(*shares, strict=True)]
+    for step in steps:
+        starts = step[::3]
+        assert all(start % 3 == 0 for start in starts)
+        assert step == [start + each for start in starts for each in range(3)]
+    # 13 whole groups make 3 steps of 4 a pass
+    assert len(set(chain(*steps[:3]))) == len(set(chain(*steps[3:]))) == 36
+    assert steps[:3] != steps[3:]

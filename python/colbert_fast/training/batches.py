@@ -158,7 +158,10 @@ class Collator:
         return tuple(passes), torch.from_numpy(batch.keep)
 
     def _documents(self, texts: Sequence[str]) -> tuple[tuple[Pass, ...], Tensor, Tensor]:
-        ids = self.tokenizer.tokenize_documents(texts)
+        # A document of several queries is encoded once; its rows are then copied to each.
+        place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        which = np.array([place[text] for text in texts])
+        ids = self.tokenizer.tokenize_documents(list(place))
         # Longest first: running out of memory happens at once or never.
         longest_first = np.argsort([-len(row) for row in ids], kind="stable")
         doclens = np.zeros(len(ids), np.int64)
@@ -174,6 +177,7 @@ class Collator:
         # Where each document's rows begin in the passes, and from there where each row is.
         begins = np.empty(len(ids), np.int64)
         begins[longest_first] = np.cumsum(doclens[longest_first]) - doclens[longest_first]
+        begins, doclens = begins[which], doclens[which]
         shift = begins - (np.cumsum(doclens) - doclens)
         order = np.arange(doclens.sum()) + np.repeat(shift, doclens)
         return tuple(passes), torch.from_numpy(order), torch.from_numpy(doclens.astype(np.int32))
@@ -192,13 +196,23 @@ class Batches:
     """The examples of every step of a run: a new permutation for each pass over the data.
 
     A step's examples depend on nothing but `seed` and its number, so that a run can go on from any
-    step; each process takes the next contiguous part of them.
+    step; each process takes the next contiguous part of them. Groups of `group_size` consecutive
+    examples stay together.
     """
 
     def __init__(
-        self, examples: int, *, batch_size: int, steps: int, seed: int, rank: int, processes: int
+        self,
+        examples: int,
+        *,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        rank: int,
+        processes: int,
+        group_size: int = 1,
     ) -> None:
-        self.examples = examples
+        self.groups = examples // group_size
+        self.group_size = group_size
         self.batch_size = batch_size
         self.steps = steps
         self.seed = seed
@@ -210,12 +224,14 @@ class Batches:
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the numbers of this process's examples, step by step."""
-        per_epoch = self.examples // self.batch_size
+        per_epoch = self.groups * self.group_size // self.batch_size
         permutation = np.empty(0, np.int64)
         for step in range(self.steps):
             epoch, number = divmod(step, per_epoch)
             if number == 0:
-                permutation = np.random.default_rng([self.seed, epoch]).permutation(self.examples)
+                groups = np.random.default_rng([self.seed, epoch]).permutation(self.groups)
+                members = np.arange(self.group_size)
+                permutation = (groups[:, None] * self.group_size + members).ravel()
             start = number * self.batch_size + self.rank * self.local_size
             yield permutation[start : start + self.local_size].tolist()
 

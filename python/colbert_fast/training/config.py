@@ -20,6 +20,7 @@ TEACHER_LOSSES = ("kl", "margin_mse")
 _AT_LEAST: dict[str, int] = {
     "nway": 2,
     "batch_size": 1,
+    "group_size": 1,
     "max_steps": 1,
     "warmup_steps": 0,
     "tokens_per_pass": 1,
@@ -48,6 +49,9 @@ class TrainingConfig:
         Documents per query: each example's first so many. None: all, as many in every example.
     batch_size : int
         Queries in a step, all processes together.
+    group_size : int
+        So many consecutive examples stay together, such as queries with the same documents, which
+        are encoded once for all of them: see `sample_groups`.
     epochs : float
         Passes over the data; what does not fill a last batch is left out of a pass.
     max_steps : int, optional
@@ -110,6 +114,7 @@ class TrainingConfig:
     losses: Mapping[str, float] = field(default_factory=lambda: {"kl": 1.0, "in_batch": 1.0})
     nway: int | None = None
     batch_size: int = 32
+    group_size: int = 1
     epochs: float = 1.0
     max_steps: int | None = None
     learning_rate: float = 1e-5
@@ -153,6 +158,11 @@ class TrainingConfig:
         }
         return cls(**given)
 
+    def steps_per_epoch(self, examples: int) -> int:
+        """Steps of a pass over so many examples, what does not fill a batch or group left out."""
+        groups = examples // self.group_size
+        return groups * self.group_size // self.batch_size
+
     def __post_init__(self) -> None:
         """Raise TypeError or ValueError naming the field that cannot be."""
         for item in fields(self):
@@ -176,7 +186,20 @@ class TrainingConfig:
         for dim in self.matryoshka:
             if dim < 8 or dim % 8:
                 raise ValueError(f"matryoshka: want positive multiples of 8, got {dim}")
+        self._check_groups()
         self._check_evaluation()
+
+    def _check_groups(self) -> None:
+        if self.batch_size % self.group_size:
+            raise ValueError(
+                f"group_size: batch_size={self.batch_size} is no multiple of {self.group_size}"
+            )
+        others = sorted({"in_batch", "contrastive", "xtr"} & set(self.losses))
+        if self.group_size > 1 and others:
+            raise ValueError(
+                f"group_size: with the losses {', '.join(others)} a query's positive would be "
+                "among its negatives, as another query's document"
+            )
 
     def _check_evaluation(self) -> None:
         if self.eval_folder is None:

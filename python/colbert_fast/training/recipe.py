@@ -119,6 +119,11 @@ class Mining(_Strict):
     margin, ratio : float, optional
         Leave out negatives whose teacher score comes so near the positive's. All candidates are
         scored then, not only those drawn.
+    group_size : int, optional
+        Instead of a query's own negatives: so many queries share `nway` documents, neighbours of
+        each other among the nearest `depth` (`sample_groups`); set `group_size` in `train` too.
+    groups : int, optional
+        At most so many of them for each collection.
     """
 
     sources: tuple[Literal["bm25", "model"], ...] = ("model",)
@@ -127,6 +132,8 @@ class Mining(_Strict):
     bands: tuple[tuple[int, int, float], ...] = ((0, 20, 0.5), (20, 200, 0.5))
     margin: float | None = None
     ratio: float | None = None
+    group_size: int | None = None
+    groups: int | None = None
 
 
 @dataclass(frozen=True)
@@ -162,20 +169,26 @@ class TeacherPart(_Strict):
 
     Attributes
     ----------
-    kind : {"cross_encoder", "bi_encoder", "maxsim", "bm25"}
+    kind : {"cross_encoder", "bi_encoder", "maxsim", "bm25", "judgements"}
+        The last gives 1 to positives and 0 to all else.
     model : str, optional
         Folder or hub id; "trained" is the cross-encoder that the run trains itself.
     weight : float
+    dim : int, optional
+        For "maxsim" with a plain encoder: of its projection, which is orthonormal; as large as the
+        encoder's vectors it changes nothing.
     """
 
-    kind: Literal["cross_encoder", "bi_encoder", "maxsim", "bm25"]
+    kind: Literal["cross_encoder", "bi_encoder", "maxsim", "bm25", "judgements"]
     model: str | None = None
     weight: float = 1.0
+    dim: int | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError if it is not clear which model."""
-        if (self.model is None) != (self.kind == "bm25"):
-            wanted = "no" if self.kind == "bm25" else "a"
+        alone = self.kind in ("bm25", "judgements")
+        if (self.model is None) != alone:
+            wanted = "no" if alone else "a"
             raise ValueError(f"a teacher of kind {self.kind} wants {wanted} `model`")
 
 

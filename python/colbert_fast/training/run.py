@@ -184,7 +184,11 @@ class _Run:
 
         mined = self.stages.run(
             f"{name}-mined",
-            {"sources": settings.sources, "depth": settings.depth},
+            {
+                "sources": settings.sources,
+                "depth": settings.depth,
+                "of": "queries" if settings.group_size is None else "documents",
+            },
             rank,
             after=[self.newest if by_model else self.recipe.output / "start"],
         )

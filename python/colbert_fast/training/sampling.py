@@ -12,7 +12,7 @@ import numpy as np
 
 from colbert_fast.training.tuples import NWay
 
-__all__ = ["Band", "Rankings", "sample_tuples"]
+__all__ = ["Band", "Rankings", "each_ranking", "sample_tuples"]
 
 logger = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ def _sample(
     rankings: Rankings, positives: Positives, sampler: _Sampler, most: int | None
 ) -> Iterator[NWay]:
     report = _Report()
-    for query, ranking in _each(rankings):
+    for query, ranking in each_ranking(rankings):
         report.ranked.add(query)
         good = _positives_of(positives.get(query, ()))
         if not good:
@@ -266,7 +266,8 @@ def _sample(
     report.log(positives)
 
 
-def _each(rankings: Rankings) -> Iterator[tuple[str, Sequence[str]]]:
+def each_ranking(rankings: Rankings) -> Iterator[tuple[str, Sequence[str]]]:
+    """Each query's id and its documents, best first."""
     if isinstance(rankings, Mapping):
         for query, ranking in rankings.items():
             yield query, [document for document, _ in ranking]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from colbert_fast.model import ColBERT
 
-__all__ = ["BM25Teacher", "BiEncoderTeacher", "MaxSimTeacher"]
+__all__ = ["BM25Teacher", "BiEncoderTeacher", "JudgementsTeacher", "MaxSimTeacher"]
 
 _COUNTED = 512  # documents whose words are counted together
 
@@ -85,6 +85,42 @@ class BM25Teacher:
             word: times * word_weight(self._num_texts, self._holders[word])
             for word, times in words.items()
         }
+
+
+class JudgementsTeacher:
+    """What is known already: 1 for a query's positives, 0 for all else. Weighed, it is a bonus.
+
+    Parameters
+    ----------
+    queries, documents : mapping of str to str
+        Texts by id.
+    positives : mapping
+        Query id to the ids of its positives.
+    """
+
+    def __init__(
+        self,
+        queries: Mapping[str, str],
+        documents: Mapping[str, str],
+        positives: Mapping[str, Iterable[str]],
+    ) -> None:
+        self._pairs = {
+            (queries[query], documents[document])
+            for query, judged in positives.items()
+            for document in judged
+        }
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """All judged pairs."""
+        digest = hashlib.blake2b(digest_size=16)
+        for pair in sorted(self._pairs):
+            digest.update(repr(pair).encode())
+        return f"judgements {digest.hexdigest()}"
+
+    def __call__(self, pairs: Sequence[Pair]) -> npt.NDArray[np.float32]:
+        """float32 (len(pairs),) scores of (query, document) texts."""
+        return np.array([pair in self._pairs for pair in pairs], np.float32)
 
 
 class MaxSimTeacher:

@@ -145,7 +145,7 @@ def _check_model(model: ColBERT, config: TrainingConfig) -> None:
 
 
 def _steps(examples: int, config: TrainingConfig) -> int:
-    per_epoch = examples // config.batch_size
+    per_epoch = config.steps_per_epoch(examples)
     if per_epoch == 0:
         raise ValueError(f"batch_size: {config.batch_size}, but there are {examples} examples")
     steps = config.max_steps or int(config.epochs * per_epoch)
@@ -276,6 +276,7 @@ class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
         batches = Batches(
             len(self.data),
             batch_size=config.batch_size,
+            group_size=config.group_size,
             steps=self.args.max_steps,
             seed=config.seed,
             rank=rank(),
@@ -315,8 +316,7 @@ class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
             for name, part in self.parts.items():
                 logs[f"loss_{name}"] = float(part) / self.steps_in_parts
             self.parts, self.steps_in_parts = {}, 0
-        per_epoch = len(self.data) // self.config.batch_size
-        self.state.epoch = self.state.global_step / per_epoch
+        self.state.epoch = self.state.global_step / self.config.steps_per_epoch(len(self.data))
         if rank() == 0:
             logger.info("step %d: %s", self.state.global_step, logs)
         super().log(logs, *rest)

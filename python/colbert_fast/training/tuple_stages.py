@@ -10,11 +10,18 @@ from colbert_fast.model import ColBERT
 from colbert_fast.training.collections import LoadedCollection
 from colbert_fast.training.cross_encoder import CrossEncoderTeacher
 from colbert_fast.training.data import NWay, TupleFile, write_tuples
-from colbert_fast.training.mining import mine, sample_tuples
+from colbert_fast.training.groups import sample_groups
+from colbert_fast.training.mining import mine
 from colbert_fast.training.recipe import Mining, TeacherPart
+from colbert_fast.training.sampling import Rankings, sample_tuples
 from colbert_fast.training.start import resolve_model
 from colbert_fast.training.teacher import CombinedTeacher, Teacher, score_with_teacher
-from colbert_fast.training.teachers import BiEncoderTeacher, BM25Teacher, MaxSimTeacher
+from colbert_fast.training.teachers import (
+    BiEncoderTeacher,
+    BM25Teacher,
+    JudgementsTeacher,
+    MaxSimTeacher,
+)
 
 __all__ = ["Teachers", "mine_all", "sample_all"]
 
@@ -35,9 +42,10 @@ def mine_all(
         for source in settings.sources:
             out = folder / f"{collection.name}-{source}.jsonl"
             if not out.exists():
+                by_query = settings.group_size is None
                 mine(
                     "bm25" if model is None or source == "bm25" else model,
-                    collection.queries,
+                    collection.queries if by_query else collection.documents,
                     collection.documents,
                     depth=settings.depth,
                     out=out,
@@ -66,14 +74,7 @@ def sample_all(
         ]
         ranked = _by_turns(rankings)
         late = settings.margin is not None or settings.ratio is not None
-        tuples = sample_tuples(
-            ranked,
-            collection.positives,
-            nway=None if late else settings.nway,
-            bands=settings.bands,
-            fill=None if late else list(collection.documents),
-            seed=seed,
-        )
+        tuples = _draw(ranked, collection, settings, seed, everything=late)
         if teachers is None:
             write_tuples(out, tuples)
             continue
@@ -98,6 +99,35 @@ def sample_all(
                 seed=seed,
             )
             write_tuples(out, chosen)
+
+
+def _draw(
+    rankings: Rankings,
+    collection: LoadedCollection,
+    settings: Mining,
+    seed: int,
+    *,
+    everything: bool,
+) -> Iterator[NWay]:
+    """Tuples without scores; with all candidates as negatives if `everything` is wanted."""
+    if settings.group_size is not None:
+        return sample_groups(
+            rankings,
+            collection.positives,
+            nway=settings.nway,
+            group_size=settings.group_size,
+            depth=settings.depth,
+            groups=settings.groups,
+            seed=seed,
+        )
+    return sample_tuples(
+        rankings,
+        collection.positives,
+        nway=None if everything else settings.nway,
+        bands=settings.bands,
+        fill=None if everything else list(collection.documents),
+        seed=seed,
+    )
 
 
 def _by_turns(rankings: Sequence[Sequence[NWay]]) -> Mapping[str, Sequence[tuple[str, float]]]:
@@ -140,7 +170,7 @@ class Teachers:
     def of(self, collection: LoadedCollection) -> CombinedTeacher:
         """The sum of all, for tuples of one collection."""
         return CombinedTeacher(
-            (self._models.get(number) or BM25Teacher(collection.documents), part.weight)
+            (self._models.get(number) or _make_teacher(part, collection), part.weight)
             for number, part in enumerate(self._parts)
         )
 
@@ -153,4 +183,10 @@ def _load_teacher(part: TeacherPart, trained: Path | None, device: str) -> Teach
         return CrossEncoderTeacher(name, device=device)
     if part.kind == "bi_encoder":
         return BiEncoderTeacher(name, device=device)
-    return MaxSimTeacher(ColBERT.from_pretrained(name, device=device))
+    return MaxSimTeacher(ColBERT.from_pretrained(name, device=device, dim=part.dim))
+
+
+def _make_teacher(part: TeacherPart, collection: LoadedCollection) -> Teacher:
+    if part.kind == "bm25":
+        return BM25Teacher(collection.documents)
+    return JudgementsTeacher(collection.queries, collection.documents, collection.positives)

@@ -1,0 +1,142 @@
+"""The collection that the default model is trained on, from judged collections and plain passages.
+
+    python default_collection.py --beir BEIR --passages scale/part*.jsonl.gz --out FOLDER
+
+Writes a folder in BEIR layout whose train split has the labelled questions of six collections'
+train splits, and questions made of their passages and of English prose (`pseudo_queries`). No test
+or development question is in it, no passage that one of those has as an answer, and none that also
+is in LiveQA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from colbert_fast.corpus import read_corpus
+from colbert_fast.evaluation import load_beir
+from colbert_fast.training.data import training_positives
+from colbert_fast.training.pseudo import is_prose, pseudo_queries
+
+# Name: most labelled questions, lowest grade of a positive.
+LABELLED = {
+    "medquad": (3000, 1),
+    "debian_desc": (1500, 1),
+    "scitldr": (1200, 1),
+    "skeptics_se": (816, 1),
+    "pubmedqa": (400, 1),
+    "climate_fever_sent": (767, 2),
+}
+WORDS = 100  # of a passage
+POSITIVES = 2  # of a question
+
+
+@dataclass
+class Collection:
+    documents: dict[str, str] = field(default_factory=dict)
+    queries: dict[str, str] = field(default_factory=dict)
+    positives: dict[str, list[str]] = field(default_factory=dict)
+
+
+def crop(text: str) -> str:
+    return " ".join(text.split()[:WORDS])
+
+
+def answers(folder: Path) -> set[str]:
+    """Documents that a development or test question has as an answer."""
+    splits = [split for split in ("dev", "test") if list(folder.glob(f"qrels/{split}.tsv*"))]
+    judged = [load_beir(folder, split=split).qrels for split in splits]
+    return {document for qrels in judged for grades in qrels.values() for document in grades}
+
+
+def beginning(text: str) -> str:
+    return " ".join(text.split()[:25]).lower()
+
+
+def add_labelled(
+    made: Collection, folder: Path, most: int, grade: int, foreign: set[str], seed: int
+) -> None:
+    """Put in the train questions of one collection, and their answers."""
+    beir = load_beir(folder, split="train")
+    texts = {str(each["id"]): str(each["text"]) for each in beir.documents()}
+    # The sentences of Climate-FEVER answer questions of several splits.
+    banned = set() if folder.name == "climate_fever_sent" else answers(folder)
+    positives = training_positives(folder, min_grade=grade)
+    names = sorted(positives)
+    count = 0
+    for place in np.random.default_rng(seed).permutation(len(names)).tolist():
+        query = names[place]
+        good = [
+            name
+            for name in positives[query]
+            if name not in banned and beginning(texts[name]) not in foreign
+        ]
+        if good and count < most:
+            count += 1
+            key = f"{folder.name}-{query}"
+            made.queries[key] = beir.queries[query]
+            made.positives[key] = [f"{folder.name}-{name}" for name in good[:POSITIVES]]
+            for name in good[:POSITIVES]:
+                made.documents[f"{folder.name}-{name}"] = crop(texts[name])
+
+
+def prose(files: Iterable[Path], most: int, seed: int) -> Iterator[tuple[str, str]]:
+    """Passages of English sentences, at most a tenth of them from one source."""
+    by_source: dict[str, list[tuple[str, str]]] = {}
+    for file in files:
+        for each in read_corpus(file):
+            if is_prose(str(each["text"])):
+                by_source.setdefault(str(each["src"]), []).append((str(each["id"]), each["text"]))
+    rng = np.random.default_rng(seed)
+    chosen = [
+        passages[place]
+        for _, passages in sorted(by_source.items())
+        for place in rng.permutation(len(passages))[: most // 10].tolist()
+    ]
+    yield from (chosen[place] for place in rng.permutation(len(chosen))[:most].tolist())
+
+
+def write(made: Collection, out: Path) -> None:
+    (out / "qrels").mkdir(parents=True)
+    for name, texts in (("corpus", made.documents), ("queries", made.queries)):
+        with (out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            for key, text in texts.items():
+                file.write(json.dumps({"_id": key, "text": text}) + "\n")
+    with (out / "qrels" / "train.tsv").open("w", encoding="utf-8") as file:
+        file.write("query-id\tcorpus-id\tscore\n")
+        for query, documents in made.positives.items():
+            file.writelines(f"{query}\t{document}\t1\n" for document in documents)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--beir", type=Path, required=True, help="folder of the collections")
+    parser.add_argument("--passages", type=Path, nargs="+", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--prose", type=int, default=6000, help="passages of prose")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    made = Collection()
+    foreign = {beginning(str(each["text"])) for each in read_corpus(options.beir / "liveqa_med")}
+    for name, (most, grade) in LABELLED.items():
+        add_labelled(made, options.beir / name, most, grade, foreign, options.seed)
+    labelled = len(made.queries)
+    made.documents.update(prose(options.passages, options.prose, options.seed))
+    pseudo = pseudo_queries(made.documents, seed=options.seed)
+    made.documents.update(pseudo.documents)
+    made.queries.update(pseudo.queries)
+    made.positives.update({name: list(judged) for name, judged in pseudo.positives.items()})
+    write(made, options.out)
+    print(f"{len(made.documents):,} passages, {labelled:,} labelled questions, "
+          f"{len(made.queries) - labelled:,} made ones")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
