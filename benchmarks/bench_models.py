@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -132,7 +132,7 @@ def mean_vectors(texts: Sequence[str]) -> np.ndarray:
     return out
 
 
-def kept(file: Path, make: dict[str, object]) -> dict[str, np.ndarray]:
+def kept(file: Path, make: dict[str, Callable[[], np.ndarray]]) -> dict[str, np.ndarray]:
     """The arrays that `make` names and computes, from `file` if it is there."""
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
