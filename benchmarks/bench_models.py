@@ -132,12 +132,16 @@ def mean_vectors(texts: Sequence[str]) -> np.ndarray:
     return out
 
 
-def kept(file: Path, make: dict[str, object]) -> dict[str, np.ndarray]:
-    """The arrays that `make` names and computes, from `file` if it is there."""
+def bi_encoder(collection: Collection, cache: Path) -> np.ndarray:
+    """Cosines (queries, documents); the vectors are kept in `cache`."""
+    file = cache / "bi-encoder" / f"{collection.name}.npz"
     if not file.exists():
+        queries = mean_vectors(list(collection.queries.values()))
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(file, **{key: value() for key, value in make.items()})
-    return dict(np.load(file))
+        np.savez(file, queries=queries, documents=mean_vectors(collection.texts))
+    vectors = np.load(file)
+    product: np.ndarray = vectors["queries"] @ vectors["documents"].T
+    return product
 
 
 def token_vectors(system: System, collection: Collection, cache: Path) -> tuple[Ragged, Ragged]:
@@ -155,11 +159,8 @@ def token_vectors(system: System, collection: Collection, cache: Path) -> tuple[
             documents=np.concatenate(documents).astype(np.float16),
             doclens=np.array([len(rows) for rows in documents], np.int32),
         )
-    arrays = np.load(file)
-    return (
-        Ragged(arrays["queries"], arrays["querylens"]),
-        Ragged(arrays["documents"], arrays["doclens"]),
-    )
+    get = np.load(file).__getitem__
+    return Ragged(get("queries"), get("querylens")), Ragged(get("documents"), get("doclens"))
 
 
 def exact_scores(queries: Ragged, documents: Ragged) -> np.ndarray:
@@ -185,15 +186,7 @@ def scores(system: System, collection: Collection, cache: Path) -> np.ndarray:
     if system.name == "bm25":
         return bm25(collection)
     if system.name == "bi-encoder":
-        vectors = kept(
-            cache / "bi-encoder" / f"{collection.name}.npz",
-            {
-                "queries": lambda: mean_vectors(list(collection.queries.values())),
-                "documents": lambda: mean_vectors(collection.texts),
-            },
-        )
-        product: np.ndarray = vectors["queries"] @ vectors["documents"].T
-        return product
+        return bi_encoder(collection, cache)
     queries, documents = token_vectors(system, collection, cache)
     if system.nbits is None:
         return exact_scores(queries, documents)
