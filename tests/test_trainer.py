@@ -148,6 +148,17 @@ def test_frozen_parameters_stay(model: ColBERT, folder: Path, tmp_path: Path) ->
         assert torch.equal(value, before[name]) == fixed, name
 
 
+def test_dropout(folder: Path, tmp_path: Path) -> None:
+    model = load_model(folder)
+    before = [layer.p for layer in model.modules() if isinstance(layer, torch.nn.Dropout)]
+    assert any(before)
+    other = load_model(folder, dropout=0.0)
+    run(model, tmp_path / "asked", dropout=0.0)
+    run(other, tmp_path / "own")
+    assert same(model.state_dict(), other.state_dict())
+    assert before == [layer.p for layer in model.modules() if isinstance(layer, torch.nn.Dropout)]
+
+
 def test_bfloat16_is_near(model: ColBERT, folder: Path, tmp_path: Path) -> None:
     other = load_model(folder, dropout=0.0)
     run(model, tmp_path / "float32")

@@ -70,6 +70,8 @@ class TrainingConfig:
         Of "kl".
     teacher_scale : float
         Factor on the teacher's scores (`distillation_alpha` in ColBERTv2's code).
+    dropout : float, optional
+        Of every layer that has one; by default the model's own.
     bf16 : bool
         Run the backbone in bfloat16 (autocast). Weights, rows and losses stay float32.
     tokens_per_pass : int, optional
@@ -126,6 +128,7 @@ class TrainingConfig:
     normalize: Literal["none", "minmax"] = "none"
     temperature: float = 1.0
     teacher_scale: float = 1.0
+    dropout: float | None = None
     bf16: bool = False
     tokens_per_pass: int | None = None
     gradient_cache: int | None = None
@@ -177,6 +180,8 @@ class TrainingConfig:
         for name in ("weight_decay", "max_grad_norm"):
             value = getattr(self, name)
             _check_range(name, value, 0 <= value < math.inf, "0 or more")
+        if self.dropout is not None:
+            _check_range("dropout", self.dropout, 0 <= self.dropout < 1, "0 or more, below 1")
         share = self.quantization_fraction
         _check_range("quantization_fraction", share, 0 < share <= 1, "above 0, at most 1")
         if self.quantization_bits not in (None, *NBITS):

@@ -129,7 +129,7 @@ def train(
     if last == output / FINAL:
         load_weights(model, last)
         return model.eval()
-    with _without_gradient(frozen):
+    with _without_gradient(frozen), _dropout(model, config.dropout):
         trainer = _Trainer(model, data, config, record, arguments, list(callbacks))
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     trainer.finish()
@@ -215,6 +215,20 @@ def _without_gradient(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def _dropout(model: ColBERT, share: float | None) -> Iterator[None]:
+    """Every dropout layer at `share`, until the end; None leaves them."""
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Dropout)]
+    before = [layer.p for layer in layers]
+    try:
+        for layer in layers:
+            layer.p = layer.p if share is None else share
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            layer.p = own
 
 
 class _Progress(ProgressCallback):  # type: ignore[misc, unused-ignore]
