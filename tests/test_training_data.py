@@ -404,6 +404,6 @@ def test_training_positives(tmp_path, caplog):
     assert training_positives(folder) == {"q1": {"d1": 2}, "q2": {"d2": 1}}
     assert not caplog.records
     assert training_positives(folder, min_grade=2) == {"q1": {"d1": 2}}
-    assert "1 of 2 judged queries of split train" in caplog.text
+    assert "1 of 2 judged queries have no document of grade 2" in caplog.text
     with pytest.raises(FileNotFoundError, match="the splits here are: train"):
         training_positives(folder, "dev")
