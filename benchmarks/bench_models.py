@@ -28,9 +28,10 @@ from scipy.stats import ttest_rel
 from colbert_fast import ColBERT, Index, maxsim
 from colbert_fast.evaluation import load_beir
 from colbert_fast.model.config import ModelConfig
-from colbert_fast.model.default import load_default
+from colbert_fast.model.default import minilm_folder
 from colbert_fast.model.parts import Checkpoint
 from colbert_fast.model.projection import Projection
+from colbert_fast.model.weights import load_backbone, load_tokenizer
 
 K = 100
 BI_ENCODER_LENGTH = 256  # what all-MiniLM-L6-v2 was made for
@@ -95,10 +96,11 @@ class System:
 
 def untrained(**changes: object) -> ColBERT:
     """MiniLM's own token vectors as a ColBERT model of 384 dimensions."""
-    parts = load_default()
-    config = ModelConfig(dim=parts.backbone.config.hidden_size, do_query_expansion=False)
+    backbone = load_backbone(minilm_folder(), allow_pickle=False)
+    config = ModelConfig(dim=backbone.config.hidden_size, do_query_expansion=False)
     config = replace(config, **changes)
-    return ColBERT(Checkpoint(config, parts.tokenizer, parts.backbone, Projection([])), name="bare")
+    parts = Checkpoint(config, load_tokenizer(minilm_folder()), backbone, Projection([]))
+    return ColBERT(parts, name="bare")
 
 
 def bm25(collection: Collection) -> np.ndarray:

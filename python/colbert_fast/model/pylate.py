@@ -27,15 +27,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
+    "CONFIG",
     "load_dense",
     "load_modules",
     "pylate_config",
+    "pylate_settings",
     "save_checkpoint",
+    "save_dense",
     "save_tokenizer",
     "write_beside",
     "write_json",
 ]
 
+CONFIG = "config_sentence_transformers.json"
 TRANSFORMER = "sentence_transformers.models.Transformer"
 DENSE = "sentence_transformers.models.Dense"
 # The class above is read by everyone, but older versions of it know no residual.
@@ -75,7 +79,7 @@ def _write_parts(folder: Path, checkpoint: Checkpoint) -> None:
     save_tokenizer(checkpoint.tokenizer, folder)
     modules = [_module_entry(0, "", TRANSFORMER)]
     for number, layer in enumerate(checkpoint.projection.dense_layers, start=1):
-        _save_dense(folder / f"{number}_Dense", layer)
+        save_dense(folder / f"{number}_Dense", layer)
         kind = RESIDUAL_DENSE if layer.use_residual else DENSE
         modules.append(_module_entry(number, f"{number}_Dense", kind))
     config = checkpoint.config
@@ -84,7 +88,7 @@ def _write_parts(folder: Path, checkpoint: Checkpoint) -> None:
     write_json(
         folder / "sentence_bert_config.json", {"max_seq_length": longest, "do_lower_case": False}
     )
-    write_json(folder / "config_sentence_transformers.json", _pylate_settings(config))
+    write_json(folder / CONFIG, pylate_settings(config))
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -115,7 +119,7 @@ def load_modules(folder: Path, *, allow_pickle: bool) -> Checkpoint | None:
             raise CheckpointError(f"{path}: module {entry['type']!r} is not supported")
     root = folder / str(entries[0][1].get("path", ""))
     tokenizer = load_tokenizer(root)
-    settings_path = folder / "config_sentence_transformers.json"
+    settings_path = folder / CONFIG
     settings = read_json(settings_path) if settings_path.is_file() else {}
     if settings.get("model_type") == "MultiVectorEncoder":
         config = _multi_vector_config(settings, root, layers[-1].out_features, skip or ())
@@ -148,7 +152,7 @@ def load_dense(folder: Path, *, allow_pickle: bool) -> Dense:
     return layer
 
 
-def _save_dense(folder: Path, layer: Dense) -> None:
+def save_dense(folder: Path, layer: Dense) -> None:
     folder.mkdir(exist_ok=True)
     kind = type(layer.activation)
     settings: dict[str, object] = {
@@ -189,7 +193,7 @@ def pylate_config(
     )
 
 
-def _pylate_settings(config: ModelConfig) -> dict[str, object]:
+def pylate_settings(config: ModelConfig) -> dict[str, object]:
     return {
         "model_type": "ColBERT",
         "prompts": {"query": config.query_prompt, "document": config.document_prompt},

