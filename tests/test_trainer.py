@@ -162,7 +162,7 @@ def test_dropout(folder: Path, tmp_path: Path) -> None:
 def test_bfloat16_is_near(model: ColBERT, folder: Path, tmp_path: Path) -> None:
     other = load_model(folder, dropout=0.0)
     run(model, tmp_path / "float32")
-    run(other, tmp_path / "bfloat16", bf16=True)
+    run(other, tmp_path / "bfloat16", dtype="bfloat16")
     assert not same(model.state_dict(), other.state_dict())
     left, right = model.encode_queries("why blue")[0], other.encode_queries("why blue")[0]
     assert (left * right).sum(1).min() > 0.98

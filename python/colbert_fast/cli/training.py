@@ -29,7 +29,7 @@ def train(
     *,
     data: Annotated[
         Path | None,
-        typer.Option(help="Train on the train split of this BEIR folder instead."),
+        typer.Option(help="Train on this BEIR folder's train split; its test split is evaluated."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder of the run, instead of the recipe's.")
@@ -49,6 +49,8 @@ def train(
     values = read_recipe(find_recipe(recipe), collections=given)
     if output is not None:
         values = replace(values, output=output)
+    if data is not None and list(data.glob("qrels/test.tsv*")):
+        values = replace(values, evaluate=(data,))
     model, measures = run_recipe(
         values, device=device, processes=processes, progress=show_progress(progress)
     )

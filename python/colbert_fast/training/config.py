@@ -72,7 +72,7 @@ class TrainingConfig:
         Factor on the teacher's scores (`distillation_alpha` in ColBERTv2's code).
     dropout : float, optional
         Of every layer that has one; by default the model's own.
-    bf16 : bool
+    dtype : {"float32", "bfloat16", "auto"}
         Run the backbone in bfloat16 (autocast). Weights, rows and losses stay float32.
     tokens_per_pass : int, optional
         Padded tokens in one forward pass of the backbone. By default 2048 on a CPU, else 32,768.
@@ -129,7 +129,7 @@ class TrainingConfig:
     temperature: float = 1.0
     teacher_scale: float = 1.0
     dropout: float | None = None
-    bf16: bool = False
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     tokens_per_pass: int | None = None
     gradient_cache: int | None = None
     seed: int = 0

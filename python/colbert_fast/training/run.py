@@ -180,14 +180,23 @@ class _Run:
 
         def rank(folder: Path) -> None:
             model = ColBERT.from_pretrained(self.model, device=self.device) if by_model else None
-            mine_all(self.collections, settings, model, folder, progress=self.progress)
+            mine_all(
+                self.collections,
+                settings,
+                model,
+                folder,
+                seed=self.recipe.seed,
+                progress=self.progress,
+            )
 
         mined = self.stages.run(
             f"{name}-mined",
             {
                 "sources": settings.sources,
                 "depth": settings.depth,
-                "of": "queries" if settings.group_size is None else "documents",
+                "group_size": settings.group_size,
+                "groups": settings.groups,
+                "seed": self.recipe.seed,
             },
             rank,
             after=[self.newest if by_model else self.recipe.output / "start"],

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from colbert_fast.errors import MissingDependencyError
 from colbert_fast.model import ColBERT
+from colbert_fast.model.device import resolve_dtype
 from colbert_fast.model.pylate import write_json
 from colbert_fast.training.batches import Batches, Collator, Encoder, ExampleLike
 from colbert_fast.training.checkpoints import (
@@ -263,7 +264,11 @@ class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
             self.quantizer = Quantizer(config.quantization_bits, first)
         self.parts: dict[str, Tensor] = {}
         self.steps_in_parts = 0
-        encoder = Encoder(model, bf16=config.bf16, recompute=config.gradient_cache is not None)
+        encoder = Encoder(
+            model,
+            bf16=resolve_dtype(config.dtype, model.device) == "bfloat16",
+            recompute=config.gradient_cache is not None,
+        )
         super().__init__(
             encoder,
             arguments,

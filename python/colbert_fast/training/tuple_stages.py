@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
+import numpy as np
+
 from colbert_fast.model import ColBERT
 from colbert_fast.training.collections import LoadedCollection
 from colbert_fast.training.cross_encoder import CrossEncoderTeacher
@@ -25,6 +27,9 @@ from colbert_fast.training.teachers import (
 
 __all__ = ["Teachers", "mine_all", "sample_all"]
 
+# Documents that may lead a group, for each group that is wanted: some have too few questions around.
+_SPARE = 3
+
 
 def mine_all(
     collections: Sequence[LoadedCollection],
@@ -32,26 +37,37 @@ def mine_all(
     model: ColBERT | None,
     folder: Path,
     *,
+    seed: int,
     progress: bool,
 ) -> None:
     """Write the rankings of every collection by every source to ``NAME-SOURCE.jsonl``.
 
-    `model` may be None where it is not among the sources.
+    `model` may be None where it is not among the sources. Where groups are wanted, the rankings are
+    of documents that may lead one.
     """
     for collection in collections:
         for source in settings.sources:
             out = folder / f"{collection.name}-{source}.jsonl"
             if not out.exists():
-                by_query = settings.group_size is None
                 mine(
                     "bm25" if model is None or source == "bm25" else model,
-                    collection.queries if by_query else collection.documents,
+                    _ranked_for(collection, settings, seed),
                     collection.documents,
                     depth=settings.depth,
                     out=out,
                     index_path=folder / f"{collection.name}.cf" if source == "model" else None,
                     progress=progress,
                 )
+
+
+def _ranked_for(collection: LoadedCollection, settings: Mining, seed: int) -> Mapping[str, str]:
+    if settings.group_size is None:
+        return collection.queries
+    asked_for = {name for judged in collection.positives.values() for name in judged}
+    leaders = sorted(asked_for)
+    np.random.default_rng(seed).shuffle(leaders)
+    most = None if settings.groups is None else _SPARE * settings.groups
+    return {name: collection.documents[name] for name in leaders[:most]}
 
 
 def sample_all(
