@@ -129,6 +129,33 @@ def test_two_processes_and_made_questions(sources, tmp_path):
     assert 0 < len(questions) <= 8
 
 
+def test_groups(sources, tmp_path):
+    """Questions about the same documents, scored by what is known of them."""
+    mine = {"sources": ["bm25"], "depth": 10, "nway": 3, "group_size": 2, "groups": 6}
+    train = {"losses": {"kl": 1.0}, "batch_size": 4, "group_size": 2, "max_steps": 2}
+    values = recipe_values(
+        sources,
+        tmp_path / "run",
+        warm_up=None,
+        train_teacher=None,
+        teacher=[{"kind": "judgements"}],
+        rounds=[{"mine": mine, "train": train}],
+        evaluate=[],
+    )
+    model, _ = run_recipe(read_recipe(write_recipe(tmp_path, values)), progress=False)
+    record = json.loads((model / "training.json").read_text())
+    assert record["config"]["group_size"] == 2
+    lines = (tmp_path / "run/round-1-tuples/words.jsonl").read_text().splitlines()
+    tuples = [json.loads(line) for line in lines]
+    assert 2 <= len(tuples) <= 12
+    for pair in zip(tuples[::2], tuples[1::2], strict=True):
+        first, second = ({name for name, _ in documents} for _, *documents in pair)
+        assert first == second
+    for query, *documents in tuples:
+        scores = dict(documents)
+        assert max(scores, key=scores.get) == query.replace("q", "d") == documents[0][0]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -27,7 +27,7 @@ from colbert_fast.training.teachers import (
 
 __all__ = ["Teachers", "mine_all", "sample_all"]
 
-# Documents that may lead a group, for each group that is wanted: some have too few questions around.
+# Documents that may lead a group, for each that is wanted: some have too few questions around.
 _SPARE = 3
 
 
