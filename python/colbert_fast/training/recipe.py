@@ -176,7 +176,8 @@ class TeacherPart(_Strict):
     weight : float
     dim : int, optional
         For "maxsim" with a plain encoder: of its projection, which is orthonormal; as large as the
-        encoder's vectors it changes nothing.
+        encoder's vectors it changes nothing. Without markers and query expansion, which mean
+        nothing to an encoder that was not trained with them.
     """
 
     kind: Literal["cross_encoder", "bi_encoder", "maxsim", "bm25", "judgements"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,8 @@ from colbert_fast.training.teachers import (
 )
 
 __all__ = ["Teachers", "mine_all", "sample_all"]
+
+_PLAIN: dict[str, Any] = {"do_query_expansion": False, "query_prefix": "", "document_prefix": ""}
 
 # Documents that may lead a group, for each that is wanted: some have too few questions around.
 _SPARE = 3
@@ -199,7 +202,8 @@ def _load_teacher(part: TeacherPart, trained: Path | None, device: str) -> Teach
         return CrossEncoderTeacher(name, device=device)
     if part.kind == "bi_encoder":
         return BiEncoderTeacher(name, device=device)
-    return MaxSimTeacher(ColBERT.from_pretrained(name, device=device, dim=part.dim))
+    plain = {} if part.dim is None else {"dim": part.dim, **_PLAIN}
+    return MaxSimTeacher(ColBERT.from_pretrained(name, device=device, **plain))
 
 
 def _make_teacher(part: TeacherPart, collection: LoadedCollection) -> Teacher:
