@@ -64,6 +64,16 @@ def test_mine_and_score(run, sources, tmp_path):
     assert by_model.exit_code == 0, by_model.output
     assert "there already" in refused(run("mine", "bm25", out, *queries, *documents))
 
+    tuples = tmp_path / "drawn.jsonl"
+    drawing = ("sample", out, tuples, "--positives", beir / "qrels/train.tsv")
+    result = run(*drawing, "--nway", "3")
+    assert result.stdout == f"{tuples}: {len(TupleFile(tuples))} tuples\n"
+    assert all(
+        each.document_ids[0] == each.query_id.replace("q", "d") and len(each.document_ids) == 3
+        for each in read_tuples(tuples)
+    )
+    assert "`bands` must be" in refused(run(*drawing, "--first", "9", "--last", "9"))
+
     examples = [each for each in read_tuples(tmp_path / "m.jsonl") if len(each.document_ids) > 2]
     write_tuples(tmp_path / "tuples.jsonl", [each._replace(scores=None) for each in examples])
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
+from collections import Counter
 
 import pytest
 
@@ -54,7 +57,7 @@ def test_tuples_have_the_positive_first_and_the_teachers_scores(finished):
         query, *documents = json.loads(line)
         assert documents[0][0] == query.replace("q", "d")
         assert len({name for name, _ in documents}) == 4
-        # three teachers' z-scores, weighted
+        # three teachers' z-scores, weighted: a lone teacher's own scores would have another sum
         assert sum(score for _, score in documents) == pytest.approx(0, abs=1e-6)
         assert any(score for _, score in documents)
 
@@ -76,6 +79,43 @@ def test_a_changed_stage_is_refused_by_name(finished, sources, tmp_path):
         run_recipe(read_recipe(write_recipe(tmp_path, values)), progress=False)
 
 
+def test_changed_files_are_noticed(finished, sources):
+    path, _, _ = finished
+    judged = sources / "beir/qrels/train.tsv"
+    before = judged.stat()
+    try:
+        os.utime(judged, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+        with pytest.raises(ValueError, match=r"questions-words was made with other .*qrels"):
+            run_recipe(read_recipe(path), progress=False)
+    finally:
+        os.utime(judged, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_lone_teacher_and_several_tuples(sources, tmp_path):
+    mine = {"sources": ["bm25"], "depth": 10, "nway": 3, "bands": BAND, "tuples_per_positive": 2}
+    train = {"losses": {"kl": 1.0}, "batch_size": 4, "max_steps": 1}
+    values = recipe_values(
+        sources,
+        tmp_path / "run",
+        warm_up=None,
+        train_teacher=None,
+        teacher=[{"kind": "judgements"}],
+        rounds=[{"mine": mine, "train": train}],
+        evaluate=[],
+        seed=7,
+    )
+    model, _ = run_recipe(read_recipe(write_recipe(tmp_path, values)), progress=False)
+    assert json.loads((model / "training.json").read_text())["config"]["seed"] == 7
+    lines = (tmp_path / "run/round-1-tuples/words.jsonl").read_text().splitlines()
+    tuples = [json.loads(line) for line in lines]
+    assert [[score for _, score in documents] for _, *documents in tuples] == [[1, 0, 0]] * len(
+        tuples
+    )
+    counts = Counter(query for query, *_ in tuples)
+    assert set(counts.values()) == {2}
+    assert len(set(lines)) > len(counts)
+
+
 def test_killed_and_started_again(finished, sources, tmp_path):
     """Killed after a checkpoint of the last training; it ends as one that was not."""
     path = write_recipe(tmp_path, recipe_values(sources, tmp_path / "run"))
@@ -87,6 +127,7 @@ def test_killed_and_started_again(finished, sources, tmp_path):
     try:
         while not list(tmp_path.glob("run/round-1/checkpoint-*")):
             assert process.poll() is None
+            time.sleep(0.01)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -132,7 +173,7 @@ def test_two_processes_and_made_questions(sources, tmp_path):
 def test_groups(sources, tmp_path):
     """Questions about the same documents, scored by what is known of them."""
     mine = {"sources": ["bm25"], "depth": 10, "nway": 3, "group_size": 2, "groups": 6}
-    train = {"losses": {"kl": 1.0}, "batch_size": 4, "group_size": 2, "max_steps": 2}
+    train = {"losses": {"kl": 1.0}, "batch_size": 4, "max_steps": 2}
     values = recipe_values(
         sources,
         tmp_path / "run",
@@ -172,6 +213,20 @@ def test_groups(sources, tmp_path):
         ({"collections": []}, r"collections: want at least one"),
         ({"collections": [{"name": "x"}]}, r"collection 'x': give either `folder` or documents"),
         ({"seed": "seven"}, r"seed: Input should be a valid integer"),
+        ({"evaluate": ["nowhere"]}, r"evaluate: no such folder: nowhere"),
+        ({"rounds": [{"train": {"group_size": 2}}]}, r"group_size belongs to mine"),
+        ({"rounds": [{"train": {"nway": 20}}]}, r"nway is 20, of tuples of 16"),
+        ({"rounds": [{"mine": {"nway": 1}, "train": {}}]}, r"rounds\.0\.mine.*`nway` must be"),
+        (
+            {"rounds": [{"mine": {"bands": [[0, 5, 0.3]]}, "train": {}}]},
+            r"rounds\.0\.mine.*shares of `bands` must add up",
+        ),
+        ({"rounds": [{"mine": {"ratio": 0.9}, "train": {}}]}, r"want exactly one `teacher`"),
+        ({"warm_up": {"train": {}}}, r"warm_up: it has no teacher"),
+        (
+            {"train_teacher": {"base": "x", "options": {"epoch": 1}}},
+            r"train_teacher.*'epoch' is none of .*epochs",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(sources, tmp_path, change, message):
@@ -189,7 +244,7 @@ def test_what_is_not_yaml_is_refused(tmp_path):
 
 def test_recipes_that_come_along(tmp_path):
     recipe = read_recipe(find_recipe("colbertv2"))
-    assert [each.config.nway for each in recipe.rounds] == [64, 64]
+    assert [each.config(0).nway for each in recipe.rounds] == [64, 64]
     collection = Collection("mine", tmp_path)
     assert read_recipe(find_recipe("mini"), collections=[collection]).collections == (collection,)
     with pytest.raises(FileNotFoundError, match=r"no such file.*colbertv2, mini"):

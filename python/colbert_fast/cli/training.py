@@ -11,7 +11,7 @@ import typer
 from colbert_fast.cli.shell import DeviceOption, JsonOption, ProgressOption, dumps, show_progress
 from colbert_fast.cli.terminal import counted
 
-__all__ = ["mine", "score", "train"]
+__all__ = ["mine", "sample", "score", "train"]
 
 QueriesOption = Annotated[
     Path, typer.Option("--queries", help="Questions: .jsonl or .tsv, perhaps .gz.")
@@ -97,6 +97,33 @@ def mine(
         progress=show_progress(progress),
     )
     typer.echo(f"{out}: {counted(len(rankings), 'ranking')}")
+
+
+def sample(
+    rankings: Annotated[Path, typer.Argument(help="What the command mine has written.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="Tuples of ids.")],
+    *,
+    positives: Annotated[
+        Path, typer.Option("--positives", help="Judgements: query, document, grade; or TREC's.")
+    ],
+    nway: Annotated[int, typer.Option(min=2, help="Documents of a tuple, the positive first.")] = 8,
+    first: Annotated[int, typer.Option(min=0, help="The first rank to draw from.")] = 0,
+    last: Annotated[int, typer.Option(min=1, help="The rank after the last.")] = 200,
+    seed: int = 0,
+) -> None:
+    """Draw tuples of a positive and hard negatives from rankings; then score them, or train."""
+    from colbert_fast.evaluation import read_qrels
+    from colbert_fast.training.data import TupleFile, write_tuples
+    from colbert_fast.training.sampling import sample_tuples
+
+    tuples = sample_tuples(
+        TupleFile(rankings),
+        read_qrels(positives),
+        nway=nway,
+        bands=[(first, last, 1.0)],
+        seed=seed,
+    )
+    typer.echo(f"{out}: {counted(write_tuples(out, tuples), 'tuple')}")
 
 
 def score(

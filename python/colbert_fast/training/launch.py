@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -92,4 +93,19 @@ def launch(job: TrainingJob, processes: int) -> None:
         run_id=uuid.uuid4().hex,
         max_restarts=0,
     )
-    elastic_launch(config, run)(job)
+    # As torchrun does: processes with as many threads each as there are cores slow one another.
+    with _threads(max(1, (os.cpu_count() or 1) // processes)):
+        elastic_launch(config, run)(job)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """OpenMP's threads of processes that are started meanwhile, unless the user has said."""
+    name = "OMP_NUM_THREADS"
+    said = name in os.environ
+    os.environ.setdefault(name, str(count))
+    try:
+        yield
+    finally:
+        if not said:
+            del os.environ[name]

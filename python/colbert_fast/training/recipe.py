@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from colbert_fast.errors import MissingDependencyError
 from colbert_fast.training.config import TEACHER_LOSSES, TrainingConfig
+from colbert_fast.training.sampling import check_draw
 
 __all__ = [
     "Collection",
@@ -71,6 +73,12 @@ class Collection(_Strict):
                 f"got {', '.join(['folder'] * (self.folder is not None) + given) or 'neither'}"
             )
 
+    @property
+    def paths(self) -> list[Path]:
+        """What it is read from."""
+        named = (self.folder, self.documents, self.queries, self.positives)
+        return [path for path in named if path is not None]
+
 
 @dataclass(frozen=True)
 class Start(_Strict):
@@ -118,7 +126,9 @@ class Mining(_Strict):
         Where negatives are drawn from.
     margin, ratio : float, optional
         Leave out negatives whose teacher score comes so near the positive's. All candidates are
-        scored then, not only those drawn.
+        scored then, not only those drawn, by one teacher: sums of several have no common scale.
+    tuples_per_positive : int
+        So many tuples with different negatives.
     group_size : int, optional
         Instead of a query's own negatives: so many queries share `nway` documents, neighbours of
         each other among the nearest `depth` (`sample_groups`); set `group_size` in `train` too.
@@ -132,8 +142,25 @@ class Mining(_Strict):
     bands: tuple[tuple[int, int, float], ...] = ((0, 20, 0.5), (20, 200, 0.5))
     margin: float | None = None
     ratio: float | None = None
+    tuples_per_positive: int = 1
     group_size: int | None = None
     groups: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError naming what cannot be."""
+        check_draw(self.nway, self.bands)
+        counts = {name: getattr(self, name) for name in ("depth", "tuples_per_positive")}
+        counts |= {"group_size": self.group_size or 1, "groups": self.groups or 1}
+        for name, value in counts.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        if self.late and (self.group_size is not None or self.tuples_per_positive > 1):
+            raise ValueError("margin and ratio go with neither group_size nor tuples_per_positive")
+
+    @property
+    def late(self) -> bool:
+        """Whether negatives are chosen when they have scores."""
+        return self.margin is not None or self.ratio is not None
 
 
 @dataclass(frozen=True)
@@ -143,7 +170,7 @@ class Round(_Strict):
     Attributes
     ----------
     train : dict
-        As for `TrainingConfig.from_dict`.
+        As for `TrainingConfig.from_dict`; `group_size` is that of `mine`.
     mine : Mining
     """
 
@@ -152,15 +179,19 @@ class Round(_Strict):
 
     def __post_init__(self) -> None:
         """Raise ValueError naming the key of `train` that cannot be."""
+        if "group_size" in self.train:
+            raise ValueError("train: group_size belongs to mine")
         try:
-            self.config  # noqa: B018 - made for its checks
+            config = self.config(0)
         except TypeError as error:
             raise ValueError(f"train: {error}") from error
+        if config.nway is not None and config.nway > self.mine.nway:
+            raise ValueError(f"train: nway is {config.nway}, of tuples of {self.mine.nway}")
 
-    @property
-    def config(self) -> TrainingConfig:
-        """`train`, checked."""
-        return TrainingConfig.from_dict(self.train)
+    def config(self, seed: int) -> TrainingConfig:
+        """`train`, checked, with the seed that it has itself or this one."""
+        values = {"seed": seed, "group_size": self.mine.group_size or 1, **self.train}
+        return TrainingConfig.from_dict(values)
 
 
 @dataclass(frozen=True)
@@ -203,12 +234,22 @@ class TeacherTraining(_Strict):
         Folder or hub id of an encoder or a cross-encoder.
     mine : Mining
     options : dict
-        Of `train_teacher`.
+        Of `train_teacher`, by name.
     """
 
     base: str
     mine: Mining = Mining(sources=("bm25",), nway=8)
     options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError naming an option that `train_teacher` does not have."""
+        from colbert_fast.training.train_teacher import train_teacher
+
+        known = inspect.signature(train_teacher).parameters
+        free = [name for name, each in known.items() if each.kind == each.KEYWORD_ONLY]
+        unknown = sorted(set(self.options) - set(free) - {"device", "progress"})
+        if unknown:
+            raise ValueError(f"options: {unknown[0]!r} is none of {', '.join(free)}")
 
 
 @dataclass(frozen=True)
@@ -229,6 +270,7 @@ class Recipe(_Strict):
     evaluate : tuple of Path
         BEIR folders whose test split the last model is measured on.
     seed : int
+        Of everything that has none of its own.
     """
 
     output: Path
@@ -249,12 +291,22 @@ class Recipe(_Strict):
         if self.train_teacher is None and any(part.model == "trained" for part in self.teacher):
             raise ValueError("teacher: 'trained' is the one of `train_teacher`, which is missing")
         for each in self.rounds:
-            if not self.teacher and set(each.config.losses) & set(TEACHER_LOSSES):
-                raise ValueError(
-                    f"rounds: the losses {', '.join(each.config.losses)} need a `teacher`"
-                )
-        if self.warm_up is not None and set(self.warm_up.config.losses) & set(TEACHER_LOSSES):
+            losses = each.config(0).losses
+            if not self.teacher and set(losses) & set(TEACHER_LOSSES):
+                raise ValueError(f"rounds: the losses {', '.join(losses)} need a `teacher`")
+            if each.mine.late and len(self.teacher) != 1:
+                raise ValueError("rounds: margin and ratio want exactly one `teacher`")
+        warm_up = self.warm_up
+        if warm_up is not None and set(warm_up.config(0).losses) & set(TEACHER_LOSSES):
             raise ValueError("warm_up: it has no teacher; want losses that need none")
+        if warm_up is not None and warm_up.mine.late:
+            raise ValueError("warm_up: it has no teacher for margin and ratio")
+        folders = [path.name for path in self.evaluate]
+        if len(set(folders)) < len(folders):
+            raise ValueError(f"evaluate: want folders of different names; got {folders}")
+        missing = [path for path in self.evaluate if not path.is_dir()]
+        if missing:
+            raise ValueError(f"evaluate: no such folder: {missing[0]}")
 
 
 def find_recipe(name: str) -> Path:

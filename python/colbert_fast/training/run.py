@@ -80,6 +80,7 @@ class _Run:
         self.processes, self.progress = processes, progress
         self.stages = Stages(recipe.output)
         self.collections: list[LoadedCollection] = []
+        self.questions: list[Path] = []
         self.newest = recipe.output / "start"
         self.teacher: Path | None = None
 
@@ -90,15 +91,16 @@ class _Run:
 
     def prepare(self) -> None:
         """Choose the questions of every collection, and make the model to start from."""
-        recipe, folders = self.recipe, []
+        recipe = self.recipe
         for collection in recipe.collections:
             folder = self.stages.run(
                 f"questions-{collection.name}",
                 {**asdict(collection), "seed": recipe.seed},
                 partial(write_questions, collection, seed=recipe.seed),
+                inputs=collection.paths,
             )
             self.collections.append(load_collection(collection, folder))
-            folders.append(folder)
+            self.questions.append(folder)
         texts = self.collections[0].documents
         self.stages.run(
             "start",
@@ -110,39 +112,54 @@ class _Run:
                 seed=recipe.seed,
                 progress=self.progress,
             ),
-            after=folders,
+            after=self.questions,
+            inputs=[recipe.start.model],
         )
 
     def round(self, name: str, settings: Round, *, teach: bool) -> None:
         """Mine, score and train."""
+        config = settings.config(self.recipe.seed)
         tuples = self._tuples(name, settings.mine, teach=teach)
 
         def make(folder: Path) -> None:
-            questions = self._questions(tuples)
             job = TrainingJob(
-                self.model, questions, folder, settings.config, self.device, self.progress
+                model=self.model,
+                questions=self._questions(tuples),
+                output=folder,
+                config=config,
+                device=self.device,
+                progress=self.progress,
             )
             launch(job, self.processes)
 
-        self.newest = self.stages.run(name, settings.train, make, after=[tuples, self.newest])
+        wanted = {**settings.train, "seed": config.seed}
+        after = [tuples, self.newest]
+        self.newest = self.stages.run(name, wanted, make, after=after)
 
     def train_teacher(self, settings: TeacherTraining) -> None:
         """Fine-tune a cross-encoder."""
         tuples = self._tuples("teacher", settings.mine, teach=False)
 
+        options = {"seed": self.recipe.seed, **settings.options}
+
         def make(folder: Path) -> None:
-            data = join(self._questions(tuples), settings.mine.nway)
+            if (folder / "final").exists():
+                return  # a run was stopped between the model and the record of it
             train_teacher(
                 resolve_model(settings.base),
-                data,
+                join(self._questions(tuples), settings.mine.nway),
                 folder / "final",
                 device=self.device,
                 progress=self.progress,
-                **settings.options,
+                **options,
             )
 
         self.teacher = self.stages.run(
-            "teacher", {"base": settings.base, **settings.options}, make, after=[tuples]
+            "teacher",
+            {"base": settings.base, **options},
+            make,
+            after=[tuples],
+            inputs=[settings.base],
         )
 
     def evaluate(self, path: Path) -> dict[str, float]:
@@ -164,7 +181,9 @@ class _Run:
             (folder / _MEASURES).write_text(text + "\n", encoding="utf-8")
 
         settings = {"folder": str(path), "measures": DEFAULT_MEASURES}
-        folder = self.stages.run(f"evaluation-{path.name}", settings, make, after=[self.newest])
+        folder = self.stages.run(
+            f"evaluation-{path.name}", settings, make, after=[self.newest], inputs=[path]
+        )
         measures: dict[str, float] = json.loads((folder / _MEASURES).read_text(encoding="utf-8"))
         return measures
 
@@ -199,7 +218,7 @@ class _Run:
                 "seed": self.recipe.seed,
             },
             rank,
-            after=[self.newest if by_model else self.recipe.output / "start"],
+            after=[*self.questions, self.newest] if by_model else self.questions,
         )
         parts = self.recipe.teacher if teach else ()
 
@@ -216,5 +235,11 @@ class _Run:
             )
 
         after = [mined, self.teacher] if teach and self.teacher else [mined]
-        wanted = {**asdict(settings), "teacher": [asdict(part) for part in parts]}
-        return self.stages.run(f"{name}-tuples", wanted, sample, after=after)
+        wanted = {
+            **asdict(settings),
+            "teacher": [asdict(part) for part in parts],
+            "seed": self.recipe.seed,
+        }
+        return self.stages.run(
+            f"{name}-tuples", wanted, sample, after=after, inputs=[part.model for part in parts]
+        )

@@ -12,7 +12,7 @@ import numpy as np
 
 from colbert_fast.training.tuples import NWay
 
-__all__ = ["Band", "Rankings", "each_ranking", "sample_tuples"]
+__all__ = ["Band", "Rankings", "check_draw", "each_ranking", "sample_tuples"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,9 @@ def sample_tuples(
     ValueError
         An argument is out of range, a teacher's score is missing, or no tuple can be made at all.
     """
-    _check(nway, bands, positives_per_query)
+    check_draw(nway, bands)
+    if positives_per_query is not None and positives_per_query < 1:
+        raise ValueError(f"`positives_per_query` must be at least 1; got {positives_per_query}")
     if (margin is not None or ratio is not None) and teacher_scores is None:
         raise ValueError("`margin` and `ratio` compare scores: pass `teacher_scores` too")
     if fill is not None and teacher_scores is not None:
@@ -86,11 +88,10 @@ def sample_tuples(
     return _sample(rankings, positives, sampler, positives_per_query)
 
 
-def _check(nway: int | None, bands: Sequence[Band], positives_per_query: int | None) -> None:
+def check_draw(nway: int | None, bands: Sequence[Band]) -> None:
+    """Raise ValueError for what `sample_tuples` cannot draw from."""
     if nway is not None and nway < 2:
         raise ValueError(f"`nway` must be at least 2, a positive and a negative; got {nway}")
-    if positives_per_query is not None and positives_per_query < 1:
-        raise ValueError(f"`positives_per_query` must be at least 1; got {positives_per_query}")
     last = 0
     for band in bands:
         if len(band) != 3 or not last <= band[0] < band[1] or not band[2] >= 0:

@@ -40,6 +40,7 @@ class Stages:
         make: Callable[[Path], None],
         *,
         after: Sequence[Path] = (),
+        inputs: Sequence[Path | str | None] = (),
     ) -> Path:
         """Make a stage unless it is there.
 
@@ -53,6 +54,9 @@ class Stages:
             Gets the folder; what is in it was left by a call that did not come to its end.
         after : sequence of Path
             The folders of the stages it is made from.
+        inputs : sequence of Path, str or None
+            Other files and folders that it is made from, which are known by their size and time;
+            names that are no paths, and None, are passed over.
 
         Returns
         -------
@@ -62,12 +66,13 @@ class Stages:
         Raises
         ------
         ValueError
-            The folder was made with other settings; names them.
+            The folder was made with other settings or inputs; names them.
         """
         folder = self.output / name
         wanted = {
             "settings": json.loads(json.dumps(settings, default=str)),
             "after": {path.name: _digest(path) for path in after},
+            "inputs": {str(path): _state(Path(path)) for path in inputs if path is not None},
         }
         file = folder / _FILE
         found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
@@ -90,7 +95,7 @@ class Stages:
 def _check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     changed = [
         f"{key}: {found[part].get(key)!r} then, {wanted[part].get(key)!r} now"
-        for part in ("settings", "after")
+        for part in ("settings", "after", "inputs")
         for key in sorted(found[part].keys() | wanted[part].keys())
         if found[part].get(key) != wanted[part].get(key)
     ]
@@ -104,8 +109,18 @@ def _check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any
 def _digest(folder: Path) -> str:
     """Of a stage's settings and those of all before it: how long it took does not matter."""
     stage = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-    text = json.dumps([stage["settings"], stage["after"]], sort_keys=True)
+    text = json.dumps([stage[part] for part in ("settings", "after", "inputs")], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _state(path: Path) -> list[list[Any]]:
+    """Name, size and time of each file."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [
+        [str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns]
+        for file in files
+        if file.is_file()
+    ]
 
 
 def _write(file: Path, value: Mapping[str, Any]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def mine_all(
             out = folder / f"{collection.name}-{source}.jsonl"
             if not out.exists():
                 mine(
-                    "bm25" if model is None or source == "bm25" else model,
+                    "bm25" if source == "bm25" else _needed(model),
                     _ranked_for(collection, settings, seed),
                     collection.documents,
                     depth=settings.depth,
@@ -61,6 +61,12 @@ def mine_all(
                     index_path=folder / f"{collection.name}.cf" if source == "model" else None,
                     progress=progress,
                 )
+
+
+def _needed(model: ColBERT | None) -> ColBERT:
+    if model is None:
+        raise ValueError("`model` is among the sources, and None")
+    return model
 
 
 def _ranked_for(collection: LoadedCollection, settings: Mining, seed: int) -> Mapping[str, str]:
@@ -91,9 +97,9 @@ def sample_all(
         rankings = [
             TupleFile(mined / f"{collection.name}-{source}.jsonl") for source in settings.sources
         ]
-        ranked = _by_turns(rankings)
-        late = settings.margin is not None or settings.ratio is not None
-        tuples = _draw(ranked, collection, settings, seed, everything=late)
+        ranked = rankings[0] if len(rankings) == 1 else _by_turns(rankings)
+        late = settings.late
+        tuples = _draw(ranked, collection, settings, seed)
         if teachers is None:
             write_tuples(out, tuples)
             continue
@@ -121,14 +127,9 @@ def sample_all(
 
 
 def _draw(
-    rankings: Rankings,
-    collection: LoadedCollection,
-    settings: Mining,
-    seed: int,
-    *,
-    everything: bool,
+    rankings: Rankings, collection: LoadedCollection, settings: Mining, seed: int
 ) -> Iterator[NWay]:
-    """Tuples without scores; with all candidates as negatives if `everything` is wanted."""
+    """Tuples without scores; where those decide, with all candidates as negatives."""
     if settings.group_size is not None:
         return sample_groups(
             rankings,
@@ -139,14 +140,18 @@ def _draw(
             groups=settings.groups,
             seed=seed,
         )
-    return sample_tuples(
-        rankings,
-        collection.positives,
-        nway=None if everything else settings.nway,
-        bands=settings.bands,
-        fill=None if everything else list(collection.documents),
-        seed=seed,
+    draws = (
+        sample_tuples(
+            rankings,
+            collection.positives,
+            nway=None if settings.late else settings.nway,
+            bands=settings.bands,
+            fill=None if settings.late else list(collection.documents),
+            seed=seed + draw,
+        )
+        for draw in range(settings.tuples_per_positive)
     )
+    return itertools.chain.from_iterable(draws)
 
 
 def _by_turns(rankings: Sequence[Sequence[NWay]]) -> Mapping[str, Sequence[tuple[str, float]]]:
@@ -160,7 +165,7 @@ def _by_turns(rankings: Sequence[Sequence[NWay]]) -> Mapping[str, Sequence[tuple
 
 def _merged(rankings: Sequence[Sequence[str]]) -> Iterator[str]:
     seen: set[str | None] = {None}
-    for rank in zip_longest(*rankings):
+    for rank in itertools.zip_longest(*rankings):
         for name in rank:
             if name not in seen:
                 seen.add(name)
@@ -186,12 +191,13 @@ class Teachers:
             if part.model is not None
         }
 
-    def of(self, collection: LoadedCollection) -> CombinedTeacher:
-        """The sum of all, for tuples of one collection."""
-        return CombinedTeacher(
+    def of(self, collection: LoadedCollection) -> Teacher | CombinedTeacher:
+        """The one that there is, with its own scores; or the sum of all."""
+        teachers = [
             (self._models.get(number) or _make_teacher(part, collection), part.weight)
             for number, part in enumerate(self._parts)
-        )
+        ]
+        return teachers[0][0] if len(teachers) == 1 else CombinedTeacher(teachers)
 
 
 def _load_teacher(part: TeacherPart, trained: Path | None, device: str) -> Teacher:
