@@ -31,8 +31,10 @@ EXPECTED = [
     "IndexFormatError",
     "MissingDependencyError",
     "ShardedIndex",
+    "Texts",
     "TrainingConfig",
     "TrainingData",
+    "TupleFile",
     "UnknownDocumentError",
     "__version__",
     "backend_info",
@@ -45,6 +47,7 @@ EXPECTED = [
     "set_num_threads",
     "train",
     "train_teacher",
+    "training_positives",
 ]
 HEAVY = {"torch", "transformers", "typer", "scipy", "tqdm", "ir_measures", "sqlite3"}
 

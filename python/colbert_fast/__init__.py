@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from colbert_fast.search.results import Hit
     from colbert_fast.sharded import ShardedIndex
     from colbert_fast.training.config import TrainingConfig
-    from colbert_fast.training.data import TrainingData
+    from colbert_fast.training.data import Texts, TrainingData, TupleFile, training_positives
     from colbert_fast.training.mining import mine
     from colbert_fast.training.sampling import sample_tuples
     from colbert_fast.training.teacher import score_with_teacher
@@ -48,8 +48,10 @@ _HOME = {
     "IndexFormatError": "errors",
     "MissingDependencyError": "errors",
     "ShardedIndex": "sharded",
+    "Texts": "training.texts",
     "TrainingConfig": "training.config",
     "TrainingData": "training.data",
+    "TupleFile": "training.tuple_files",
     "UnknownDocumentError": "errors",
     "backend_info": "kernels.backend",
     "evaluate": "evaluation",
@@ -61,6 +63,7 @@ _HOME = {
     "set_num_threads": "kernels.backend",
     "train": "training.trainer",
     "train_teacher": "training.train_teacher",
+    "training_positives": "training.data",
 }
 
 __all__ = [
@@ -75,8 +78,10 @@ __all__ = [
     "IndexFormatError",
     "MissingDependencyError",
     "ShardedIndex",
+    "Texts",
     "TrainingConfig",
     "TrainingData",
+    "TupleFile",
     "UnknownDocumentError",
     "__version__",
     "backend_info",
@@ -89,6 +94,7 @@ __all__ = [
     "set_num_threads",
     "train",
     "train_teacher",
+    "training_positives",
 ]
 
 
