@@ -13,9 +13,10 @@ from tolerances import FLOOR
 
 torch: Any = pytest.importorskip("torch", reason="torch is an extra")
 
-from colbert_fast.kernels import autograd, ops  # noqa: E402
+from colbert_fast.kernels import autograd, ops, torch_maxsim  # noqa: E402
 
-FILLED = torch.from_numpy(DOCLENS > 0)
+OWN = len(DOCLENS) // 2
+"""Documents of each of two queries."""
 
 
 @pytest.fixture(autouse=True)
@@ -27,31 +28,69 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def plain(query: Any, documents: Any, doclens: Any) -> Any:
-    """MaxSim by torch operations, documents without tokens left out."""
-    blocks = [block for block in torch.split(documents, doclens.tolist()) if len(block)]
-    return torch.stack([(query @ block.T).amax(-1).sum(-1) for block in blocks], -1)
+@pytest.fixture(params=["kernels", "torch"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run the test with the kernels, and with what other devices run."""
+    if request.param == "torch":
+        monkeypatch.setattr(autograd, "_kernels_of", lambda _: torch_maxsim)
+    return str(request.param)
 
 
-def gradients(function: Any, upstream: Any, *inputs: Any) -> list[Any]:
+both_paths = pytest.mark.usefixtures("path")
+
+
+def plain(query: Any, documents: Any, doclens: Any, documents_per_query: int | None = None) -> Any:
+    """MaxSim by torch operations; 0 for documents without tokens."""
+    blocks = torch.split(documents, doclens.tolist())
+    if documents_per_query is not None:
+        own = [blocks[i : i + documents_per_query] for i in range(0, len(blocks), len(blocks) // 2)]
+        return torch.stack([of_blocks(*pair) for pair in zip(query, own, strict=True)])
+    return of_blocks(query, blocks)
+
+
+def of_blocks(query: Any, blocks: Any) -> Any:
+    nothing = (query * 0).sum((-1, -2))
+    scores = [(query @ block.T).amax(-1).sum(-1) if len(block) else nothing for block in blocks]
+    return torch.stack(scores, -1)
+
+
+def without_ties(rng: np.random.Generator, *shape: int) -> tuple[Any, Any]:
+    """Query (*shape) and documents whose best tokens are the best in float32 too."""
+    while True:
+        query = torch.from_numpy(unit_vectors(rng, *shape))
+        documents = torch.from_numpy(unit_vectors(rng, DOCLENS.sum(), shape[-1]))
+        similarities = query.double() @ documents.double().T
+        best = [
+            block.topk(2).values
+            for block in similarities.split(DOCLENS.tolist(), -1)
+            if block.shape[-1] > 1
+        ]
+        if min((pair[..., 0] - pair[..., 1]).min() for pair in best) > 1e-6:
+            return query, documents
+
+
+def gradients(function: Any, upstream: Any, *inputs: Any, **options: Any) -> list[Any]:
     leaves = [tensor.clone().requires_grad_() for tensor in inputs]
-    scores = function(*leaves, torch.from_numpy(DOCLENS))
-    scores = scores[..., FILLED] if scores.shape[-1] == len(FILLED) else scores
+    scores = function(*leaves, torch.from_numpy(DOCLENS), **options)
     return list(torch.autograd.grad(scores, leaves, upstream))
 
 
+@both_paths
 @every_isa
-@pytest.mark.parametrize("batch", [(), (3,)])
+@pytest.mark.parametrize("batch", [(), (2,)])
+@pytest.mark.parametrize("own", [None, OWN])
 @pytest.mark.parametrize(("nq", "dim"), PAIRS[::3])
 def test_gradients_are_those_of_the_formula(
-    nq: int, dim: int, batch: Any, rng: np.random.Generator
+    nq: int, dim: int, own: int | None, batch: Any, rng: np.random.Generator
 ) -> None:
-    query = torch.from_numpy(unit_vectors(rng, *batch, nq, dim))
-    documents = torch.from_numpy(unit_vectors(rng, DOCLENS.sum(), dim))
-    upstream = torch.from_numpy(rng.standard_normal((*batch, int(FILLED.sum()))).astype(np.float32))
-    ours = gradients(autograd.maxsim, upstream, query, documents)
-    truth = gradients(plain, upstream.double(), query.double(), documents.double())
-    usual = gradients(plain, upstream, query, documents)
+    if own is not None:
+        own = OWN if batch else len(DOCLENS)
+    query, documents = without_ties(rng, *batch, nq, dim)
+    upstream = torch.from_numpy(rng.standard_normal((*batch, own or len(DOCLENS)), np.float32))
+    options = {"documents_per_query": own if batch else None}
+    ours = gradients(autograd.maxsim, upstream, query, documents, documents_per_query=own)
+    truth = gradients(plain, upstream.double(), query.double(), documents.double(), **options)
+    usual = gradients(plain, upstream, query, documents, **options)
     for our, true, other in zip(ours, truth, usual, strict=True):
         assert our.dtype == torch.float32
         bound = 2 * (other - true).abs().max() + nq * FLOOR["gradient"]
@@ -60,15 +99,42 @@ def test_gradients_are_those_of_the_formula(
 
 @any_threads
 @every_isa
-def test_scores_are_those_of_the_kernel(rng: np.random.Generator) -> None:
-    query = torch.from_numpy(unit_vectors(rng, 5, 16)).requires_grad_()
+@pytest.mark.parametrize("own", [None, OWN])
+def test_scores_are_those_of_the_kernel(own: int | None, rng: np.random.Generator) -> None:
+    query = torch.from_numpy(unit_vectors(rng, 2, 5, 16)).requires_grad_()
     documents = torch.from_numpy(unit_vectors(rng, DOCLENS.sum(), 16))
-    doclens = torch.from_numpy(DOCLENS)
-    scores = autograd.maxsim(query, documents, doclens)
+    arguments, options = (documents, torch.from_numpy(DOCLENS)), {"documents_per_query": own}
+    scores = autograd.maxsim(query, *arguments, **options)
     assert scores.requires_grad
-    assert torch.equal(scores.detach(), ops.maxsim(query.detach(), documents, doclens))
+    assert torch.equal(scores.detach(), ops.maxsim(query.detach(), *arguments, **options))
 
 
+@pytest.mark.parametrize("own", [None, OWN])
+def test_torch_path_does_as_the_kernels(own: int | None, rng: np.random.Generator) -> None:
+    query = torch.from_numpy(unit_vectors(rng, 2, 5, 16))
+    documents = torch.from_numpy(unit_vectors(rng, DOCLENS.sum(), 16)).bfloat16()
+    doclens = torch.from_numpy(DOCLENS)
+    theirs, ours = (
+        module.maxsim(query, documents, doclens, documents_per_query=own, return_argmax=True)
+        for module in (torch_maxsim, ops)
+    )
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
+    grad = torch.from_numpy(rng.standard_normal(ours[0].shape, np.float32))
+    for name, side in (("maxsim_grad_query", documents), ("maxsim_grad_documents", query)):
+        theirs, mine = (
+            getattr(module, name)(side, doclens, ours[1], grad) for module in (torch_maxsim, ops)
+        )
+        torch.testing.assert_close(theirs, mine, rtol=0, atol=1e-5)
+
+
+def test_torch_path_checks_too() -> None:
+    with pytest.raises(ValueError, match="`documents_per_query`"):
+        torch_maxsim.maxsim(
+            torch.ones(2, 1, 8), torch.ones(3, 8), torch.ones(3).int(), documents_per_query=1
+        )
+
+
+@both_paths
 def test_finite_differences(rng: np.random.Generator) -> None:
     # MaxSim is linear in each argument as long as no maximum changes hands, so a small step along a
     # random direction is exact up to rounding.
@@ -83,21 +149,24 @@ def test_finite_differences(rng: np.random.Generator) -> None:
             moved[position] = moved[position] + sign * direction
             return plain(*moved, doclens).sum()
 
-        upstream = torch.ones(int(FILLED.sum()))
+        upstream = torch.ones(len(DOCLENS))
         slope = (gradients(autograd.maxsim, upstream, *inputs)[position] * direction).sum()
         difference = (total(1) - total(-1)) / 2
         torch.testing.assert_close(slope.double(), difference, rtol=1e-4, atol=1e-8)
 
 
 @every_isa
-def test_documents_without_tokens_get_no_gradient() -> None:
+def test_documents_without_tokens_get_no_gradient(path: str) -> None:
     query, documents = torch.ones(2, 8, requires_grad=True), torch.ones(3, 8, requires_grad=True)
     scores = autograd.maxsim(query, documents, torch.tensor([0, 3, 0], dtype=torch.int32))
     scores[1].backward()
     assert torch.equal(query.grad, torch.ones(2, 8))
-    assert torch.equal(documents.grad, torch.tensor([[2.0], [0], [0]]).expand(3, 8))
+    assert documents.grad.sum() == 16  # on which of equal tokens is the kernel's promise only
+    if path == "kernels":
+        assert torch.equal(documents.grad, torch.tensor([[2.0], [0], [0]]).expand(3, 8))
 
 
+@both_paths
 @pytest.mark.parametrize("which", [0, 1])
 def test_one_side_alone(which: int, rng: np.random.Generator) -> None:
     tensors = [torch.from_numpy(unit_vectors(rng, n, 8)) for n in (3, 6)]
@@ -107,21 +176,70 @@ def test_one_side_alone(which: int, rng: np.random.Generator) -> None:
     assert tensors[1 - which].grad is None
 
 
+@both_paths
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_gradients_have_the_type_of_the_documents(dtype: Any, rng: np.random.Generator) -> None:
-    query = torch.from_numpy(unit_vectors(rng, 3, 8)).requires_grad_()
-    documents = torch.from_numpy(unit_vectors(rng, 6, 8)).to(dtype).requires_grad_()
-    autograd.maxsim(query, documents, torch.tensor([2, 4], dtype=torch.int32)).sum().backward()
-    assert documents.grad.dtype == dtype
-    assert query.grad.dtype == torch.float32
+def test_gradients_have_the_type_of_their_inputs(dtype: Any, rng: np.random.Generator) -> None:
+    doclens = torch.tensor([2, 4], dtype=torch.int32)
+    halves = [torch.from_numpy(unit_vectors(rng, n, 8)).to(dtype).requires_grad_() for n in (3, 6)]
+    autograd.maxsim(*halves, doclens).sum().backward()
+    floats = [half.detach().float().requires_grad_() for half in halves]
+    autograd.maxsim(*floats, doclens).sum().backward()
+    for half, wide in zip(halves, floats, strict=True):
+        assert half.grad.dtype == dtype
+        assert torch.equal(half.grad, wide.grad.to(dtype))
+
+
+@both_paths
+def test_autocast(rng: np.random.Generator) -> None:
+    """The projection runs in bfloat16; scores of its outputs are still exact."""
+    projection = torch.nn.Linear(16, 8, bias=False)
+    tokens = [torch.from_numpy(unit_vectors(rng, n, 16)) for n in (5, 6)]
+    doclens = torch.tensor([2, 4], dtype=torch.int32)
+    with torch.autocast("cpu", torch.bfloat16):
+        query, documents = map(projection, tokens)
+        scores = autograd.maxsim(query, documents, doclens)
+        assert query.dtype == documents.dtype == torch.bfloat16
+        assert scores.dtype == torch.float32
+    expected = plain(query.float(), documents.float(), doclens)
+    torch.testing.assert_close(scores, expected, rtol=1e-6, atol=1e-6)
+    ours, truth = (
+        torch.autograd.grad(loss.sum(), projection.weight, retain_graph=True)[0]
+        for loss in (scores, expected)
+    )
+    torch.testing.assert_close(ours, truth, rtol=1e-2, atol=1e-2)  # summed in bfloat16 below
+
+
+def test_gradients_of_gradients_are_refused() -> None:
+    query, documents = torch.ones(2, 8, requires_grad=True), torch.ones(3, 8)
+    scores = autograd.maxsim(query, documents, torch.tensor([3], dtype=torch.int32))
+    with pytest.raises(RuntimeError, match="maxsim has no second derivative"):
+        torch.autograd.grad(scores.sum(), query, create_graph=True)
 
 
 def test_ops_maxsim_keeps_gradients() -> None:
-    query = torch.randn(3, 8, requires_grad=True)
+    query = torch.randn(2, 3, 8, requires_grad=True)
     documents, doclens = torch.randn(5, 8), torch.tensor([2, 3], dtype=torch.int32)
-    ops.maxsim(query, documents, doclens).sum().backward()
-    assert query.grad is not None
+    for options in ({}, {"documents_per_query": 1}):
+        scores = ops.maxsim(query, documents, doclens, **options)
+        assert torch.equal(scores, autograd.maxsim(query, documents, doclens, **options))
+        scores.sum().backward()
+        assert query.grad is not None
     with torch.no_grad():
         assert not ops.maxsim(query, documents, doclens).requires_grad
     with pytest.raises(ValueError, match="return_argmax"):
         ops.maxsim(query, documents, doclens, return_argmax=True)
+
+
+def test_tensors_elsewhere_take_the_torch_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device nothing is computed, but what is called is seen."""
+    seen = []
+
+    def forward(*tensors: Any, **_: Any) -> Any:
+        seen.extend(tensor.device.type for tensor in tensors)
+        return tensors[0].new_empty((1, 1)), torch.empty((1, 1, 1), device="meta")
+
+    monkeypatch.setattr(torch_maxsim, "maxsim", forward)
+    query = torch.ones(1, 1, 8, device="meta", requires_grad=True)
+    scores = autograd.maxsim(query, torch.ones(2, 8, device="meta"), torch.tensor([2]).int())
+    assert scores.device.type == "meta"
+    assert seen == ["meta"] * 3

@@ -88,6 +88,77 @@ def test_a_batch_is_its_queries(rng: np.random.Generator) -> None:
         assert same_bits(tuple(results), alone)
 
 
+OWN = len(DOCLENS) // 2
+"""Documents of each of two queries."""
+
+
+@any_threads
+@every_isa
+@pytest.mark.parametrize(("nq", "dim"), PAIRS[::4])
+def test_own_documents_are_some_of_all(nq: int, dim: int, rng: np.random.Generator) -> None:
+    queries, documents = unit_vectors(rng, 2, nq, dim), unit_vectors(rng, DOCLENS.sum(), dim)
+    arguments = (queries, documents, DOCLENS)
+    own = ops.maxsim(*arguments, documents_per_query=OWN, return_argmax=True)
+    truth = reference.maxsim(*arguments, documents_per_query=OWN)
+    assert own[0].shape == truth.shape == (2, OWN)
+    for ours, everything in zip(own, ops.maxsim(*arguments, return_argmax=True), strict=True):
+        assert same_bits(ours, np.stack([everything[0, :OWN], everything[1, OWN:]]))
+    assert same_bits(own[0], ops.maxsim(*arguments, documents_per_query=OWN))
+    expected = plain(queries[1], documents, DOCLENS)[OWN:]
+    assert_close(own[0][1], truth[1], expected, "maxsim", terms=nq)
+
+
+def plain_gradients(
+    queries: np.ndarray, documents: np.ndarray, doclens: np.ndarray, argmax: Any, grad: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """By the query and by the documents, in the type of the arguments."""
+    by_query, by_documents = np.zeros_like(queries), np.zeros_like(documents)
+    starts = np.broadcast_to(np.cumsum(doclens) - doclens, (len(queries), len(doclens)))
+    if argmax.shape[1] < len(doclens):
+        starts = starts[0].reshape(argmax.shape[:2])
+    for b, c, q in np.argwhere(argmax >= 0):
+        row = starts[b, c] + argmax[b, c, q]
+        by_query[b, q] += grad[b, c] * documents[row]
+        by_documents[row] += grad[b, c] * queries[b, q]
+    return by_query, by_documents
+
+
+@any_threads
+@every_isa
+@pytest.mark.parametrize("own", [None, OWN])
+@pytest.mark.parametrize(("nq", "dim"), PAIRS[::4])
+def test_gradients_match_reference(
+    nq: int, dim: int, own: int | None, rng: np.random.Generator
+) -> None:
+    queries, documents = unit_vectors(rng, 2, nq, dim), unit_vectors(rng, DOCLENS.sum(), dim)
+    arguments = (queries, documents, DOCLENS)
+    _, argmax = ops.maxsim(*arguments, documents_per_query=own, return_argmax=True)
+    grad = rng.standard_normal(argmax.shape[:2]).astype(np.float32)
+    met = (DOCLENS, argmax, grad)
+    by_query, by_documents = plain_gradients(*arguments, argmax, grad)
+    ours, truth = (
+        ops.maxsim_grad_query(documents, *met),
+        reference.maxsim_grad_query(documents, *met),
+    )
+    assert_close(ours, truth, by_query, "gradient", terms=len(DOCLENS))
+    ours = ops.maxsim_grad_documents(queries, *met)
+    truth = reference.maxsim_grad_documents(queries, *met)
+    assert_close(ours, truth, by_documents, "gradient", terms=nq)
+
+
+@every_isa
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_gradient_from_half_documents(dtype: str, rng: np.random.Generator) -> None:
+    torch: Any = pytest.importorskip("torch", reason="bfloat16 arrays come from torch")
+    documents = torch.from_numpy(unit_vectors(rng, DOCLENS.sum(), 24)).to(getattr(torch, dtype))
+    query, doclens = torch.from_numpy(unit_vectors(rng, 1, 17, 24)), torch.from_numpy(DOCLENS)
+    scores, argmax = ops.maxsim(query, documents, doclens, return_argmax=True)
+    ours = ops.maxsim_grad_query(documents, doclens, argmax, scores.sign())
+    assert ours.dtype == torch.float32
+    wide = ops.maxsim_grad_query(documents.float(), doclens, argmax, scores.sign())
+    assert same_bits(ours, wide)
+
+
 @every_isa
 def test_equal_tokens_meet_the_lowest() -> None:
     documents = np.ones((40, 8), np.float32)
@@ -109,6 +180,11 @@ def test_nothing_to_score() -> None:
     query, none = np.ones((2, 8), np.float32), np.zeros((0, 8), np.float32)
     assert ops.maxsim(query, none, np.zeros(0, np.int32)).shape == (0,)
     assert ops.maxsim(query, none, np.zeros(3, np.int32)).tolist() == [-np.inf] * 3
+    for n_docs in (0, 3):
+        doclens, grad = np.zeros(n_docs, np.int32), np.ones((1, n_docs), np.float32)
+        argmax = np.full((1, n_docs, 2), -1, np.int32)
+        assert not ops.maxsim_grad_query(none, doclens, argmax, grad).any()
+        assert ops.maxsim_grad_documents(query[None], doclens, argmax, grad).shape == (0, 8)
 
 
 @pytest.mark.parametrize(
@@ -131,3 +207,37 @@ def test_wrong_shapes_are_named(change: dict[str, np.ndarray], names: list[str])
     for name in names:
         with pytest.raises(ValueError, match=name):
             ops.maxsim(**{**arguments, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"argmax": np.full((2, 1, 3), 2, np.int32)}, "`argmax`.*2 for document 0 of 2 tokens"),
+        ({"argmax": np.full((2, 1, 3), -2, np.int32)}, "`argmax`.*-2"),
+        ({"argmax": np.zeros((2, 2, 3), np.int32)}, "`argmax`"),
+        ({"grad": np.ones((2, 3), np.float32)}, "`grad`.*2 documents.*2 rows of 3"),
+        ({"doclens": np.array([2, -3], np.int32)}, "`doclens`.*-3"),
+        ({"doclens": np.array([2, 3, 0], np.int32)}, "`grad`.*3 documents.*2 rows of 1"),
+    ],
+)
+def test_wrong_gradients_are_named(change: dict[str, np.ndarray], message: str) -> None:
+    met = {
+        "doclens": np.array([2, 3], np.int32),
+        "argmax": np.ones((2, 1, 3), np.int32),
+        "grad": np.ones((2, 1), np.float32),
+    }
+    query, documents = np.ones((2, 3, 8), np.float32), np.ones((5, 8), np.float32)
+    for function, other in (
+        (ops.maxsim_grad_query, {"documents": documents}),
+        (ops.maxsim_grad_documents, {"query": query}),
+    ):
+        function(**other, **met)
+        with pytest.raises(ValueError, match=message):
+            function(**other, **{**met, **change})
+
+
+def test_own_documents_must_be_as_many_for_each_query() -> None:
+    queries, documents = np.ones((2, 1, 8), np.float32), np.ones((3, 8), np.float32)
+    for own in (1, 2, 0, -1):
+        with pytest.raises(ValueError, match=f"`documents_per_query`.*2 queries.*3 doc.*got {own}"):
+            ops.maxsim(queries, documents, np.ones(3, np.int32), documents_per_query=own)

@@ -43,6 +43,10 @@ def make_calls(data: Collection) -> dict[str, Call]:
     clusters = {"points": data.embeddings, "codes": data.codes, "num_centroids": num_centroids}
     int8 = {"precision": "int8", "inverse_norms": data.inverse_norms}
     batch = np.stack([data.query, -data.query])
+    own = {"query": batch, "documents_per_query": n_docs // 2}
+    argmax = ops.maxsim(**{**exact, **own}, return_argmax=True)[1]
+    grad = np.random.default_rng(5).standard_normal(argmax.shape[:2], np.float32)
+    met = {"doclens": data.doclens, "argmax": argmax, "grad": grad}
     cells = np.array([1, 0, 2], np.int32)
     buckets = ops.unpack_residuals(data.residuals, 2)
     trellis = make_trellis_collection(
@@ -70,6 +74,9 @@ def make_calls(data: Collection) -> dict[str, Call]:
         "residual_maxsim trellis int8": (ops.residual_maxsim, fused_trellis | trellis_int8),
         "maxsim": (ops.maxsim, exact),
         "maxsim argmax": (ops.maxsim, {**exact, "query": batch, "return_argmax": True}),
+        "maxsim own": (ops.maxsim, {**exact, **own}),
+        "maxsim_grad_query": (ops.maxsim_grad_query, {"documents": data.embeddings, **met}),
+        "maxsim_grad_documents": (ops.maxsim_grad_documents, {"query": batch, **met}),
         "centroid_scores": (
             ops.centroid_scores,
             {"query": data.query, "centroids": data.centroids},
@@ -258,8 +265,11 @@ def test_dimensions_that_kernels_do_not_have(dim: int) -> None:
     vectors = np.ones((3, dim), np.float32)
     doclens = np.array([3], np.int32)
     cutoffs, weights = np.zeros(3, np.float32), np.zeros(16, np.float32)
+    met = np.zeros((1, 1, 3), np.int32), np.ones((1, 1), np.float32)
     for call in (
         lambda: ops.maxsim(vectors, vectors, doclens),
+        lambda: ops.maxsim_grad_query(vectors, doclens, *met),
+        lambda: ops.maxsim_grad_documents(vectors[None], doclens, *met),
         lambda: ops.compress(vectors, vectors, cutoffs),
         lambda: ops.compress_trellis(vectors, vectors, weights, 2),
         lambda: ops.assign(vectors, vectors),

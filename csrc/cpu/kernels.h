@@ -162,6 +162,16 @@ struct Kernels {
   // row, or -1.
   float (*maxsim)(const Panels &query, const void *rows, DType type, std::size_t n,
                   std::int32_t *argmax);
+  // Gradient of `count` tokens of one query: adds grad[i] * the row that token q met in document i,
+  // offsets[i] + argmax[i * nq + q], to row q of `out`, in ascending documents. -1: nothing met.
+  void (*maxsim_grad_query)(const float *grad, const std::int32_t *argmax, std::size_t nq,
+                            const void *documents, DType type, const std::int64_t *offsets,
+                            std::size_t n_docs, std::size_t count, std::size_t dim, float *out);
+  // Gradient of one document of n tokens: row argmax[b * stride * nq + q] of `out` becomes the sum
+  // of grad[b * stride] * token q of query b, in ascending b and q; zero where nothing met it.
+  void (*maxsim_grad_documents)(const float *query, std::size_t n_queries, std::size_t nq,
+                                std::size_t dim, const float *grad, const std::int32_t *argmax,
+                                std::size_t stride, std::size_t n, float *out);
 
   // -- kmeans ------------------------------------------------------------------------------------
   // Nearest centroid by dot product (ties: the lowest) of n <= kPointBlock points.

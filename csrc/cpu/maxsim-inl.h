@@ -202,4 +202,42 @@ float maxsim(const Panels &query, const void *rows, DType type, std::size_t n,
   return sum_of_max(query, source, n, argmax);
 }
 
+// out += weight * row, an fma per dimension.
+inline void add_scaled(float weight, const void *rows, DType type, std::size_t row, std::size_t dim,
+                       float *out) {
+  const F32x16 w = set1(weight);
+  std::size_t d = 0;
+  for (; d + kLanes <= dim; d += kLanes)
+    store(out + d, fma(w, load_row(rows, type, row, d, dim), load(out + d)));
+  if (d == dim) return;
+  float tail[kLanes];
+  store(tail, fma(w, load_row(rows, type, row, d, dim), load_row(out, d, dim)));
+  memcpy(out + d, tail, (dim - d) * sizeof(float));
+}
+
+void maxsim_grad_query(const float *grad, const std::int32_t *argmax, std::size_t nq,
+                       const void *documents, DType type, const std::int64_t *offsets,
+                       std::size_t n_docs, std::size_t count, std::size_t dim, float *out) {
+  for (std::size_t i = 0; i < n_docs; ++i)
+    for (std::size_t q = 0; q < count; ++q) {
+      const std::int32_t met = argmax[i * nq + q];
+      if (met >= 0)
+        add_scaled(grad[i], documents, type, static_cast<std::size_t>(offsets[i] + met), dim,
+                   out + q * dim);
+    }
+}
+
+void maxsim_grad_documents(const float *query, std::size_t n_queries, std::size_t nq,
+                           std::size_t dim, const float *grad, const std::int32_t *argmax,
+                           std::size_t stride, std::size_t n, float *out) {
+  if (n > 0) memset(out, 0, n * dim * sizeof(float));
+  for (std::size_t b = 0; b < n_queries; ++b)
+    for (std::size_t q = 0; q < nq; ++q) {
+      const std::int32_t met = argmax[b * stride * nq + q];
+      if (met >= 0)
+        add_scaled(grad[b * stride], query, DType::f32, b * nq + q, dim,
+                   out + static_cast<std::size_t>(met) * dim);
+    }
+}
+
 } // namespace

@@ -15,7 +15,7 @@ extern const Kernels COLBERT_FAST_TABLE;
 // clang-format off
 const Kernels COLBERT_FAST_TABLE = {
     COLBERT_FAST_ISA_NAME, kScreens,
-    maxsim,
+    maxsim, maxsim_grad_query, maxsim_grad_documents,
     assign, assign_screened, sum_rows, widen,
     quantise, near_columns, best_columns, products,
     ward,

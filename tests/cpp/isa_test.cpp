@@ -20,6 +20,8 @@ public:
 
   void run() {
     sweep(random_, 2, [this](const Case &c) { maxsim(c); });
+    sweep(random_, 1, [this](const Case &c) { maxsim_grad_query(c); });
+    sweep(random_, 1, [this](const Case &c) { maxsim_grad_documents(c); });
     sweep(random_, 1, [this](const Case &c) { assign(c); });
     sweep(random_, 1, [this](const Case &c) { assign_screened(c); });
     sweep(random_, 1, [this](const Case &c) { quantise(c); });
@@ -52,6 +54,48 @@ private:
       got_argmax[lane] = want_argmax[lane] = 0;
     tally_.same(got, want, c.describe(isa_, "maxsim"));
     tally_.same(got_argmax, want_argmax, c.describe(isa_, "maxsim argmax"));
+  }
+
+  // Documents of the same length; of `count` tokens all but the first.
+  void maxsim_grad_query(const Case &c) {
+    const std::size_t n_docs = random_.below(6), count = c.count - 1;
+    const Rows documents = random_.rows(c.type, n_docs * c.n * c.dim, c.whole);
+    const Buffer<float> grad = random_.floats(n_docs, c.whole),
+                        before = random_.floats(count * c.dim);
+    const Buffer<std::int32_t> argmax = met(n_docs * c.count, c.n);
+    Buffer<std::int64_t> offsets(n_docs);
+    for (std::size_t i = 0; i < n_docs; ++i) offsets[i] = static_cast<std::int64_t>(i * c.n);
+    const auto run = [&](const Kernels &k, Buffer<float> &out) {
+      std::copy_n(before.data(), before.size(), out.data());
+      k.maxsim_grad_query(grad.data(), argmax.data() + 1, c.count, documents.data(), c.type,
+                          offsets.data(), n_docs, count, c.dim, out.data());
+    };
+    Buffer<float> got(before.size()), want(before.size());
+    run(isa_, got);
+    run(scalar_, want);
+    tally_.same(got, want, c.describe(isa_, "maxsim_grad_query"));
+  }
+
+  void maxsim_grad_documents(const Case &c) {
+    const std::size_t n_queries = random_.below(4), stride = 1 + random_.below(3);
+    const Buffer<float> query = random_.floats(n_queries * c.count * c.dim, c.whole);
+    const Buffer<float> grad = random_.floats(n_queries * stride, c.whole);
+    const Buffer<std::int32_t> argmax = met(n_queries * stride * c.count, c.n);
+    Buffer<float> got(c.n * c.dim), want(c.n * c.dim);
+    const auto run = [&](const Kernels &k, Buffer<float> &out) {
+      k.maxsim_grad_documents(query.data(), n_queries, c.count, c.dim, grad.data(), argmax.data(),
+                              stride, c.n, out.data());
+    };
+    run(isa_, got.poison(0xff));
+    run(scalar_, want.poison(0xee));
+    tally_.same(got, want, c.describe(isa_, "maxsim_grad_documents"));
+  }
+
+  // Tokens of a document of n, or -1.
+  Buffer<std::int32_t> met(std::size_t count, std::size_t n) {
+    auto argmax = random_.integers<std::int32_t>(count, n + 1);
+    for (std::size_t i = 0; i < count; ++i) --argmax[i];
+    return argmax;
   }
 
   void assign(const Case &c) {

@@ -1,4 +1,8 @@
-"""MaxSim for training: the kernel forward, its argmax saved, a scatter backward."""
+"""MaxSim for training: of what it computes on the way, only the argmax is kept for the backward.
+
+CPU tensors run the kernels of `ops`: the same bits whatever the threads. Tensors on another device
+run `torch_maxsim`. The device of the inputs decides, nothing else.
+"""
 
 from __future__ import annotations
 
@@ -6,56 +10,76 @@ from typing import Any
 
 import torch
 
-from colbert_fast.kernels import ops
+from colbert_fast.kernels import ops, torch_maxsim
 
 __all__ = ["maxsim"]
+
+
+def _kernels_of(tensor: torch.Tensor) -> Any:
+    return ops if tensor.device.type == "cpu" else torch_maxsim
 
 
 class _MaxSim(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, documents: torch.Tensor, doclens: torch.Tensor
+        ctx: Any,
+        query: torch.Tensor,
+        documents: torch.Tensor,
+        doclens: torch.Tensor,
+        documents_per_query: int | None,
     ) -> torch.Tensor:
         scores: torch.Tensor
-        scores, argmax = ops.maxsim(query, documents, doclens, return_argmax=True)
-        starts = torch.cumsum(doclens, 0, dtype=torch.int64) - doclens
-        # Rows of `documents`; a document without tokens points one past the end, at a row of zeros.
-        rows = torch.where(argmax < 0, len(documents), argmax + starts[None, :, None])
-        ctx.save_for_backward(query, documents, rows)
+        doclens = doclens.to(query.device)
+        scores, argmax = _kernels_of(query).maxsim(
+            query, documents, doclens, documents_per_query=documents_per_query, return_argmax=True
+        )
+        ctx.save_for_backward(query, documents, doclens, argmax)
         return scores
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (grad,) = grads
-        query, documents, rows = ctx.saved_tensors
-        n, dim = documents.shape
-        zero = documents.new_zeros((1, dim))
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True: the graph would lack this operation
+            raise RuntimeError("maxsim has no second derivative: its gradient is for one backward")
+        query, documents, doclens, argmax = ctx.saved_tensors
+        kernels = _kernels_of(query)
+        met = (doclens, argmax, grad.contiguous())
         grad_query = grad_documents = None
         if ctx.needs_input_grad[0]:
-            met = torch.cat([documents, zero])[rows].float()  # (b, n_docs, nq, dim)
-            grad_query = torch.einsum("bc,bcqd->bqd", grad, met)
+            grad_query = kernels.maxsim_grad_query(documents, *met)
         if ctx.needs_input_grad[1]:
-            flow = grad[:, :, None, None] * query[:, None]  # (b, n_docs, nq, dim)
-            into = query.new_zeros((n + 1, dim))
-            into.index_add_(0, rows.reshape(-1), flow.expand(*rows.shape, dim).reshape(-1, dim))
-            grad_documents = into[:n].to(documents.dtype)
-        return grad_query, grad_documents, None
+            grad_documents = kernels.maxsim_grad_documents(query, *met).to(documents.dtype)
+        return grad_query, grad_documents, None, None
 
 
-def maxsim(query: torch.Tensor, documents: torch.Tensor, doclens: torch.Tensor) -> torch.Tensor:
+def maxsim(
+    query: torch.Tensor,
+    documents: torch.Tensor,
+    doclens: torch.Tensor,
+    *,
+    documents_per_query: int | None = None,
+) -> torch.Tensor:
     """`ops.maxsim` with gradients: each query token's gradient flows to the document token it met.
+
+    Gradients are sums in float32, rounded to the type of the input that they are for. They have no
+    gradients of their own: a backward with ``create_graph=True`` is a RuntimeError.
 
     Parameters
     ----------
-    query : float32 (nq, dim) or (b, nq, dim)
+    query : float32, float16 or bfloat16 (nq, dim) or (b, nq, dim)
     documents : float32, float16 or bfloat16 (n_tokens, dim)
+        On the device of the query.
     doclens : int32 (n_docs,), summing to n_tokens
+    documents_per_query : int, optional
+        Score query i with its own documents only, ``i * documents_per_query`` and the next ones:
+        ``b * documents_per_query`` must be n_docs. Every query with every document by default.
 
     Returns
     -------
-    float32 (n_docs,) or (b, n_docs)
+    float32 (n_docs,) or (b, n_docs); (b, documents_per_query) if that was given
     """
     if query.dim() == 2:
-        return maxsim(query[None], documents, doclens)[0]
-    scores: torch.Tensor = _MaxSim.apply(query, documents, doclens)  # type: ignore[no-untyped-call]
+        return maxsim(query[None], documents, doclens, documents_per_query=documents_per_query)[0]
+    if query.dtype in (torch.float16, torch.bfloat16):
+        query = query.float()  # exact
+    scores: torch.Tensor = _MaxSim.apply(query, documents, doclens, documents_per_query)  # type: ignore[no-untyped-call]
     return scores

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_fast import _core
+from colbert_fast.kernels.pairs import columns_of
 
 __all__ = [
     "InvertedLists",
@@ -35,6 +36,8 @@ __all__ = [
     "gather_documents",
     "inverse_norms",
     "maxsim",
+    "maxsim_grad_documents",
+    "maxsim_grad_query",
     "pack_codes",
     "pack_residuals",
     "pool",
@@ -311,7 +314,12 @@ def residual_maxsim(
 
 
 def maxsim(
-    query: Array, documents: Array, doclens: Array, *, return_argmax: bool = False
+    query: Array,
+    documents: Array,
+    doclens: Array,
+    *,
+    documents_per_query: int | None = None,
+    return_argmax: bool = False,
 ) -> Array | tuple[Array, Array]:
     """Exact MaxSim: for each query token its best dot product with a document's tokens, summed.
 
@@ -322,6 +330,9 @@ def maxsim(
     query : float32 (nq, dim) or (b, nq, dim)
     documents : float32, float16 or bfloat16 (n_tokens, dim)
     doclens : int32 (n_docs,), summing to n_tokens
+    documents_per_query : int, optional
+        Score query i with its own documents only, ``i * documents_per_query`` and the next ones:
+        ``b * documents_per_query`` must be n_docs. Every query with every document by default.
     return_argmax
         Also return the token that each query token met. Tensors that require gradients go through
         `autograd.maxsim`, which keeps the argmax to itself: asking for both is a ValueError.
@@ -329,6 +340,7 @@ def maxsim(
     Returns
     -------
     scores : float32 (n_docs,) or (b, n_docs); -inf for a document without tokens
+        ``(b, documents_per_query)`` if that was given.
     argmax : int32 (n_docs, nq) or (b, n_docs, nq), if asked for
         Index within the document (ties: the first), -1 where it has no tokens.
     """
@@ -337,18 +349,66 @@ def maxsim(
             raise ValueError("`return_argmax` has no gradient: detach the tensors first")
         from colbert_fast.kernels import autograd  # imports torch, which the caller has
 
-        return autograd.maxsim(query, documents, doclens)
+        return autograd.maxsim(query, documents, doclens, documents_per_query=documents_per_query)
     single = len(getattr(query, "shape", ())) == 2
     queries = query[None] if single else query
     b, nq, _ = _shape(queries, "query", 3)
     (n_docs,) = _shape(doclens, "doclens", 1)
-    scores = _empty(query, (b, n_docs), "float32")
-    argmax: Array = _empty(query, (b, n_docs, nq), "int32") if return_argmax else None
+    columns = columns_of(b, n_docs, documents_per_query)
+    scores = _empty(query, (b, columns), "float32")
+    argmax: Array = _empty(query, (b, columns, nq), "int32") if return_argmax else None
     _core.maxsim(queries, documents, doclens, scores, argmax)
     if single:
         scores = scores[0]
         argmax = argmax[0] if return_argmax else None
     return (scores, argmax) if return_argmax else scores
+
+
+def maxsim_grad_query(documents: Array, doclens: Array, argmax: Array, grad: Array) -> Array:
+    """Gradient of `maxsim` by the query: each token gets the document tokens that it met.
+
+    Row q of query b is the sum over documents of `grad` times the token that `argmax` names.
+
+    Parameters
+    ----------
+    documents : float32, float16 or bfloat16 (n_tokens, dim)
+    doclens : int32 (n_docs,), summing to n_tokens
+    argmax : int32 (b, n_docs, nq), or (b, documents_per_query, nq)
+        As `maxsim` returns it.
+    grad : float32 (b, n_docs), or (b, documents_per_query)
+        Gradient by the scores.
+
+    Returns
+    -------
+    float32 (b, nq, dim)
+    """
+    _, dim = _shape(documents, "documents", 2)
+    b, _, nq = _shape(argmax, "argmax", 3)
+    out = _empty(documents, (b, nq, dim), "float32")
+    _core.maxsim_grad_query(documents, doclens, argmax, grad, out)
+    return out
+
+
+def maxsim_grad_documents(query: Array, doclens: Array, argmax: Array, grad: Array) -> Array:
+    """Gradient of `maxsim` by the documents: each token gets the query tokens that met it.
+
+    Parameters
+    ----------
+    query : float32 (b, nq, dim)
+    doclens : int32 (n_docs,)
+    argmax, grad
+        As of `maxsim_grad_query`.
+
+    Returns
+    -------
+    float32 (n_tokens, dim), whatever the type of the documents
+        Zero for tokens that nothing met.
+    """
+    _, _, dim = _shape(query, "query", 3)
+    _shape(doclens, "doclens", 1)
+    out = _empty(query, (max(int(doclens.sum()), 0), dim), "float32")
+    _core.maxsim_grad_documents(query, doclens, argmax, grad, out)
+    return out
 
 
 # -- candidates --------------------------------------------------------------------------------

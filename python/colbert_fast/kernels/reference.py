@@ -24,6 +24,10 @@ import numpy.typing as npt
 
 from colbert_fast.kernels.reference_kmeans import accumulate as accumulate
 from colbert_fast.kernels.reference_kmeans import assign as assign
+from colbert_fast.kernels.reference_maxsim import maxsim as maxsim
+from colbert_fast.kernels.reference_maxsim import maxsim_grad_documents as maxsim_grad_documents
+from colbert_fast.kernels.reference_maxsim import maxsim_grad_query as maxsim_grad_query
+from colbert_fast.kernels.reference_maxsim import offsets_of, sum_of_best
 from colbert_fast.kernels.reference_pooling import pool as pool
 from colbert_fast.kernels.reference_residual import TABLE_ZERO as TABLE_ZERO
 from colbert_fast.kernels.reference_residual import byte_scores as byte_scores
@@ -89,7 +93,7 @@ def residual_maxsim(
     similarities = _int8_similarities(
         query, codes, residuals, centroids, weights, scales, inverse_norms
     )
-    return _sum_of_best(similarities, doclens)[0]
+    return sum_of_best(similarities, doclens)[0]
 
 
 def _int8_similarities(
@@ -153,53 +157,6 @@ def contenders_maxsim(
     return float(np.where(seen, similarities, -np.inf).max(axis=1).sum())
 
 
-def _offsets(doclens: Array) -> Int64:
-    """First token of each document, and the end: int64 (n_docs + 1,)."""
-    return np.concatenate([[0], np.cumsum(doclens, dtype=np.int64)]).astype(np.int64)
-
-
-def _sum_of_best(similarities: Array, doclens: Array) -> tuple[Float32, Int32]:
-    """MaxSim from similarities (nq, n): scores (n_docs,) and argmax (n_docs, nq)."""
-    starts = _offsets(doclens)
-    n_docs, nq = len(doclens), len(similarities)
-    scores = np.full(n_docs, -np.inf, np.float32)
-    best = np.full((n_docs, nq), -1, np.int32)
-    for doc in np.flatnonzero(doclens):
-        block = similarities[:, starts[doc] : starts[doc + 1]]
-        scores[doc] = block.max(axis=1).sum()
-        best[doc] = block.argmax(axis=1)
-    return scores, best
-
-
-def maxsim(
-    query: Float32, documents: Array, doclens: Int32, *, return_argmax: bool = False
-) -> Float32 | tuple[Float32, Int32]:
-    """Sum over query tokens of the best dot product within each document.
-
-    Parameters
-    ----------
-    query : float32 (nq, dim) or (b, nq, dim)
-    documents : float32, float16 or bfloat16 (n, dim)
-    doclens : int32 (n_docs,)
-    return_argmax : bool
-        Also return which token of the document was met, the lowest of equal ones.
-
-    Returns
-    -------
-    scores : float32 (n_docs,) or (b, n_docs)
-        -inf for a document without tokens.
-    argmax : int32 (..., n_docs, nq)
-        Token index within the document; -1 for a document without tokens.
-    """
-    documents = documents.astype(np.float64)
-    batch = query.astype(np.float64)[None] if query.ndim == 2 else query.astype(np.float64)
-    results = [_sum_of_best(one @ documents.T, doclens) for one in batch]
-    shape = (*query.shape[:-2], len(doclens))
-    scores = np.array([r[0] for r in results], np.float32).reshape(shape)
-    best = np.array([r[1] for r in results], np.int32).reshape(*shape, query.shape[-2])
-    return (scores, best) if return_argmax else scores
-
-
 def centroid_scores(query: Float32, centroids: Float32) -> Float32:
     """Dot products of query (nq, dim) and centroids (K, dim): float32 (K, nq)."""
     scores = centroids.astype(np.float64) @ query.astype(np.float64).T
@@ -226,7 +183,7 @@ def build_lists(codes: Array, doclens: Int32, num_centroids: int) -> InvertedLis
     lists = [np.unique(documents[codes == cell]) for cell in range(num_centroids)]
     packed = [_pack_list(ids) for ids in lists]
     counts = np.array([len(ids) for ids in lists], np.int32)
-    offsets = _offsets(np.array([len(row) for row in packed]))
+    offsets = offsets_of(np.array([len(row) for row in packed]))
     return InvertedLists(counts, offsets, np.concatenate([*packed, np.zeros(0, np.uint8)]))
 
 
@@ -304,7 +261,7 @@ def approximate_maxsim(
         Leave out the tokens whose centroid scores below this with every query token. A document
         with no token left scores ``EMPTY_APPROXIMATE_SCORE`` per query token.
     """
-    starts, nq = _offsets(doclens), scores.shape[1]
+    starts, nq = offsets_of(doclens), scores.shape[1]
     result = np.full(len(candidates), EMPTY_APPROXIMATE_SCORE * nq, np.float32)
     for row, doc in enumerate(candidates):
         tokens = scores[codes[starts[doc] : starts[doc + 1]]].astype(np.float64)

@@ -1,0 +1,1 @@
+"""Training: losses on MaxSim scores, data, mining, teachers and the trainer."""
