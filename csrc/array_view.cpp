@@ -74,8 +74,8 @@ View view_torch(py::handle tensor, const char *name) {
   if (type == "cuda")
     view.device = device.attr("index").cast<int>();
   else if (type != "cpu")
-    throw py::type_error(std::string("`") + name + "`: a CPU or CUDA tensor is wanted, got one on " +
-                         type);
+    throw py::type_error(std::string("`") + name +
+                         "`: a CPU or CUDA tensor is wanted, got one on " + type);
   const std::string dtype = py::str(tensor.attr("dtype"));
   view.dtype = parse_dtype(dtype.substr(dtype.find('.') + 1), name);
   view.data = reinterpret_cast<void *>(tensor.attr("data_ptr")().cast<std::uintptr_t>());

@@ -29,6 +29,13 @@ public:
     if (column.is_none()) return nullptr;
     return in(column, name, {DType::u8}, {n}).as<const std::uint8_t>();
   }
+  Documents documents(const py::object &first, const py::object &doclens,
+                      std::int64_t n_rows) const {
+    const View lengths = in(doclens, "doclens", {DType::i32}, {kAny});
+    const View at = in(first, "first", {DType::i64}, {lengths.shape[0]});
+    return {at.as<const std::int64_t>(), lengths.as<const std::int32_t>(), lengths.dim(0),
+            static_cast<std::size_t>(n_rows)};
+  }
   Stream stream() const { return stream_; }
 
 private:

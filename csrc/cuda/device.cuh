@@ -43,6 +43,8 @@ template <class... P>
 void launch(void (*kernel)(P...), std::size_t x, std::size_t y, unsigned threads,
             std::size_t shared, Stream stream, typename Same<P>::type... arguments) {
   if (x == 0 || y == 0) return;
+  if (x > 0x7fffffff || y > 0xffff)
+    throw std::runtime_error("CUDA: more work than a grid can hold; split the call");
   if (shared > 48 << 10) // more than that has to be asked for
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared)));
@@ -74,13 +76,21 @@ __device__ inline std::uint16_t float_to_bfloat16(float x) {
   return bits;
 }
 
+// Byte i is that of y:x which nibble i of the selector names, or its sign where bit 3 is set.
+__device__ inline std::uint32_t permute(std::uint32_t x, std::uint32_t y, std::uint32_t selector) {
+  std::uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(x), "r"(y), "r"(selector));
+  return bytes;
+}
+
 // d += a * b by a whole warp: a is 16 x 16, b 16 x 8, d 16 x 8. With g = lane / 4, t = lane % 4,
 // and two 16-bit values to a register, a lane holds
 //   a: (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8)    and the column after each
 //   b: (2t, g), (2t + 8, g)                                  and the row after each
 //   d: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
 template <DType kType>
-__device__ inline void mma(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+__device__ inline void mma(float (&d)[4], const std::uint32_t (&a)[4],
+                           const std::uint32_t (&b)[2]) {
   if constexpr (kType == DType::f16)
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
         "{%0,%1,%2,%3};"

@@ -28,10 +28,9 @@ struct Case {
     return describe(std::string(kernel) + " on " + isa.name);
   }
   std::string describe(const std::string &kernel) const {
-    return kernel + ", n " + std::to_string(n) + ", dim " +
-           std::to_string(dim) + ", query " + std::to_string(count) + ", type " +
-           std::to_string(static_cast<int>(type)) + ", nbits " + std::to_string(nbits) +
-           (whole ? ", whole" : "") + (wide ? ", wide codes" : "");
+    return kernel + ", n " + std::to_string(n) + ", dim " + std::to_string(dim) + ", query " +
+           std::to_string(count) + ", type " + std::to_string(static_cast<int>(type)) + ", nbits " +
+           std::to_string(nbits) + (whole ? ", whole" : "") + (wide ? ", wide codes" : "");
   }
 };
 
@@ -68,12 +67,14 @@ class Codec {
 public:
   Codec(Random &random, const Case &c)
       : nbits_(c.nbits), dim_(c.dim), centroids_(random.floats(c.centroids * c.dim, c.whole)),
-        values_(random.floats(colbert_fast::windows_of(c.nbits), c.whole)), levels_(colbert_fast::windows_of(c.nbits)),
-        norms_(random.floats(256)), scales_(random.floats(256)) {
+        values_(random.floats(colbert_fast::windows_of(c.nbits), c.whole)),
+        levels_(colbert_fast::windows_of(c.nbits)), norms_(random.floats(256)),
+        scales_(random.floats(256)) {
     if (random.below(2) == 0)
       values_ = values_by_window(random.floats(std::size_t{1} << nbits_, c.whole), nbits_);
     for (std::size_t i = 0; i < levels_.size(); ++i)
-      levels_[i] = static_cast<std::uint8_t>(colbert_fast::kMaxLevel - (c.whole ? 0 : random.below(128)));
+      levels_[i] =
+          static_cast<std::uint8_t>(colbert_fast::kMaxLevel - (c.whole ? 0 : random.below(128)));
   }
   std::size_t packed_dim() const { return dim_ * static_cast<std::size_t>(nbits_) / 8; }
   colbert_fast::Decoder view() const {

@@ -15,7 +15,7 @@ template <class T> class DeviceBuffer {
 public:
   explicit DeviceBuffer(std::size_t size)
       : size_(size), block_(static_cast<T *>(::operator new(size * sizeof(T), kAlignment))) {}
-  template <class From> explicit DeviceBuffer(const From &from) : DeviceBuffer(from.size()) {
+  explicit DeviceBuffer(const Buffer<T> &from) : DeviceBuffer(from.size()) {
     std::copy(from.data(), from.data() + size_, data());
   }
   T *data() { return block_.get(); }

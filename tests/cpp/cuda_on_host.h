@@ -31,6 +31,10 @@
 #define blockDim (::cuda_on_host::block().dim)
 #define gridDim (::cuda_on_host::block().grid)
 
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
 namespace cuda_on_host {
 
 struct Index {
@@ -160,8 +164,7 @@ inline void run_block(unsigned threads, std::size_t shared) {
       Fiber &fiber = b.fibers[reverse ? threads - 1 - i : i];
       if (fiber.wait == Wait::none) enter(fiber), moved = true;
     }
-    for (unsigned w = 0; w < threads; w += 32)
-      moved |= release(&b.fibers[w], 32, Wait::warp);
+    for (unsigned w = 0; w < threads; w += 32) moved |= release(&b.fibers[w], 32, Wait::warp);
     if (moved || release(b.fibers.data(), threads, Wait::block)) continue;
     for (const Fiber &fiber : b.fibers)
       if (fiber.wait != Wait::done) fail("a barrier that not all threads reach", fiber);
@@ -197,8 +200,7 @@ inline void __syncthreads(int line = __builtin_LINE()) {
   cuda_on_host::leave(cuda_on_host::self(), cuda_on_host::Wait::block, line);
 }
 inline void __syncwarp(int line = __builtin_LINE()) { cuda_on_host::meet(line); }
-template <class T>
-T __shfl_sync(unsigned mask, T value, int lane, int line = __builtin_LINE()) {
+template <class T> T __shfl_sync(unsigned mask, T value, int lane, int line = __builtin_LINE()) {
   cuda_on_host::check_mask(mask);
   cuda_on_host::put(value);
   cuda_on_host::meet(line);
@@ -232,19 +234,6 @@ inline std::uint32_t __float_as_uint(float x) { return same_bits<std::uint32_t>(
 inline std::uint32_t __funnelshift_r(std::uint32_t low, std::uint32_t high, std::uint32_t shift) {
   return static_cast<std::uint32_t>(((std::uint64_t{high} << 32) | low) >> (shift & 31));
 }
-// Byte i is that of y:x which nibble i of the selector names, or its sign where bit 3 is set.
-inline std::uint32_t __byte_perm(std::uint32_t x, std::uint32_t y, std::uint32_t selector) {
-  const std::uint64_t bytes = (std::uint64_t{y} << 32) | x;
-  std::uint32_t out = 0;
-  for (unsigned i = 0; i < 4; ++i) {
-    const std::uint32_t nibble = selector >> (4 * i);
-    std::uint32_t byte = (bytes >> (8 * (nibble & 7))) & 0xff;
-    if ((nibble & 8) != 0) byte = (byte & 0x80) != 0 ? 0xff : 0;
-    out |= byte << (8 * i);
-  }
-  return out;
-}
-
 namespace colbert_fast::cuda {
 
 template <class T> struct Same {
@@ -270,6 +259,18 @@ template <class T> T &shared_memory() {
   return *reinterpret_cast<T *>(cuda_on_host::block().shared.get());
 }
 
+inline std::uint32_t permute(std::uint32_t x, std::uint32_t y, std::uint32_t selector) {
+  const std::uint64_t bytes = (std::uint64_t{y} << 32) | x;
+  std::uint32_t out = 0;
+  for (unsigned i = 0; i < 4; ++i) {
+    const std::uint32_t nibble = selector >> (4 * i);
+    std::uint32_t byte = (bytes >> (8 * (nibble & 7))) & 0xff;
+    if ((nibble & 8) != 0) byte = (byte & 0x80) != 0 ? 0xff : 0;
+    out |= byte << (8 * i);
+  }
+  return out;
+}
+
 inline float half_to_float(std::uint16_t bits) {
   const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
   float x = HUGE_VALF;
@@ -284,7 +285,8 @@ inline float half_to_float(std::uint16_t bits) {
 inline std::uint16_t float_to_half(float x) {
   const std::uint16_t sign = std::signbit(x) ? 0x8000 : 0;
   const float size = std::fabs(x);
-  if (!(size < 65520.0f)) return static_cast<std::uint16_t>(sign | (size == size ? 0x7c00 : 0x7e00));
+  if (!(size < 65520.0f))
+    return static_cast<std::uint16_t>(sign | (size == size ? 0x7c00 : 0x7e00));
   std::uint16_t low = 0, high = 0x7c00;
   while (high - low > 1) {
     const auto middle = static_cast<std::uint16_t>((low + high) / 2);

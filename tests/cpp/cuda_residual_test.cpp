@@ -43,9 +43,9 @@ void codes_out_of_range(Random &random, Tally &tally) {
   const Buffer<std::int32_t> wild{2, 3, 1 << 30, -1}, last{2, 2, 2, 2};
   Buffer<float> got(c.n * c.dim), want(c.n * c.dim);
   const auto decode = [&](const Buffer<std::int32_t> &codes, Buffer<float> &out) {
-    cuda::decompress(codec.view(), c.centroids, {{codes.data(), true}, packed.data(), nullptr,
-                                                 nullptr},
-                     c.n, out.data(), nullptr);
+    cuda::decompress(codec.view(), c.centroids,
+                     {{codes.data(), true}, packed.data(), nullptr, nullptr}, c.n, out.data(),
+                     nullptr);
   };
   decode(wild, got.poison(0xff));
   decode(last, want.poison(0xee));
