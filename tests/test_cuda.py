@@ -103,8 +103,8 @@ def test_a_cuda_tensor_is_never_computed_on_the_cpu(monkeypatch: pytest.MonkeyPa
     arguments = [fake(2, 8), fake(3, 8), fake(1, dtype=np.int32)]
     with pytest.raises(BackendUnavailable):
         ops.cuda.run("maxsim", *arguments, None, None)
-    with pytest.raises(TypeError, match="`scores` must be on the CPU, got an array on cuda:1"):
-        ops.top_k(fake(3, index=1), 1)
+    with pytest.raises(TypeError, match="`packed` must be on the CPU, got an array on cuda:1"):
+        ops.unpack_codes(fake(80, dtype=np.uint8, index=1), 8, 0, 2)
 
 
 @needs_build
@@ -147,6 +147,19 @@ def test_wrong_arguments_are_named(change: dict[str, Any], error: type, says: st
     }
     with pytest.raises(error, match=says):
         _cuda.maxsim(**{**arguments, **change}, stream=0)
+
+
+@needs_build
+def test_no_more_are_picked_than_can_be_sorted() -> None:
+    from colbert_fast import _cuda
+
+    scores, cells = fake(5000, 1), fake(1, 4097, dtype=np.int32)
+    with pytest.raises(ValueError, match="`nprobe` must be at most 4096 on a CUDA device"):
+        _cuda.top_centroids(scores, cells, 0)
+    with pytest.raises(ValueError, match="`k` must be at most 4096"):
+        _cuda.top_k(fake(5000), fake(4097), fake(4097, dtype=np.int64), 0)
+    with pytest.raises(ValueError, match="`nprobe` must be from 1"):
+        _cuda.top_centroids(fake(3, 1), fake(1, 4, dtype=np.int32), 0)
 
 
 @needs_build
@@ -209,6 +222,31 @@ def test_maxsim_and_its_gradients(
     assert same_bits(
         on_cpu(of_documents), on_cpu(ops.maxsim_grad_documents(query, doclens, argmax, grad))
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(("nq", "dim"), PAIRS)
+def test_centroids(nq: int, dim: int, dtype: str, gpu: Any, rng: np.random.Generator) -> None:
+    import torch
+
+    k, n = 3 * nq, int(DOCLENS.sum())
+    centroids, query = unit_vectors(rng, k, dim), unit_vectors(rng, nq, dim)
+    points = torch.from_numpy(unit_vectors(rng, n, dim)).to(getattr(torch, dtype))
+    found = ops.assign(gpu(points), gpu(centroids))
+    assert same_bits(on_cpu(found), on_cpu(ops.assign(points, torch.from_numpy(centroids))))
+    scores = ops.centroid_scores(gpu(query), gpu(centroids))
+    assert same_bits(on_cpu(scores), ops.centroid_scores(query, centroids))
+    for nprobe in {1, nq, k}:
+        cells = ops.top_centroids(scores, nprobe)
+        assert same_bits(on_cpu(cells), ops.top_centroids(on_cpu(scores), nprobe))
+
+
+@pytest.mark.parametrize("k", [1, 7, 1000, 4096])
+@pytest.mark.parametrize("n", [1, 1024, 5000, 200_000])
+def test_top_k(n: int, k: int, gpu: Any, rng: np.random.Generator) -> None:
+    scores = rng.integers(-1000, 1000, n).astype(np.float32) / 8
+    scores[rng.integers(0, n, 1 + n // 100)] = np.nan
+    assert same_bits(on_cpu(ops.top_k(gpu(scores), k)), ops.top_k(scores, k))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

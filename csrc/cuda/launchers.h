@@ -52,6 +52,23 @@ void maxsim_grad_documents(const float *queries, const float *grad, const std::i
                            std::size_t nq, std::size_t dim, const Documents &documents,
                            const Pairs &pairs, float *out, Stream stream);
 
+// -- kmeans --------------------------------------------------------------------------------------
+// The CPU's exact assignment, bit by bit.
+void assign(const void *points, DType type, std::size_t n, std::size_t dim, const float *centroids,
+            std::size_t n_centroids, std::int32_t *codes, float *best, Stream stream);
+
+// -- candidates ----------------------------------------------------------------------------------
+// scores (n_centroids, nq), the same bits as the CPU's.
+void centroid_scores(const float *query, std::size_t nq, std::size_t dim, const float *centroids,
+                     std::size_t n_centroids, float *scores, Stream stream);
+// Best first, of equal ones the lowest; NaN counts as -inf. A block for a column of scores, whose
+// best are sorted in shared memory: at most kMaxTop of them, of less than 2^32.
+constexpr std::size_t kMaxTop = 4096;
+void top_centroids(const float *scores, std::size_t n_centroids, std::size_t nq, std::size_t nprobe,
+                   std::int32_t *cells, Stream stream);
+void top_k(const float *scores, std::size_t n, std::size_t k, float *values, std::int64_t *indices,
+           Stream stream);
+
 // -- residual ------------------------------------------------------------------------------------
 void pack(const std::uint8_t *buckets, std::size_t n, std::size_t dim, int nbits,
           std::uint8_t *packed, Stream stream);

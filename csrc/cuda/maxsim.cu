@@ -133,7 +133,6 @@ __global__ void __launch_bounds__(kGradThreads)
     __syncthreads();
     for (unsigned i = threadIdx.x; i < count * dim; i += kGradThreads)
       out[(span.first + t) * dim + i] = shared.sums[i];
-    __syncthreads();
   }
 }
 

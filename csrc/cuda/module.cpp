@@ -6,6 +6,7 @@
 namespace py = pybind11;
 using namespace colbert_fast;
 
+void bind_candidates(py::module_ &m);
 void bind_maxsim(py::module_ &m);
 void bind_residual(py::module_ &m);
 
@@ -15,6 +16,7 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
   m.def("device_count", &cuda::device_count);
   m.def("device_name", &cuda::device_name, py::arg("device"));
   m.def("problem", &cuda::problem);
+  bind_candidates(m);
   bind_maxsim(m);
   bind_residual(m);
 }

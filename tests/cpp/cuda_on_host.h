@@ -2,10 +2,11 @@
 //
 // A grid runs block after block. Each thread of a block is a fiber that runs until a barrier
 // (__syncthreads, or anything that a whole warp does together) and goes on when all that the
-// barrier is for have come to the same line; where they cannot, the program aborts and says so.
-// Fibers run in ascending order, or descending with `reverse`: what differs between the two lacked
-// a barrier. Shared memory starts as 0xff, is exactly as long as the launch said, and a copy_16
-// happens no sooner than its copy_wait.
+// barrier is for have come to the same line; where they cannot, the program aborts and says so. A
+// warp runs as far as it comes before the next one does, and a copy_16 happens no sooner than its
+// copy_wait. With `reverse` warps and lanes run in descending order and copies happen at once: what
+// differs between the two lacked a barrier. Shared memory starts as 0xff and is exactly as long as
+// the launch said.
 #pragma once
 
 #include <ucontext.h>
@@ -43,6 +44,12 @@ struct Index {
 struct Copy {
   void *to;
   const void *from; // null: zeros
+  void run() const {
+    if (from == nullptr)
+      std::memset(to, 0, 16);
+    else
+      std::memcpy(to, from, 16);
+  }
 };
 
 enum class Wait { none, warp, block, done };
@@ -139,6 +146,14 @@ inline bool release(Fiber *first, std::size_t n, Wait wait) {
   return true;
 }
 
+// As far as a warp comes without the others.
+inline void run_warp(Fiber *lanes) {
+  do
+    for (unsigned i = 0; i < 32; ++i)
+      if (Fiber &fiber = lanes[reverse ? 31 - i : i]; fiber.wait == Wait::none) enter(fiber);
+  while (release(lanes, 32, Wait::warp));
+}
+
 inline void run_block(unsigned threads, std::size_t shared) {
   Block &b = block();
   if (threads == 0 || threads % 32 != 0 || threads > 1024) fail("a bad number of threads", Fiber());
@@ -158,18 +173,11 @@ inline void run_block(unsigned threads, std::size_t shared) {
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, trampoline, 0);
   }
-  for (;;) {
-    bool moved = false;
-    for (unsigned i = 0; i < threads; ++i) {
-      Fiber &fiber = b.fibers[reverse ? threads - 1 - i : i];
-      if (fiber.wait == Wait::none) enter(fiber), moved = true;
-    }
-    for (unsigned w = 0; w < threads; w += 32) moved |= release(&b.fibers[w], 32, Wait::warp);
-    if (moved || release(b.fibers.data(), threads, Wait::block)) continue;
-    for (const Fiber &fiber : b.fibers)
-      if (fiber.wait != Wait::done) fail("a barrier that not all threads reach", fiber);
-    return;
-  }
+  do
+    for (unsigned w = 0; w < threads; w += 32) run_warp(&b.fibers[reverse ? threads - 32 - w : w]);
+  while (release(b.fibers.data(), threads, Wait::block));
+  for (const Fiber &fiber : b.fibers)
+    if (fiber.wait != Wait::done) fail("a barrier that not all threads reach", fiber);
 }
 
 template <class T> void put(const T &value, std::size_t at = 0) {
@@ -211,6 +219,17 @@ T __shfl_xor_sync(unsigned mask, T value, int bits, int line = __builtin_LINE())
   const int lane = static_cast<int>(cuda_on_host::self().index.x % 32);
   return __shfl_sync(mask, value, lane ^ bits, line);
 }
+
+inline unsigned __ballot_sync(unsigned mask, bool value, int line = __builtin_LINE()) {
+  cuda_on_host::check_mask(mask);
+  cuda_on_host::put(value);
+  cuda_on_host::meet(line);
+  unsigned bits = 0;
+  for (unsigned lane = 0; lane < 32; ++lane)
+    bits |= unsigned{cuda_on_host::get<bool>(lane)} << lane;
+  return bits;
+}
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
 template <class T> T atomicAdd(T *at, T value) {
   const T before = *at;
@@ -348,17 +367,17 @@ inline void copy_16(void *shared, const void *global, bool zero) {
   if (reinterpret_cast<std::uintptr_t>(shared) % 16 != 0 ||
       reinterpret_cast<std::uintptr_t>(global) % 16 != 0)
     cuda_on_host::fail("a copy of 16 bytes that is not aligned", cuda_on_host::self());
-  cuda_on_host::self().copies.back().push_back({shared, zero ? nullptr : global});
+  const cuda_on_host::Copy copy{shared, zero ? nullptr : global};
+  if (cuda_on_host::reverse)
+    copy.run();
+  else
+    cuda_on_host::self().copies.back().push_back(copy);
 }
 inline void copy_commit() { cuda_on_host::self().copies.emplace_back(); }
 template <int kLeft> void copy_wait() {
   auto &groups = cuda_on_host::self().copies;
   while (groups.size() > kLeft + 1) {
-    for (const cuda_on_host::Copy &copy : groups.front())
-      if (copy.from == nullptr)
-        std::memset(copy.to, 0, 16);
-      else
-        std::memcpy(copy.to, copy.from, 16);
+    for (const cuda_on_host::Copy &copy : groups.front()) copy.run();
     groups.erase(groups.begin());
   }
 }

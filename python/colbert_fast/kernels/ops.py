@@ -340,6 +340,8 @@ def maxsim(
     Parameters
     ----------
     query : float32 (nq, dim) or (b, nq, dim)
+        On a CUDA device also float16 or bfloat16 as the documents are, with `dim` up to 128: then
+        tensor cores compute the products.
     documents : float32, float16 or bfloat16 (n_tokens, dim)
     doclens : int32 (n_docs,), summing to n_tokens
     documents_per_query : int, optional
@@ -443,7 +445,7 @@ def centroid_scores(query: Array, centroids: Array) -> Array:
     """
     (nq, _), (k, _) = _shape(query, "query", 2), _shape(centroids, "centroids", 2)
     scores = _empty(query, (k, nq), "float32")
-    _core.centroid_scores(query, centroids, scores)
+    cuda.run("centroid_scores", query, centroids, scores)
     return scores
 
 
@@ -453,7 +455,7 @@ def top_centroids(scores: Array, nprobe: int) -> Array:
     Parameters
     ----------
     scores : float32 (K, nq)
-    nprobe : 1 to K
+    nprobe : 1 to K, at most 4,096 on a CUDA device
 
     Returns
     -------
@@ -463,7 +465,7 @@ def top_centroids(scores: Array, nprobe: int) -> Array:
     if not 1 <= nprobe <= k:
         raise ValueError(f"`nprobe` must be from 1 to the number of centroids, {k}, got {nprobe}")
     cells = _empty(scores, (nq, nprobe), "int32")
-    _core.top_centroids(scores, cells)
+    cuda.run("top_centroids", scores, cells)
     return cells
 
 
@@ -639,7 +641,7 @@ def top_k(scores: Array, k: int) -> tuple[Array, Array]:
     Parameters
     ----------
     scores : float32 (n,)
-    k : at least 1
+    k : at least 1, at most 4,096 on a CUDA device
 
     Returns
     -------
@@ -650,7 +652,7 @@ def top_k(scores: Array, k: int) -> tuple[Array, Array]:
     if k < 1:
         raise ValueError(f"`k` must be at least 1, got {k}")
     values, indices = _empty(scores, (min(k, n),), "float32"), _empty(scores, (min(k, n),), "int64")
-    _core.top_k(scores, values, indices)
+    cuda.run("top_k", scores, values, indices)
     return values, indices
 
 
@@ -670,7 +672,7 @@ def assign(points: Array, centroids: Array, *, exact: bool = True) -> tuple[Arra
         own, and a point looks into those whose head (unit mean) has a cosine at most 0.28 below
         that of its best head. Made for unit vectors: of token vectors 99 % get their nearest
         centroid, and the mean product falls by less than 0.001. The groups of the centroids last
-        given are kept for the next call.
+        given are kept for the next call. A CUDA device always looks at all.
 
     Returns
     -------
@@ -680,7 +682,8 @@ def assign(points: Array, centroids: Array, *, exact: bool = True) -> tuple[Arra
     """
     n, _ = _shape(points, "points", 2)
     codes, best = _empty(points, (n,), "int32"), _empty(points, (n,), "float32")
-    _core.assign(points, centroids, codes, best, exact)
+    how = () if cuda.is_cuda(points) else (exact,)
+    cuda.run("assign", points, centroids, codes, best, *how)
     return codes, best
 
 
