@@ -68,11 +68,14 @@ View view_numpy(const py::array &array, const char *name) {
 }
 
 View view_torch(py::handle tensor, const char *name) {
-  const std::string device = py::str(tensor.attr("device").attr("type"));
-  if (device != "cpu")
-    throw py::type_error(std::string("`") + name + "`: a CPU tensor is wanted, got one on " +
-                         device);
   View view;
+  const py::object device = tensor.attr("device");
+  const std::string type = py::str(device.attr("type"));
+  if (type == "cuda")
+    view.device = device.attr("index").cast<int>();
+  else if (type != "cpu")
+    throw py::type_error(std::string("`") + name +
+                         "`: a CPU or CUDA tensor is wanted, got one on " + type);
   const std::string dtype = py::str(tensor.attr("dtype"));
   view.dtype = parse_dtype(dtype.substr(dtype.find('.') + 1), name);
   view.data = reinterpret_cast<void *>(tensor.attr("data_ptr")().cast<std::uintptr_t>());
@@ -80,6 +83,10 @@ View view_torch(py::handle tensor, const char *name) {
   view.contiguous = tensor.attr("is_contiguous")().cast<bool>();
   view.writable = true;
   return view;
+}
+
+std::string device_name(int device) {
+  return device == kHost ? "the CPU" : "cuda:" + std::to_string(device);
 }
 
 [[noreturn]] void wrong(const char *name, const std::string &wanted, const std::string &got) {
@@ -100,8 +107,11 @@ View as_view(py::handle object, const char *name) {
 }
 
 View expect(py::handle object, const char *name, std::initializer_list<DType> dtypes,
-            std::initializer_list<std::int64_t> shape) {
+            std::initializer_list<std::int64_t> shape, int device) {
   View view = as_view(object, name);
+  if (view.device != device)
+    throw py::type_error(std::string("`") + name + "` must be on " + device_name(device) +
+                         ", got an array on " + device_name(view.device));
   if (std::find(dtypes.begin(), dtypes.end(), view.dtype) == dtypes.end()) {
     std::string wanted;
     for (const DType dtype : dtypes)
@@ -119,12 +129,14 @@ View expect(py::handle object, const char *name, std::initializer_list<DType> dt
   // Of odd offsets into bytes; C++ may assume that a float lies at a multiple of four.
   if (reinterpret_cast<std::uintptr_t>(view.data) % find(view.dtype).size != 0)
     wrong(name, "aligned in memory", "a misaligned array: pass numpy.array(...)");
+  if (device != kHost && reinterpret_cast<std::uintptr_t>(view.data) % 16 != 0)
+    wrong(name, "aligned to 16 bytes", "a misaligned tensor: pass a clone()");
   return view;
 }
 
 View expect_out(py::handle object, const char *name, DType dtype,
-                std::initializer_list<std::int64_t> shape) {
-  View view = expect(object, name, {dtype}, shape);
+                std::initializer_list<std::int64_t> shape, int device) {
+  View view = expect(object, name, {dtype}, shape, device);
   if (!view.writable) wrong(name, "writable", "a read-only array");
   return view;
 }

@@ -1,5 +1,5 @@
-// Arguments at the door: numpy arrays and CPU torch tensors become one View, without a copy and
-// without torch headers. Every message about a wrong argument is made here.
+// Arguments at the door: numpy arrays and torch tensors become one View, without a copy and without
+// torch headers. Every message about a wrong argument is made here.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -16,9 +16,13 @@ namespace colbert_fast {
 
 namespace py = pybind11;
 
+// The device of memory that the CPU reads; others are CUDA's ordinals.
+constexpr int kHost = -1;
+
 struct View {
   void *data = nullptr;
   DType dtype{};
+  int device = kHost;
   std::vector<std::int64_t> shape;
   bool contiguous = false, writable = false;
 
@@ -29,17 +33,18 @@ struct View {
 // Any length, in `expect`.
 constexpr std::int64_t kAny = -1;
 
-// TypeError if `object` is neither a numpy array nor a CPU torch tensor, or has a dtype without a
-// DType. The object must outlive the view.
+// TypeError if `object` is neither a numpy array nor a torch tensor in the memory of the CPU or of
+// a CUDA device, or has a dtype without a DType. The object must outlive the view.
 View as_view(py::handle object, const char *name);
 
-// Checks dtype (TypeError), number and length of dimensions, C order and alignment (ValueError).
+// Checks device and dtype (TypeError), number and length of dimensions, C order and alignment, on
+// CUDA devices to 16 bytes (ValueError).
 View expect(py::handle object, const char *name, std::initializer_list<DType> dtypes,
-            std::initializer_list<std::int64_t> shape);
+            std::initializer_list<std::int64_t> shape, int device = kHost);
 
 // The same for an output, which must also be writable.
 View expect_out(py::handle object, const char *name, DType dtype,
-                std::initializer_list<std::int64_t> shape);
+                std::initializer_list<std::int64_t> shape, int device = kHost);
 
 const char *dtype_name(DType dtype);
 

@@ -35,6 +35,9 @@ PUBLISHED = 1e-5
 INT8_PER_QUERY_TOKEN = 2e-5
 """Difference from the int8 specification: float32 instead of float64 around the same integers."""
 
+MMA_PER_QUERY_TOKEN = 32 * EPSILON
+"""Of a product of unit vectors by tensor cores, whose sums drop what lies below 24 bits."""
+
 INT8_TIE = 1e-4
 """Centroid scores this near to the edge between two bytes (in bytes) may take either."""
 

@@ -10,51 +10,6 @@ using namespace testing;
 
 namespace {
 
-// A random codec, by bucket or by window, and the tables that the kernels read it from.
-class Codec {
-public:
-  Codec(Random &random, const Case &c)
-      : nbits_(c.nbits), dim_(c.dim), centroids_(random.floats(c.centroids * c.dim, c.whole)),
-        values_(random.floats(windows_of(c.nbits), c.whole)), levels_(windows_of(c.nbits)),
-        norms_(random.floats(256)), scales_(random.floats(256)) {
-    if (random.below(2) == 0)
-      values_ = values_by_window(random.floats(std::size_t{1} << nbits_, c.whole), nbits_);
-    for (std::size_t i = 0; i < levels_.size(); ++i)
-      levels_[i] = static_cast<std::uint8_t>(kMaxLevel - (c.whole ? 0 : random.below(128)));
-  }
-  std::size_t packed_dim() const { return dim_ * static_cast<std::size_t>(nbits_) / 8; }
-  Decoder view() const {
-    return {centroids_.data(), values_.data(), levels_.data(), norms_.data(),
-            scales_.data(),    nbits_,         dim_,           packed_dim()};
-  }
-
-private:
-  int nbits_;
-  std::size_t dim_;
-  Buffer<float> centroids_, values_;
-  Buffer<std::uint8_t> levels_;
-  Buffer<float> norms_, scales_;
-};
-
-// Compressed tokens, with or without scales and inverse norms.
-class Tokens {
-public:
-  Tokens(Random &random, const Case &c, std::size_t packed_dim)
-      : codes_(random, c), packed_(random.integers<std::uint8_t>(c.n * packed_dim, 256)),
-        scales_(random.integers<std::uint8_t>(c.n, 256)),
-        norms_(random.integers<std::uint8_t>(c.n, 256)), with_scales_(random.below(3) > 0),
-        with_norms_(random.below(3) > 0) {}
-  Residuals view() const {
-    return {codes_.view(), packed_.data(), with_scales_ ? scales_.data() : nullptr,
-            with_norms_ ? norms_.data() : nullptr};
-  }
-
-private:
-  CodeBuffer codes_;
-  Buffer<std::uint8_t> packed_, scales_, norms_;
-  bool with_scales_, with_norms_;
-};
-
 class CodecTest {
 public:
   CodecTest(const Kernels &isa, const Kernels &scalar, Tally &tally)

@@ -216,8 +216,8 @@ public:
     if (!ok && failed_ <= 20) std::printf("FAILED %s\n", what.c_str());
   }
   // The same bits, not the same values: -0 is not 0.
-  template <class T>
-  void same(const Buffer<T> &got, const Buffer<T> &want, const std::string &what) {
+  template <class T, template <class> class Any>
+  void same(const Any<T> &got, const Buffer<T> &want, const std::string &what) {
     std::size_t i = 0;
     while (i < want.size() && std::memcmp(&got[i], &want[i], sizeof(T)) == 0) ++i;
     const bool ok = got.size() == want.size() && i == want.size();

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import platform
-from importlib import metadata
+from importlib import import_module, metadata, util
 from typing import Any
 
 from colbert_fast import _core
 from colbert_fast._version import __version__
+from colbert_fast.errors import BackendUnavailable
 
-__all__ = ["backend_info", "get_num_threads", "set_num_threads"]
+__all__ = ["backend_info", "cuda", "get_num_threads", "set_num_threads"]
 
 
 def get_num_threads() -> int:
@@ -28,6 +29,35 @@ def set_num_threads(n: int) -> None:
     _core.set_num_threads(n)
 
 
+def _cuda_module() -> Any:
+    """The extension with the CUDA kernels; None if this build has none."""
+    if util.find_spec("colbert_fast._cuda") is None:
+        return None
+    return import_module("colbert_fast._cuda")
+
+
+def cuda() -> Any:
+    """The CUDA kernels.
+
+    Raises
+    ------
+    BackendUnavailable
+        This build has none, or this machine has no GPU that could run them.
+    """
+    module = _cuda_module()
+    if module is None:
+        raise BackendUnavailable(
+            "this build of colbert_fast has no CUDA kernels: install it from source where nvcc is, "
+            "with COLBERT_FAST_CUDA=ON, or move the tensors to the CPU"
+        )
+    if module.device_count() == 0:
+        raise BackendUnavailable(
+            f"CUDA {module.release} finds no GPU to run on ({module.problem()}): install or update "
+            "NVIDIA's driver, look at CUDA_VISIBLE_DEVICES, or move the tensors to the CPU"
+        )
+    return module
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -42,16 +72,20 @@ def backend_info() -> dict[str, Any]:
     -------
     dict
         ``version``, ``isa`` (the kernels in use; COLBERT_FAST_ISA forces one), ``available_isas``
-        (best first), ``threads``, ``cuda`` (whether this build has CUDA kernels), ``compiler``,
+        (best first), ``threads``, ``cuda`` (the CUDA release that kernels were built with; None:
+        this build has none), ``cuda_devices`` (the GPUs that can run them), ``compiler``,
         ``machine``, and the versions of ``python``, ``numpy``, ``torch`` and ``transformers``
         (None: not installed).
     """
+    module = _cuda_module()
+    devices = range(0 if module is None else module.device_count())
     return {
         "version": __version__,
         "isa": _core.isa(),
         "available_isas": _core.available_isas(),
         "threads": _core.get_num_threads(),
-        "cuda": False,
+        "cuda": None if module is None else module.release,
+        "cuda_devices": [module.device_name(device) for device in devices],
         "compiler": _core.compiler,
         "machine": platform.machine(),
         "python": platform.python_version(),

@@ -1,6 +1,7 @@
-"""The kernels as functions, on numpy arrays or CPU torch tensors, without copies.
+"""The kernels as functions, on numpy arrays or torch tensors, without copies.
 
-Arrays go in, arrays of the same kind come out. One file, so that the list is seen whole; most of
+Arrays go in, arrays of the same kind come out, on the same device: CUDA tensors run the kernels
+that `cuda` has and are refused by the others. One file, so that the list is seen whole; most of
 it is docstrings.
 
 All arrays are C-contiguous. A wrong dtype is a TypeError; a wrong shape, a strided array or a
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_fast import _core
+from colbert_fast.kernels import cuda
 from colbert_fast.kernels.pairs import columns_of
 
 __all__ = [
@@ -55,7 +57,7 @@ MAX_DIM = _core.max_dim
 CODE_PADDING = 64
 """Bytes of zeros behind packed codes, which kernels may read."""
 
-# A numpy array or a CPU torch tensor; results are of the same kind as the first argument.
+# A numpy array or a torch tensor; results are of the same kind as the first argument.
 Array: TypeAlias = Any
 
 
@@ -76,7 +78,7 @@ def _empty(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
     """An uninitialised array of the caller's kind. Only a caller with tensors has torch loaded."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(like, torch.Tensor):
-        return torch.empty(shape, dtype=getattr(torch, dtype))
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=like.device)
     return np.empty(shape, dtype)
 
 
@@ -122,7 +124,7 @@ def pack_residuals(buckets: Array, nbits: int) -> Array:
     _check_nbits(nbits)
     n, dim = _shape(buckets, "buckets", 2)
     packed = _empty(buckets, (n, dim * nbits // 8), "uint8")
-    _core.pack(buckets, nbits, packed)
+    cuda.run("pack", buckets, nbits, packed)
     return packed
 
 
@@ -143,7 +145,7 @@ def unpack_residuals(packed: Array, nbits: int) -> Array:
     if width % nbits:
         raise ValueError(f"`packed` rows must be a multiple of {nbits} bytes long, got {width}")
     buckets = _empty(packed, (n, width * 8 // nbits), "uint8")
-    _core.unpack(packed, nbits, buckets)
+    cuda.run("unpack", packed, nbits, buckets)
     return buckets
 
 
@@ -228,6 +230,7 @@ def decompress(
     residuals : uint8 (n, dim * nbits // 8)
     centroids : float32 (K, dim)
     weights : float32 (2 ** nbits,) by bucket, or (16,) by window as of `compress_trellis`
+        On the CPU also where the rest is on a CUDA device.
     scales : uint8 (n,)
         From `compress_trellis`; by default all scales are 1.
 
@@ -238,7 +241,7 @@ def decompress(
     (n,) = _shape(codes, "codes", 1)
     _, dim = _shape(centroids, "centroids", 2)
     embeddings = _empty(codes, (n, dim), "float32")
-    _core.decompress(codes, residuals, centroids, weights, scales, embeddings)
+    cuda.run("decompress", codes, residuals, centroids, weights, scales, embeddings)
     return embeddings
 
 
@@ -289,7 +292,8 @@ def residual_maxsim(
     precision
         "float32": the same bits as ``maxsim(query, decompress(...), doclens)``. "int8": the query
         as int8 per row, weights as 7-bit levels, centroid scores and norms as bytes; about 0.03
-        off for 32 query tokens, for choosing what to score exactly.
+        off for 32 query tokens, for choosing what to score exactly. On a CUDA device "float32"
+        does write the vectors, and "int8" is for 1 to 4 bits.
     inverse_norms : uint8 (n,)
         From `inverse_norms`; "int8" needs it.
 
@@ -302,6 +306,14 @@ def residual_maxsim(
     if precision == "int8" and inverse_norms is None:
         raise ValueError("precision='int8' needs `inverse_norms`")
     (n_docs,) = _shape(doclens, "doclens", 1)
+    if cuda.is_cuda(query):
+        if precision == "float32":
+            vectors = decompress(codes, residuals, centroids, weights, scales=scales)
+            return maxsim(query, vectors, doclens)
+        scored = cuda.byte_scores(query, cuda.quantise_centroids(centroids))
+        return cuda.residual_maxsim(
+            query, codes, residuals, doclens, weights, scales, inverse_norms, *scored
+        )
     scores = _empty(query, (n_docs,), "float32")
     norms = inverse_norms if precision == "int8" else None
     _core.residual_maxsim(
@@ -328,6 +340,8 @@ def maxsim(
     Parameters
     ----------
     query : float32 (nq, dim) or (b, nq, dim)
+        On a CUDA device also float16 or bfloat16 as the documents are, with `dim` up to 128: then
+        tensor cores compute the products.
     documents : float32, float16 or bfloat16 (n_tokens, dim)
     doclens : int32 (n_docs,), summing to n_tokens
     documents_per_query : int, optional
@@ -357,7 +371,8 @@ def maxsim(
     columns = columns_of(b, n_docs, documents_per_query)
     scores = _empty(query, (b, columns), "float32")
     argmax: Array = _empty(query, (b, columns, nq), "int32") if return_argmax else None
-    _core.maxsim(queries, documents, doclens, scores, argmax)
+    where = cuda.documents_of(query, doclens)
+    cuda.run("maxsim", queries, documents, *where, scores, argmax)
     if single:
         scores = scores[0]
         argmax = argmax[0] if return_argmax else None
@@ -385,7 +400,8 @@ def maxsim_grad_query(documents: Array, doclens: Array, argmax: Array, grad: Arr
     _, dim = _shape(documents, "documents", 2)
     b, _, nq = _shape(argmax, "argmax", 3)
     out = _empty(documents, (b, nq, dim), "float32")
-    _core.maxsim_grad_query(documents, doclens, argmax, grad, out)
+    where = cuda.documents_of(documents, doclens)
+    cuda.run("maxsim_grad_query", documents, *where, argmax, grad, out)
     return out
 
 
@@ -407,7 +423,8 @@ def maxsim_grad_documents(query: Array, doclens: Array, argmax: Array, grad: Arr
     _, _, dim = _shape(query, "query", 3)
     _shape(doclens, "doclens", 1)
     out = _empty(query, (max(int(doclens.sum()), 0), dim), "float32")
-    _core.maxsim_grad_documents(query, doclens, argmax, grad, out)
+    where = cuda.documents_of(query, doclens)
+    cuda.run("maxsim_grad_documents", query, *where, argmax, grad, out)
     return out
 
 
@@ -428,7 +445,7 @@ def centroid_scores(query: Array, centroids: Array) -> Array:
     """
     (nq, _), (k, _) = _shape(query, "query", 2), _shape(centroids, "centroids", 2)
     scores = _empty(query, (k, nq), "float32")
-    _core.centroid_scores(query, centroids, scores)
+    cuda.run("centroid_scores", query, centroids, scores)
     return scores
 
 
@@ -438,7 +455,7 @@ def top_centroids(scores: Array, nprobe: int) -> Array:
     Parameters
     ----------
     scores : float32 (K, nq)
-    nprobe : 1 to K
+    nprobe : 1 to K, at most 4,096 on a CUDA device
 
     Returns
     -------
@@ -448,7 +465,7 @@ def top_centroids(scores: Array, nprobe: int) -> Array:
     if not 1 <= nprobe <= k:
         raise ValueError(f"`nprobe` must be from 1 to the number of centroids, {k}, got {nprobe}")
     cells = _empty(scores, (nq, nprobe), "int32")
-    _core.top_centroids(scores, cells)
+    cuda.run("top_centroids", scores, cells)
     return cells
 
 
@@ -624,7 +641,7 @@ def top_k(scores: Array, k: int) -> tuple[Array, Array]:
     Parameters
     ----------
     scores : float32 (n,)
-    k : at least 1
+    k : at least 1, at most 4,096 on a CUDA device
 
     Returns
     -------
@@ -635,7 +652,7 @@ def top_k(scores: Array, k: int) -> tuple[Array, Array]:
     if k < 1:
         raise ValueError(f"`k` must be at least 1, got {k}")
     values, indices = _empty(scores, (min(k, n),), "float32"), _empty(scores, (min(k, n),), "int64")
-    _core.top_k(scores, values, indices)
+    cuda.run("top_k", scores, values, indices)
     return values, indices
 
 
@@ -655,7 +672,7 @@ def assign(points: Array, centroids: Array, *, exact: bool = True) -> tuple[Arra
         own, and a point looks into those whose head (unit mean) has a cosine at most 0.28 below
         that of its best head. Made for unit vectors: of token vectors 99 % get their nearest
         centroid, and the mean product falls by less than 0.001. The groups of the centroids last
-        given are kept for the next call.
+        given are kept for the next call. A CUDA device always looks at all.
 
     Returns
     -------
@@ -665,7 +682,8 @@ def assign(points: Array, centroids: Array, *, exact: bool = True) -> tuple[Arra
     """
     n, _ = _shape(points, "points", 2)
     codes, best = _empty(points, (n,), "int32"), _empty(points, (n,), "float32")
-    _core.assign(points, centroids, codes, best, exact)
+    how = () if cuda.is_cuda(points) else (exact,)
+    cuda.run("assign", points, centroids, codes, best, *how)
     return codes, best
 
 

@@ -1,0 +1,184 @@
+"""The CUDA kernels beside their floors and plain torch, on one GPU: prints a table.
+
+    python benchmarks/bench_cuda.py
+
+A floor is the larger of the bytes that have to move, at the bandwidth of a copy, and the
+operations, at the rate of a large product, both measured here. Each row checks its result before it
+is timed. Times are medians over launches, each between two events.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from colbert_fast.kernels import cuda, ops
+from colbert_fast.kernels.backend import backend_info
+
+DIM, QUERY_TOKENS, REPEATS = 128, 32, 50
+
+
+def milliseconds(call: Callable[[], Any], repeats: int = REPEATS) -> float:
+    for _ in range(3):
+        call()
+    times = []
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+class Floor(NamedTuple):
+    bytes_per_ms: float
+    flops_per_ms: dict[torch.dtype, float]
+
+    @classmethod
+    def measure(cls) -> Floor:
+        block = torch.empty(1 << 28, device="cuda")
+        other = torch.empty_like(block)
+        copy = 2 * block.nbytes / milliseconds(lambda: other.copy_(block), 10)
+        rates = {}
+        for dtype in (torch.float32, torch.bfloat16):
+            a = torch.randn(8192, 8192, device="cuda", dtype=dtype)
+            rates[dtype] = 2 * 8192**3 / milliseconds(lambda a=a: a @ a, 10)
+        return cls(copy, rates)
+
+    def of(self, moved: float, flops: float, dtype: torch.dtype) -> float:
+        return max(moved / self.bytes_per_ms, flops / self.flops_per_ms[dtype])
+
+
+def unit(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    vectors = torch.nn.functional.normalize(torch.randn(*shape, device="cuda"), dim=-1)
+    return vectors.to(dtype)
+
+
+def row(name: str, ours: Callable[[], Any], floor: float, torch_: Callable[[], Any]) -> None:
+    time, least, plain = milliseconds(ours), floor, milliseconds(torch_)
+    print(
+        f"| {name} | {time:.4f} | {least:.4f} | {time / least:.1f} | {plain:.4f} "
+        f"| {plain / time:.1f} |",
+        flush=True,
+    )
+
+
+def bench_maxsim(floor: Floor, dtype: torch.dtype, n_docs: int, length: int) -> None:
+    query, documents = unit(QUERY_TOKENS, DIM, dtype=dtype), unit(n_docs * length, DIM, dtype=dtype)
+    doclens = torch.full((n_docs,), length, dtype=torch.int32, device="cuda")
+
+    def plain() -> torch.Tensor:
+        similarities = query @ documents.view(n_docs, length, DIM).mT
+        return similarities.amax(-1).float().sum(-1)
+
+    ours = ops.maxsim(query, documents, doclens)
+    truth = (query.float() @ documents.float().view(n_docs, length, DIM).mT).amax(-1).sum(-1)
+    torch.testing.assert_close(ours, truth, rtol=0, atol=1e-3)
+    flops = 2 * QUERY_TOKENS * len(documents) * DIM
+    name = f"maxsim, 1 x {n_docs} x {length}, {str(dtype)[6:]}"
+    least = floor.of(documents.nbytes, flops, dtype)
+    row(name, lambda: ops.maxsim(query, documents, doclens), least, plain)
+
+
+def bench_training(floor: Floor, b: int, per_query: int, length: int) -> None:
+    query, documents = unit(b, QUERY_TOKENS, DIM), unit(b * per_query * length, DIM)
+    n_docs = b * per_query
+    doclens = torch.full((n_docs,), length, dtype=torch.int32, device="cuda")
+    grad = torch.randn(b, n_docs, device="cuda")
+    blocks = documents.view(n_docs, length, DIM)
+
+    def ours() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        scores, argmax = ops.maxsim(query, documents, doclens, return_argmax=True)
+        met = (doclens, argmax, grad)
+        return (
+            scores,
+            ops.maxsim_grad_query(documents, *met),
+            ops.maxsim_grad_documents(query, *met),
+        )
+
+    def plain() -> list[torch.Tensor]:
+        q, d = (tensor.detach().requires_grad_() for tensor in (query, blocks))
+        scores = torch.einsum("bqd,ntd->bnqt", q, d).amax(-1).sum(-1)
+        return [scores, *torch.autograd.grad(scores, (q, d), grad)]
+
+    found, expected = ours(), plain()
+    torch.testing.assert_close(found[0], expected[0].detach(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-3, atol=1e-3)
+    del found, expected
+    peaks = []
+    for call in (ours, plain):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        peaks.append((torch.cuda.max_memory_allocated() - before) / 2**20)
+    flops = 2 * b * QUERY_TOKENS * len(documents) * DIM
+    name = f"maxsim and gradients, {b} x {n_docs} x {length} ({peaks[0]:.0f} v {peaks[1]:.0f} MiB)"
+    row(name, ours, floor.of(2 * documents.nbytes, flops, torch.float32), plain)
+
+
+def bench_residuals(floor: Floor, nbits: int, n_docs: int, length: int, k: int = 1 << 16) -> None:
+    n, query, centroids = n_docs * length, unit(QUERY_TOKENS, DIM), unit(k, DIM)
+    codes = torch.randint(k, (n,), device="cuda", dtype=torch.int32)
+    residuals = torch.randint(256, (n, DIM * nbits // 8), device="cuda", dtype=torch.uint8)
+    scales, norms = (torch.full((n,), b, device="cuda", dtype=torch.uint8) for b in (140, 126))
+    weights = torch.randn(16, generator=torch.Generator().manual_seed(1)).sort().values / 8
+    doclens = torch.full((n_docs,), length, dtype=torch.int32, device="cuda")
+    table = cuda.byte_scores(query, cuda.quantise_centroids(centroids))
+    packed = (codes, residuals)
+
+    def ours() -> torch.Tensor:
+        return cuda.residual_maxsim(query, *packed, doclens, weights, scales, norms, *table)
+
+    host = [array.cpu() for array in (query, *packed, doclens, centroids)]
+    expected = ops.residual_maxsim(
+        *host, weights, scales=scales.cpu(), precision="int8", inverse_norms=norms.cpu()
+    )
+    assert torch.equal(ours().cpu(), expected)
+
+    def plain() -> torch.Tensor:
+        vectors = ops.decompress(*packed, centroids, weights, scales=scales)
+        return (query @ vectors.view(n_docs, length, DIM).mT).amax(-1).sum(-1)
+
+    moved = n * (DIM * nbits // 8 + 6 + QUERY_TOKENS)
+    flops = 2 * n * QUERY_TOKENS * DIM
+    name = f"residual_maxsim, {nbits} bits, {n_docs} x {length}"
+    row(name, ours, floor.of(moved, flops, torch.bfloat16), plain)
+    name = f"centroid scores as bytes, {k}"
+    moved, flops = k * (DIM + QUERY_TOKENS), 2 * k * QUERY_TOKENS * DIM
+    quantised = cuda.quantise_centroids(centroids)
+    row(
+        name,
+        lambda: cuda.byte_scores(query, quantised),
+        floor.of(moved, flops, torch.bfloat16),
+        lambda: centroids @ query.T,
+    )
+    row(
+        f"decompress, {nbits} bits, {n}",
+        lambda: ops.decompress(*packed, centroids, weights, scales=scales),
+        floor.of(n * 4 * DIM, 0, torch.float32),
+        lambda: centroids[codes],
+    )
+
+
+def main() -> None:
+    torch.manual_seed(1)
+    floor = Floor.measure()
+    print(f"{backend_info()['cuda_devices']}, copy {floor.bytes_per_ms / 1e6:.0f} GB/s, ", end="")
+    rates = {str(dtype)[6:]: f"{rate / 1e9:.0f}" for dtype, rate in floor.flops_per_ms.items()}
+    print(f"products in TFLOP/s {rates}\n")
+    print("| kernel | ms | floor | ratio | torch | faster |\n|---|---|---|---|---|---|")
+    bench_maxsim(floor, torch.bfloat16, 1000, 300)
+    bench_maxsim(floor, torch.float32, 1000, 300)
+    bench_training(floor, 32, 2, 180)
+    for nbits in (1, 2, 4):
+        bench_residuals(floor, nbits, 4096, 70)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+// Where a document's rows are, and which queries it is scored with.
+#pragma once
+
+#include "cuda/device.cuh"
+
+namespace colbert_fast::cuda {
+
+// The rows of a document that there are.
+struct Span {
+  std::size_t first;
+  unsigned count;
+};
+__device__ inline Span span_of(const Documents &documents, std::size_t i) {
+  const auto n = static_cast<std::int64_t>(documents.n_rows);
+  const std::int64_t first = max_of<std::int64_t>(min_of(documents.first[i], n), 0);
+  const std::int64_t count = min_of<std::int64_t>(documents.lengths[i], n - first);
+  return {static_cast<std::size_t>(first), static_cast<unsigned>(max_of<std::int64_t>(count, 0))};
+}
+
+__host__ __device__ inline std::size_t queries_per_document(const Pairs &pairs) {
+  return pairs.own ? 1 : pairs.n_queries;
+}
+__device__ inline std::size_t first_query(const Pairs &pairs, std::size_t document) {
+  return pairs.own ? document / pairs.columns : 0;
+}
+// Where the results of a query and a document are.
+__device__ inline std::size_t cell_of(const Pairs &pairs, std::size_t query, std::size_t document) {
+  return query * pairs.columns + document - (pairs.own ? query * pairs.columns : 0);
+}
+
+} // namespace colbert_fast::cuda

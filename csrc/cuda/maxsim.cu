@@ -1,0 +1,172 @@
+// Exact MaxSim over documents of any lengths, without padding, and its gradients.
+#include "cuda/documents.cuh"
+#include "cuda/tile.cuh"
+
+namespace colbert_fast::cuda {
+namespace {
+
+struct MaxSimShared {
+  Tile tile;
+  float best[kTileRows];
+};
+
+// A block scores one document with one query; blocks of a document are neighbours, so that its
+// tokens come from L2 but for the first.
+template <class T>
+__global__ void __launch_bounds__(kTileThreads)
+    maxsim_kernel(const float *queries, unsigned nq, unsigned dim, const T *rows,
+                  Documents documents, Pairs pairs, float *scores, std::int32_t *argmax) {
+  auto &shared = shared_memory<MaxSimShared>();
+  const std::size_t per_document = queries_per_document(pairs);
+  const std::size_t document = blockIdx.x / per_document;
+  const std::size_t b = first_query(pairs, document) + blockIdx.x % per_document;
+  const std::size_t cell = cell_of(pairs, b, document);
+  const float *query = queries + b * nq * dim;
+  const Span span = span_of(documents, document);
+  const T *tokens = rows + span.first * dim;
+
+  float total = 0.0f; // of the lanes that are equal modulo 16, as on the CPU
+  for (unsigned q = 0; q < nq; q += kTileRows) {
+    Best best[4];
+    for (Best &one : best) one = {kMinusInf, -1};
+    for (unsigned t = 0; t < span.count; t += kTileColumns) {
+      const auto token = [&](unsigned c) { return min_of(t + c, span.count - 1); };
+      float products[4][4];
+      dot_tile(
+          shared.tile,
+          [&](unsigned r, unsigned d) {
+            return q + r < nq ? query[static_cast<std::size_t>(q + r) * dim + d] : 0.0f;
+          },
+          [&](unsigned c, unsigned d) {
+            return to_float(tokens[static_cast<std::size_t>(token(c)) * dim + d]);
+          },
+          dim, products);
+      for (unsigned i = 0; i < 4; ++i)
+        for (unsigned j = 0; j < 4; ++j)
+          best[i].offer(products[i][j], static_cast<std::int32_t>(token(tile_column() + j)));
+    }
+    for (unsigned i = 0; i < 4; ++i) {
+      best[i].reduce(16);
+      const unsigned r = tile_row() + i;
+      if (threadIdx.x % 16 != 0) continue;
+      shared.best[r] = best[i].value;
+      if (argmax != nullptr && q + r < nq) argmax[cell * nq + q + r] = best[i].index;
+    }
+    __syncthreads();
+    if (threadIdx.x < kLanes)
+      for (unsigned lane = threadIdx.x; lane < min_of<unsigned>(kTileRows, (nq - q + 15) / 16 * 16);
+           lane += kLanes)
+        total += shared.best[lane];
+    __syncthreads();
+  }
+  if (threadIdx.x < kWarp) {
+    total = add_16_lanes(total);
+    if (threadIdx.x == 0) scores[cell] = total;
+  }
+}
+
+constexpr unsigned kGradThreads = 128;
+
+// A thread sums four dimensions of one query token, over documents in order.
+template <class T>
+__global__ void __launch_bounds__(kGradThreads)
+    grad_query_kernel(const float *grad, const std::int32_t *argmax, unsigned nq, unsigned dim,
+                      const T *rows, Documents documents, Pairs pairs, float *out) {
+  const unsigned width = dim / 4;
+  const std::size_t at = static_cast<std::size_t>(blockIdx.x) * kGradThreads + threadIdx.x;
+  const std::size_t row = at / width, b = row / nq;
+  if (row >= pairs.n_queries * nq) return;
+  const std::size_t q = row % nq, d = at % width * 4;
+  const std::size_t first = pairs.own ? b * pairs.columns : 0;
+  float sum[4] = {};
+#pragma unroll 4
+  for (std::size_t c = 0; c < pairs.columns; ++c) {
+    const std::size_t cell = b * pairs.columns + c;
+    const std::int32_t met = argmax[cell * nq + q];
+    const Span span = span_of(documents, first + c);
+    if (met < 0 || static_cast<unsigned>(met) >= span.count) continue;
+    const T *token = rows + (span.first + static_cast<std::size_t>(met)) * dim + d;
+    for (unsigned k = 0; k < 4; ++k) sum[k] = fmaf(grad[cell], to_float(token[k]), sum[k]);
+  }
+  for (unsigned k = 0; k < 4; ++k) out[row * dim + d + k] = sum[k];
+}
+
+constexpr std::size_t kSums = 8192; // floats of sums that a block holds: of 8 tokens at least
+
+struct GradShared {
+  float sums[kSums];
+  float weight[kGradThreads];
+  std::int32_t met[kGradThreads];
+};
+
+// A block makes the rows of one document, so many at a time. A thread owns dimensions and adds what
+// met them in order: no atomics, the same bits each time.
+__global__ void __launch_bounds__(kGradThreads)
+    grad_documents_kernel(const float *queries, const float *grad, const std::int32_t *argmax,
+                          unsigned nq, unsigned dim, Documents documents, Pairs pairs, float *out) {
+  auto &shared = shared_memory<GradShared>();
+  const std::size_t document = blockIdx.x, b = first_query(pairs, document);
+  const Span span = span_of(documents, document);
+  const std::size_t n = queries_per_document(pairs) * nq;
+  const unsigned held = static_cast<unsigned>(kSums) / dim;
+  for (unsigned t = 0; t < span.count; t += held) {
+    const unsigned count = min_of(held, span.count - t);
+    for (unsigned i = threadIdx.x; i < count * dim; i += kGradThreads) shared.sums[i] = 0.0f;
+    for (std::size_t first = 0; first < n; first += kGradThreads) {
+      __syncthreads();
+      if (const std::size_t i = first + threadIdx.x; i < n) {
+        const std::size_t cell = cell_of(pairs, b + i / nq, document);
+        shared.weight[threadIdx.x] = grad[cell];
+        shared.met[threadIdx.x] = argmax[cell * nq + i % nq];
+      }
+      __syncthreads();
+      const auto staged = static_cast<unsigned>(min_of<std::size_t>(kGradThreads, n - first));
+      for (unsigned i = 0; i < staged; ++i) {
+        const std::int64_t met = std::int64_t{shared.met[i]} - t;
+        if (met < 0 || met >= count) continue;
+        const float *token = queries + (b * nq + first + i) * dim;
+        float *sums = shared.sums + met * dim;
+        for (unsigned d = threadIdx.x; d < dim; d += kGradThreads)
+          sums[d] = fmaf(shared.weight[i], token[d], sums[d]);
+      }
+    }
+    __syncthreads();
+    for (unsigned i = threadIdx.x; i < count * dim; i += kGradThreads)
+      out[(span.first + t) * dim + i] = shared.sums[i];
+  }
+}
+
+} // namespace
+
+void maxsim(const float *queries, std::size_t nq, std::size_t dim, const void *rows, DType type,
+            const Documents &documents, const Pairs &pairs, float *scores, std::int32_t *argmax,
+            Stream stream) {
+  with_type(type, [&](auto element) {
+    using T = decltype(element);
+    launch(maxsim_kernel<T>, documents.count * queries_per_document(pairs), 1, kTileThreads,
+           sizeof(MaxSimShared), stream, queries, static_cast<unsigned>(nq),
+           static_cast<unsigned>(dim), static_cast<const T *>(rows), documents, pairs, scores,
+           argmax);
+  });
+}
+
+void maxsim_grad_query(const float *grad, const std::int32_t *argmax, std::size_t nq,
+                       std::size_t dim, const void *rows, DType type, const Documents &documents,
+                       const Pairs &pairs, float *out, Stream stream) {
+  with_type(type, [&](auto element) {
+    using T = decltype(element);
+    launch(grad_query_kernel<T>, ceil_div(pairs.n_queries * nq * (dim / 4), kGradThreads), 1,
+           kGradThreads, 0, stream, grad, argmax, static_cast<unsigned>(nq),
+           static_cast<unsigned>(dim), static_cast<const T *>(rows), documents, pairs, out);
+  });
+}
+
+void maxsim_grad_documents(const float *queries, const float *grad, const std::int32_t *argmax,
+                           std::size_t nq, std::size_t dim, const Documents &documents,
+                           const Pairs &pairs, float *out, Stream stream) {
+  launch(grad_documents_kernel, documents.count, 1, kGradThreads, sizeof(GradShared), stream,
+         queries, grad, argmax, static_cast<unsigned>(nq), static_cast<unsigned>(dim), documents,
+         pairs, out);
+}
+
+} // namespace colbert_fast::cuda

@@ -1,0 +1,72 @@
+// The residual codec's tables and bit order, for the kernels that read it; cpu/bits-inl.h and
+// cpu/trellis-inl.h tell what they mean.
+#pragma once
+
+#include "cuda/device.cuh"
+
+namespace colbert_fast::cuda {
+
+// A decoder by value: kernels take at most 4 KB of arguments.
+struct Tables {
+  float values[256];
+  float scales[256];
+  float norms[256];
+  std::uint8_t levels[256];
+};
+
+inline Tables tables_of(const Decoder &decoder) {
+  Tables tables{};
+  for (std::size_t i = 0; i < windows_of(decoder.nbits); ++i) {
+    tables.values[i] = decoder.values[i];
+    tables.levels[i] = decoder.levels[i];
+  }
+  for (std::size_t i = 0; i < 256; ++i) {
+    tables.scales[i] = decoder.scales[i];
+    tables.norms[i] = decoder.norms[i];
+  }
+  return tables;
+}
+
+// f(std::integral_constant-like tag) for the run-time nbits.
+template <int B> struct Bits {
+  static constexpr int value = B;
+};
+template <class F> void with_bits(int nbits, F f) {
+  switch (nbits) {
+  case 1: return f(Bits<1>{});
+  case 2: return f(Bits<2>{});
+  case 3: return f(Bits<3>{});
+  case 4: return f(Bits<4>{});
+  default: return f(Bits<8>{});
+  }
+}
+
+// Ids at most `largest`, whatever is stored.
+struct SafeCodes {
+  Codes codes;
+  std::size_t largest;
+  __device__ std::size_t operator[](std::size_t i) const {
+    const std::size_t code = codes.wide ? static_cast<const std::uint32_t *>(codes.data)[i]
+                                        : static_cast<const std::uint16_t *>(codes.data)[i];
+    return min_of(code, largest);
+  }
+};
+
+template <int B> constexpr int kLowBits = B == 3 ? 2 : B;
+
+// What dimension d of a packed row is looked up by.
+template <int B>
+__device__ inline unsigned window_of(const std::uint8_t *row, unsigned d, unsigned dim) {
+  constexpr unsigned kLow = kLowBits<B>, kPlanes = 8 / kLow;
+  constexpr unsigned kWidth = B == 8 ? 8 : B == 3 ? 3 : 4;
+  const unsigned i = d / kPlanes, plane = d % kPlanes;
+  const unsigned stream = row[i] | (i == 0 ? 0u : row[i - 1]) << 8;
+  unsigned window = stream >> (8 - kLow * (plane + 1)) & ((1u << kWidth) - 1);
+  if (B == 3) {
+    const unsigned eighth = dim / 8, bit = 7 - (2 * plane + i / eighth);
+    window |= (row[dim / 4 + i % eighth] >> bit & 1u) << 3;
+  }
+  return window;
+}
+
+} // namespace colbert_fast::cuda

@@ -1,0 +1,284 @@
+// Approximate MaxSim straight from packed residuals: the query as int8, centroid scores as a table
+// of bytes, residuals decoded in registers and multiplied by tensor cores. Same bits as the CPU's.
+#include "cuda/bytes.cuh"
+#include "cuda/documents.cuh"
+
+namespace colbert_fast::cuda {
+namespace {
+
+constexpr unsigned kThreads = 128, kWarps = kThreads / kWarp, kRows = 8;
+
+// ---- the query ----------------------------------------------------------------------------------
+
+struct PackShared {
+  float unit[kQueryTile];
+  std::int32_t sum[kQueryTile];
+};
+
+// A block packs a tile of query tokens. Lengths are chains of sums, a thread each, as on the CPU.
+template <int B>
+__global__ void __launch_bounds__(kThreads)
+    pack_query_kernel(const float *query, unsigned nq, unsigned dim, float zero, QueryBytes out) {
+  auto &shared = shared_memory<PackShared>();
+  const unsigned tile = blockIdx.x * kQueryTile, slabs = static_cast<unsigned>(slabs_of(dim));
+  if (threadIdx.x < kQueryTile) {
+    const unsigned q = tile + threadIdx.x;
+    float largest = 0.0f, squares = 0.0f;
+#pragma unroll 8
+    for (unsigned d = 0; d < (q < nq ? dim : 0); ++d) {
+      const float value = query[static_cast<std::size_t>(q) * dim + d];
+      largest = largest < fabsf(value) ? fabsf(value) : largest;
+      squares = squares + value * value;
+    }
+    const bool usable = squares < HUGE_VALF && largest > 1e-30f;
+    shared.unit[threadIdx.x] = out.units[q] = usable ? largest / 127.0f : 0.0f;
+    out.norms[q] = usable ? sqrtf(squares) : 0.0f;
+    shared.sum[threadIdx.x] = 0;
+  }
+  __syncthreads();
+  std::uint32_t *words = out.levels + static_cast<std::size_t>(blockIdx.x) * slabs * kSlabWords;
+  for (unsigned i = threadIdx.x; i < slabs * kSlabWords; i += kThreads) {
+    // slab, half of the tile, block of 32 dimensions, lane, register: as add_products reads them
+    const unsigned reg = i % 4, lane = i / 4 % 32, block = i / 128 % 4, m = i / 512 % 2;
+    const unsigned r = lane / 4 * 4 + 2 * m + reg % 2, q = tile + r;
+    const float unit = shared.unit[r];
+    std::uint32_t word = 0;
+    std::int32_t sum = 0;
+    for (unsigned j = 0; j < 4; ++j) {
+      const unsigned d = i / kSlabWords * kSlab + slab_dim<B>(lane % 4, 2 * block + reg / 2, j);
+      std::int32_t value = 0;
+      if (unit > 0.0f && d < dim)
+        value =
+            static_cast<std::int32_t>(rintf(query[static_cast<std::size_t>(q) * dim + d] / unit));
+      word |= (static_cast<std::uint32_t>(value) & 255u) << 8 * j;
+      sum += value;
+    }
+    words[i] = word;
+    atomicAdd(&shared.sum[r], sum);
+  }
+  __syncthreads();
+  if (threadIdx.x < kQueryTile)
+    out.start[tile + threadIdx.x] =
+        static_cast<std::int32_t>(rintf(-zero * static_cast<float>(shared.sum[threadIdx.x])));
+}
+
+// ---- centroids ----------------------------------------------------------------------------------
+
+// A thread quantises a centroid: once for an index.
+__global__ void __launch_bounds__(kThreads)
+    quantise_kernel(const float *centroids, std::size_t n, unsigned dim, std::uint8_t *rows,
+                    float *scale, float *longest) {
+  const std::size_t c = static_cast<std::size_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (c >= n) return;
+  const float *row = centroids + c * dim;
+  float largest = 0.0f, squares = 0.0f;
+  for (unsigned d = 0; d < dim; ++d) {
+    largest = largest < fabsf(row[d]) ? fabsf(row[d]) : largest;
+    squares = squares + row[d] * row[d];
+  }
+  const bool usable = largest > 1e-30f;
+  const float unit = usable ? largest / 63.0f : 1.0f;
+  for (unsigned d = 0; d < dim; ++d)
+    rows[c * dim + d] = static_cast<std::uint8_t>(
+        kScreenZero + (usable ? static_cast<int>(rintf(row[d] / unit)) : 0));
+  scale[c] = unit;
+  // Of numbers that are not negative, bits are in the numbers' order.
+  atomicMax(reinterpret_cast<unsigned *>(longest), __float_as_uint(sqrtf(squares)));
+}
+
+// What a byte of the table stands for, of a query token.
+__device__ float step_of(float norm, float longest) {
+  return norm * (longest > 0.0f ? longest : 1.0f) / (static_cast<float>(kTableZero) - 2.0f);
+}
+__device__ float ratio_of(float unit, float unit_of_bytes, float step) {
+  return step > 0.0f ? unit * unit_of_bytes / step : 0.0f;
+}
+
+__device__ std::uint32_t to_byte(float x) {
+  const float rounded = rintf(x);
+  return static_cast<std::uint32_t>(rounded < 0.0f ? 0.0f : rounded > 255.0f ? 255.0f : rounded);
+}
+
+// A warp scores eight centroids with all query tokens.
+template <bool kAligned>
+__global__ void __launch_bounds__(kThreads)
+    byte_scores_kernel(QueryBytes query, unsigned tiles, unsigned dim, const std::uint8_t *rows,
+                       const float *scale, const float *longest, std::size_t n, std::uint8_t *out,
+                       float *step) {
+  auto *shared = &shared_memory<uint4>();
+  const unsigned slabs = static_cast<unsigned>(slabs_of(dim)), lane = threadIdx.x % kWarp;
+  const std::size_t first =
+      (static_cast<std::size_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp) * kRows;
+  const std::uint8_t *row = rows + min_of(first + lane / 4, n - 1) * dim;
+  for (unsigned tile = 0; tile < tiles; ++tile) {
+    __syncthreads();
+    stage_query(query, tile, slabs, shared);
+    __syncthreads();
+    const unsigned q = tile * kQueryTile + lane / 4 * 4;
+    std::int32_t sums[4][2];
+    float ratio[4];
+    for (unsigned i = 0; i < 4; ++i) {
+      const float unit = step_of(query.norms[q + i], *longest);
+      if (blockIdx.x == 0 && threadIdx.x < kWarp && lane % 4 == 0) step[q + i] = unit;
+      ratio[i] = ratio_of(query.units[q + i], 1.0f, unit);
+      sums[i][0] = sums[i][1] = query.start[q + i];
+    }
+    for (unsigned slab = 0; slab < slabs; ++slab) {
+      std::uint32_t bytes[8];
+      load_slab<8, kAligned>(row, dim, slab, {}, bytes);
+      add_products(shared + slab * (kSlabWords / 4), bytes, sums);
+    }
+    for (unsigned c = 0; c < 2; ++c) {
+      const std::size_t centroid = first + lane % 4 * 2 + c;
+      if (centroid >= n) continue;
+      std::uint32_t word = 0;
+      for (unsigned i = 0; i < 4; ++i)
+        word |= to_byte(fmaf(static_cast<float>(sums[i][c]) * scale[centroid], ratio[i],
+                             static_cast<float>(kTableZero)))
+                << 8 * i;
+      *reinterpret_cast<std::uint32_t *>(out + centroid * tiles * kQueryTile + q) = word;
+    }
+  }
+}
+
+// ---- documents ----------------------------------------------------------------------------------
+
+struct ScoreTables {
+  float scales[256], norms[256];
+  Levels levels;
+  float step;
+};
+
+struct ScoreShared {
+  float scales[256], norms[256];
+  float best[kWarps][kQueryTile];
+  uint4 query[1]; // slabs * kSlabWords / 4
+};
+
+// A warp scores a document, eight tokens at a time.
+template <int B, bool kAligned>
+__global__ void __launch_bounds__(kThreads)
+    residual_maxsim_kernel(QueryBytes query, unsigned nq, const std::uint8_t *table,
+                           const float *step, ScoreTables tables, SafeCodes codes,
+                           const std::uint8_t *packed, const std::uint8_t *scales,
+                           const std::uint8_t *inverse_norms, unsigned dim, Documents documents,
+                           float *scores) {
+  auto &shared = shared_memory<ScoreShared>();
+  const unsigned slabs = static_cast<unsigned>(slabs_of(dim)), packed_dim = dim * B / 8;
+  const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const unsigned tiles = (nq + kQueryTile - 1) / kQueryTile, stride = tiles * kQueryTile;
+  const std::size_t document = static_cast<std::size_t>(blockIdx.x) * kWarps + warp;
+  const Span span = document < documents.count ? span_of(documents, document) : Span{0, 0};
+  for (unsigned i = threadIdx.x; i < 256; i += kThreads)
+    shared.scales[i] = tables.scales[i], shared.norms[i] = tables.norms[i];
+
+  float total = 0.0f; // of the lanes that are equal modulo 16, as on the CPU
+  for (unsigned tile = 0; tile < tiles; ++tile) {
+    __syncthreads();
+    stage_query(query, tile, slabs, shared.query);
+    __syncthreads();
+    const unsigned q = tile * kQueryTile + lane / 4 * 4;
+    float ratio[4], best[4];
+    std::int32_t start[4];
+    for (unsigned i = 0; i < 4; ++i) {
+      ratio[i] = ratio_of(query.units[q + i], tables.step, step[q + i]);
+      start[i] = query.start[q + i];
+      best[i] = kMinusInf;
+    }
+    for (unsigned first = 0; first < span.count; first += kRows) {
+      const auto token = [&](unsigned i) { return span.first + min_of(first + i, span.count - 1); };
+      const std::uint8_t *row = packed + token(lane / 4) * packed_dim;
+      std::int32_t sums[4][2];
+      for (unsigned i = 0; i < 4; ++i) sums[i][0] = sums[i][1] = start[i];
+      for (unsigned slab = 0; slab < slabs; ++slab) {
+        std::uint32_t bytes[8];
+        load_slab<B, kAligned>(row, dim, slab, tables.levels, bytes);
+        add_products(shared.query + slab * (kSlabWords / 4), bytes, sums);
+      }
+      for (unsigned c = 0; c < 2; ++c) {
+        const std::size_t at = token(lane % 4 * 2 + c);
+        const float norm = inverse_norms == nullptr ? 1.0f : shared.norms[inverse_norms[at]];
+        const float scale = scales == nullptr ? 1.0f : shared.scales[scales[at]];
+        const float zero = norm * static_cast<float>(-kTableZero), scaled = norm * scale;
+        const std::uint32_t bytes =
+            *reinterpret_cast<const std::uint32_t *>(table + codes[at] * stride + q);
+        for (unsigned i = 0; i < 4; ++i) {
+          const float centroid = fmaf(static_cast<float>(bytes >> 8 * i & 255u), norm, zero);
+          const float cell = fmaf(static_cast<float>(sums[i][c]) * ratio[i], scaled, centroid);
+          best[i] = cell > best[i] ? cell : best[i];
+        }
+      }
+    }
+    for (unsigned i = 0; i < 4; ++i) {
+      for (int half = 1; half < 4; half *= 2) {
+        const float other = __shfl_xor_sync(kAllLanes, best[i], half);
+        best[i] = other > best[i] ? other : best[i];
+      }
+      if (lane % 4 == 0) shared.best[warp][lane + i] = best[i];
+    }
+    __syncwarp();
+    for (unsigned l = lane % kLanes; l < kQueryTile && tile * kQueryTile + l / 16 * 16 < nq;
+         l += kLanes)
+      total = fmaf(shared.best[warp][l], step[tile * kQueryTile + l], total);
+  }
+  total = add_16_lanes(total);
+  if (lane == 0 && document < documents.count)
+    scores[document] = span.count == 0 ? kMinusInf : total;
+}
+
+std::size_t query_bytes(std::size_t dim) { return slabs_of(dim) * kSlabWords * 4; }
+
+} // namespace
+
+std::size_t query_words(std::size_t nq, std::size_t dim) {
+  return ceil_div(nq, kQueryTile) * slabs_of(dim) * kSlabWords;
+}
+
+void pack_query(const float *query, std::size_t nq, std::size_t dim, int nbits, float zero,
+                const QueryBytes &out, Stream stream) {
+  with_bits(nbits, [&](auto b) {
+    launch(pack_query_kernel<decltype(b)::value>, ceil_div(nq, kQueryTile), 1, kThreads,
+           sizeof(PackShared), stream, query, static_cast<unsigned>(nq), static_cast<unsigned>(dim),
+           zero, out);
+  });
+}
+
+void quantise_centroids(const float *centroids, std::size_t n, std::size_t dim, std::uint8_t *rows,
+                        float *scale, float *longest, Stream stream) {
+  launch(quantise_kernel, ceil_div(n, kThreads), 1, kThreads, 0, stream, centroids, n,
+         static_cast<unsigned>(dim), rows, scale, longest);
+}
+
+void byte_scores(const QueryBytes &query, std::size_t nq, std::size_t dim, const std::uint8_t *rows,
+                 const float *scale, const float *longest, std::size_t n, std::uint8_t *table,
+                 float *step, Stream stream) {
+  launch(dim % 32 == 0 ? byte_scores_kernel<true> : byte_scores_kernel<false>,
+         ceil_div(n, kWarps * kRows), 1, kThreads, query_bytes(dim), stream, query,
+         static_cast<unsigned>(ceil_div(nq, kQueryTile)), static_cast<unsigned>(dim), rows, scale,
+         longest, n, table, step);
+}
+
+void residual_maxsim_i8(const QueryBytes &query, std::size_t nq, const std::uint8_t *table,
+                        const float *step, const Decoder &decoder, float level_step,
+                        std::size_t n_centroids, const Residuals &tokens,
+                        const Documents &documents, float *scores, Stream stream) {
+  ScoreTables tables{};
+  for (std::size_t i = 0; i < 256; ++i)
+    tables.scales[i] = decoder.scales[i], tables.norms[i] = decoder.norms[i];
+  for (std::size_t i = 0; i < 16; ++i)
+    tables.levels.words[i / 4] |= std::uint32_t{decoder.levels[i]} << 8 * (i % 4);
+  tables.step = level_step;
+  with_bits(decoder.nbits, [&](auto b) {
+    constexpr int B = decltype(b)::value;
+    if constexpr (B != 8)
+      launch(decoder.dim % 32 == 0 ? residual_maxsim_kernel<B, true>
+                                   : residual_maxsim_kernel<B, false>,
+             ceil_div(documents.count, kWarps), 1, kThreads,
+             sizeof(ScoreShared) + query_bytes(decoder.dim), stream, query,
+             static_cast<unsigned>(nq), table, step, tables,
+             SafeCodes{tokens.codes, n_centroids - 1}, tokens.packed, tokens.scales,
+             tokens.inverse_norms, static_cast<unsigned>(decoder.dim), documents, scores);
+  });
+}
+
+} // namespace colbert_fast::cuda

@@ -1,0 +1,70 @@
+"""The CUDA extension. Private: every public function is in kernels.ops, or in kernels.cuda."""
+
+from __future__ import annotations
+
+from typing import Any
+
+release: str
+
+def device_count() -> int: ...
+def device_name(device: int) -> str: ...
+def problem() -> str: ...
+def query_words(nq: int, dim: int) -> int: ...
+def assign(points: Any, centroids: Any, codes: Any, best: Any, stream: int) -> None: ...
+def centroid_scores(query: Any, centroids: Any, scores: Any, stream: int) -> None: ...
+def top_centroids(scores: Any, cells: Any, stream: int) -> None: ...
+def top_k(scores: Any, values: Any, indices: Any, stream: int) -> None: ...
+def maxsim(
+    query: Any,
+    documents: Any,
+    first: Any,
+    doclens: Any,
+    scores: Any,
+    argmax: Any,
+    stream: int,
+) -> None: ...
+def maxsim_grad_query(
+    documents: Any, first: Any, doclens: Any, argmax: Any, grad: Any, out: Any, stream: int
+) -> None: ...
+def maxsim_grad_documents(
+    query: Any, first: Any, doclens: Any, argmax: Any, grad: Any, out: Any, stream: int
+) -> None: ...
+def pack(buckets: Any, nbits: int, packed: Any, stream: int) -> None: ...
+def unpack(packed: Any, nbits: int, buckets: Any, stream: int) -> None: ...
+def decompress(
+    codes: Any,
+    residuals: Any,
+    centroids: Any,
+    weights: Any,
+    scales: Any,
+    embeddings: Any,
+    stream: int,
+) -> None: ...
+def quantise_centroids(
+    centroids: Any, rows: Any, scale: Any, longest: Any, stream: int
+) -> None: ...
+def byte_scores(
+    query: Any,
+    rows: Any,
+    scale: Any,
+    longest: Any,
+    packed: tuple[Any, Any, Any, Any],
+    table: Any,
+    step: Any,
+    stream: int,
+) -> None: ...
+def residual_maxsim(
+    query: Any,
+    codes: Any,
+    residuals: Any,
+    first: Any,
+    doclens: Any,
+    weights: Any,
+    scales: Any,
+    inverse_norms: Any,
+    table: Any,
+    step: Any,
+    packed: tuple[Any, Any, Any, Any],
+    scores: Any,
+    stream: int,
+) -> None: ...

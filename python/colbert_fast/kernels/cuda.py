@@ -1,0 +1,131 @@
+"""CUDA's kernels: where a call goes, and the stages that are on a GPU only.
+
+Tensors on a CUDA device run the kernels of `_cuda` on torch's current stream of that device, and
+the results lie there too. Nothing waits for the device, so nothing can look at values: what the
+CPU's kernels refuse, such as a code that is too large or lengths that do not sum to the number of
+tokens, is clamped or left out.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NamedTuple
+
+from colbert_fast import _core
+from colbert_fast.kernels import backend
+
+__all__ = [
+    "CentroidBytes",
+    "byte_scores",
+    "documents_of",
+    "is_cuda",
+    "quantise_centroids",
+    "residual_maxsim",
+    "run",
+]
+
+Tensor = Any
+
+
+class CentroidBytes(NamedTuple):
+    """Centroids as bytes: ``centroid ~ scale * (row - 64)``."""
+
+    rows: Tensor  # uint8 (K, dim)
+    scale: Tensor  # float32 (K,)
+    longest: Tensor  # float32 (1,): the greatest length of a centroid
+
+
+def is_cuda(array: Any) -> bool:
+    """Whether an array lies on a CUDA device. (The device of a numpy array is a string.)"""
+    return getattr(getattr(array, "device", None), "type", "cpu") == "cuda"
+
+
+def run(kernel: str, *arguments: Any) -> None:
+    """Call a kernel of `_core`, or of `_cuda` if the first argument lies on a CUDA device.
+
+    Raises
+    ------
+    BackendUnavailable
+        That device is asked for, and this build or machine has no CUDA.
+    """
+    first = arguments[0]
+    if not is_cuda(first):
+        getattr(_core, kernel)(*arguments)
+        return
+    module, torch = backend.cuda(), sys.modules["torch"]
+    with torch.cuda.device(first.device):
+        getattr(module, kernel)(*arguments, torch.cuda.current_stream().cuda_stream)
+
+
+def documents_of(like: Any, doclens: Any) -> tuple[Any, ...]:
+    """The arguments that say where documents are, for kernels that run where `like` lies."""
+    if not is_cuda(like):
+        return (doclens,)
+    if not is_cuda(doclens):
+        raise TypeError(f"`doclens` must be on {like.device}, got an array on the CPU")
+    torch = sys.modules["torch"]
+    return torch.cumsum(doclens, 0, dtype=torch.int64) - doclens, doclens
+
+
+def quantise_centroids(centroids: Tensor) -> CentroidBytes:
+    """Centroids float32 (K, dim) as bytes, once for many queries."""
+    torch, (k, dim) = sys.modules["torch"], centroids.shape
+    found = CentroidBytes(
+        centroids.new_empty((k, dim), dtype=torch.uint8),
+        centroids.new_empty((k,)),
+        centroids.new_zeros((1,)),
+    )
+    run("quantise_centroids", centroids, *found)
+    return found
+
+
+def _packed(query: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Memory for a query as int8: words, where products start, lengths, units."""
+    torch, (nq, dim) = sys.modules["torch"], query.shape
+    lanes = -(-nq // 32) * 32
+    return (
+        query.new_empty((backend.cuda().query_words(nq, dim),), dtype=torch.int32),
+        query.new_empty((lanes,), dtype=torch.int32),
+        query.new_empty((lanes,)),
+        query.new_empty((lanes,)),
+    )
+
+
+def byte_scores(query: Tensor, centroids: CentroidBytes) -> tuple[Tensor, Tensor]:
+    """Scores of all centroids as bytes (`reference.byte_scores`).
+
+    Parameters
+    ----------
+    query : float32 (nq, dim)
+    centroids : CentroidBytes
+
+    Returns
+    -------
+    table : uint8 (K, nq up to a multiple of 32)
+    step : float32 (nq up to a multiple of 32,)
+        Byte b stands for ``step * (b - 127)``; 0 past the query's last token.
+    """
+    torch, lanes = sys.modules["torch"], -(-len(query) // 32) * 32
+    table = query.new_empty((len(centroids.rows), lanes), dtype=torch.uint8)
+    step = query.new_empty((lanes,))
+    run("byte_scores", query, *centroids, _packed(query), table, step)
+    return table, step
+
+
+def residual_maxsim(
+    query: Tensor,
+    codes: Tensor,
+    residuals: Tensor,
+    doclens: Tensor,
+    weights: Any,
+    scales: Tensor | None,
+    inverse_norms: Tensor | None,
+    table: Tensor,
+    step: Tensor,
+) -> Tensor:
+    """`ops.residual_maxsim` with int8 precision from the table of `byte_scores`."""
+    scores = query.new_empty((len(doclens),))
+    where = documents_of(query, doclens)
+    columns = (weights, scales, inverse_norms, table, step, _packed(query), scores)
+    run("residual_maxsim", query, codes, residuals, *where, *columns)
+    return scores
