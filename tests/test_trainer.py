@@ -15,6 +15,7 @@ pytest.importorskip("accelerate", reason="accelerate is an extra")
 from torch.nn import functional  # noqa: E402
 
 from colbert_fast.model import ColBERT  # noqa: E402
+from colbert_fast.storage.lock import LOCK  # noqa: E402
 from colbert_fast.training import trainer  # noqa: E402
 from colbert_fast.training.batches import Collator, Encoder  # noqa: E402
 from colbert_fast.training.config import LOSSES, TrainingConfig  # noqa: E402
@@ -117,7 +118,7 @@ def test_the_result_is_a_checkpoint(model: ColBERT, folder: Path, tmp_path: Path
     assert trained is model
     assert not model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-3", "final"]
+    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-3", "final", LOCK]
     assert not same(model.state_dict(), weights(folder))
     for name in ("final", "checkpoint-3"):
         assert same(model.state_dict(), weights(output / name))

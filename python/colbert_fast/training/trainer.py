@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
-import json
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,8 +24,9 @@ from colbert_fast.training.checkpoints import (
     UNFINISHED,
     appear,
     average_weights,
+    describe_run,
     load_weights,
-    prepare_output,
+    opened,
     prune,
 )
 from colbert_fast.training.config import TEACHER_LOSSES, TrainingConfig
@@ -86,7 +86,10 @@ def train(
         ``final``; all of them are what `ColBERT.from_pretrained` reads.
     config : TrainingConfig, optional
     resume : bool
-        Go on in an `output_dir` that was used before; one with a final model is only read.
+        Go on in an `output_dir` that was used before; one with a final model is only read. `model`
+        must be as it was when the run began. What else a run is recognised by is `config`, but for
+        what does not change the result, the number of processes and of examples, and the first
+        and the last example: of those between, nothing is noticed.
     progress : bool
         Show a bar.
     callbacks : sequence of transformers.TrainerCallback
@@ -101,8 +104,10 @@ def train(
     FileExistsError
         `output_dir` is not empty, and `resume` is not set.
     ValueError
-        The configuration does not go with the model, the data, the number of processes or the
-        checkpoint to resume.
+        The configuration does not go with the model, the data or the number of processes, or the
+        checkpoint to resume is another run's.
+    TimeoutError
+        Another process trains in `output_dir`.
     FloatingPointError
         The loss is not finite.
     MissingDependencyError
@@ -120,19 +125,16 @@ def train(
             f"batch_size: want a multiple of the {processes()} processes, got {config.batch_size}"
         )
     arguments.per_device_train_batch_size = config.batch_size // processes()
-    record = {
-        "examples": len(data),
-        "processes": processes(),
-        "config": json.loads(json.dumps(dataclasses.asdict(config))),
-    }
-    last = broadcast(prepare_output(output, record, resume=resume) if rank() == 0 else None)
-    if last == output / FINAL:
-        load_weights(model, last)
-        return model.eval()
-    with without_gradient(frozen), dropout(model, config.dropout):
-        trainer = _Trainer(model, data, config, record, arguments, list(callbacks))
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    trainer.finish()
+    record = describe_run(model, data, config, processes())
+    with opened(output, record, resume=resume) if rank() == 0 else nullcontext() as found:
+        last = broadcast(found)
+        if last == output / FINAL:
+            load_weights(model, last)
+            return model.eval()
+        with without_gradient(frozen), dropout(model, config.dropout):
+            trainer = _Trainer(model, data, config, record, arguments, list(callbacks))
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        trainer.finish()
     return model.eval()
 
 
