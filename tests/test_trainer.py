@@ -14,9 +14,11 @@ pytest.importorskip("accelerate", reason="accelerate is an extra")
 
 from torch.nn import functional  # noqa: E402
 
+from colbert_fast.kernels import autograd  # noqa: E402
 from colbert_fast.model import ColBERT  # noqa: E402
-from colbert_fast.training import trainer  # noqa: E402
-from colbert_fast.training.batches import Collator, Encoder  # noqa: E402
+from colbert_fast.storage.lock import LOCK  # noqa: E402
+from colbert_fast.training import losses, trainer  # noqa: E402
+from colbert_fast.training.batches import Collator, Encoder, TrainingBatch  # noqa: E402
 from colbert_fast.training.config import LOSSES, TrainingConfig  # noqa: E402
 from colbert_fast.training.objective import objective  # noqa: E402
 from colbert_fast.training.trainer import train  # noqa: E402
@@ -38,6 +40,11 @@ def model(folder: Path) -> ColBERT:
 
 def run(model: ColBERT, output: Path, **options: Any) -> ColBERT:
     return train(model, EXAMPLES, output, TrainingConfig(**{**SHORT, **options}), progress=False)
+
+
+def collate(model: ColBERT, examples: list[Any]) -> TrainingBatch:
+    collator = Collator(model.tokenizer, tokens_per_pass=64, needs_scores=True)
+    return collator.collate(examples)
 
 
 def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
@@ -82,8 +89,7 @@ def test_gradients_of_a_step_are_those_of_the_formulas(
 ) -> None:
     weight = {"kl": 1.0, "in_batch": 0.5, "contrastive": 2.0}
     examples = EXAMPLES[:4]
-    collator = Collator(model.tokenizer, tokens_per_pass=64, needs_scores=True)
-    batch = collator.collate(examples)
+    batch = collate(model, examples)
     config = TrainingConfig(losses=weight, matryoshka=matryoshka)
     parts = objective(config, *Encoder(model)(batch), batch.doclens, batch.teacher)
     ours = sum(parts.values())
@@ -97,10 +103,52 @@ def test_gradients_of_a_step_are_those_of_the_formulas(
         torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-4)
 
 
+def test_temperatures_and_k(model: ColBERT) -> None:
+    batch = collate(model, EXAMPLES[:4])
+    with torch.no_grad():
+        queries, rows = Encoder(model)(batch)
+    scores = autograd.maxsim(queries, rows, batch.doclens)
+    n = len(EXAMPLES[0].documents)
+    own = torch.stack([scores[i, i * n : i * n + n] for i in range(4)])
+    options: dict[str, Any] = {"contrastive_temperature": 0.5, "temperature": 2.0, "xtr_k": 3}
+    config = TrainingConfig(losses=dict.fromkeys(LOSSES, 1.0), **options)
+    found = objective(config, queries, rows, batch.doclens, batch.teacher)
+    expected = {
+        "kl": losses.kl_divergence(own, batch.teacher, temperature=2.0),
+        "in_batch": losses.in_batch_cross_entropy(scores, n, temperature=0.5),
+        "pairwise": losses.pairwise_cross_entropy(own),
+        "contrastive": losses.contrastive(scores, n, temperature=0.5),
+        "margin_mse": losses.margin_mse(own, batch.teacher),
+        "xtr": losses.xtr(queries, rows, batch.doclens, n, k=3, temperature=0.5),
+    }
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5, msg=name)
+        config = TrainingConfig(losses={name: 1.0}, **options)
+        alone = objective(config, queries, rows, batch.doclens, batch.teacher)
+        torch.testing.assert_close(alone[name], value, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_only_what_a_loss_needs_is_scored(model: ColBERT) -> None:
+    batch = collate(model, EXAMPLES[:4])
+    rows = Encoder(model)(batch)
+    for names, own_only in (
+        (["xtr"], []),
+        (["xtr", "kl"], [True]),
+        (["kl", "margin_mse", "pairwise"], [True]),
+        (["kl", "in_batch", "contrastive"], [False]),
+    ):
+        config = TrainingConfig(losses=dict.fromkeys(names, 1.0))
+        with mock.patch.object(autograd, "maxsim", wraps=autograd.maxsim) as maxsim:
+            objective(config, *rows, batch.doclens, batch.teacher)
+        calls = ["documents_per_query" in call.kwargs for call in maxsim.call_args_list]
+        assert calls == own_only, names
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_falls(model: ColBERT, name: str, tmp_path: Path) -> None:
     def loss() -> float:
-        batch = Collator(model.tokenizer, tokens_per_pass=999, needs_scores=True).collate(EXAMPLES)
+        batch = collate(model, EXAMPLES)
         with torch.no_grad():
             rows = Encoder(model)(batch)
             config = TrainingConfig(losses={name: 1.0}, teacher_scale=0.5)
@@ -117,7 +165,7 @@ def test_the_result_is_a_checkpoint(model: ColBERT, folder: Path, tmp_path: Path
     assert trained is model
     assert not model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-3", "final"]
+    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-3", "final", LOCK]
     assert not same(model.state_dict(), weights(folder))
     for name in ("final", "checkpoint-3"):
         assert same(model.state_dict(), weights(output / name))

@@ -33,6 +33,8 @@ from colbert_fast.training.config import TrainingConfig
         ("quantization_bits", 5, "want one of"),
         ("quantization_fraction", 1.5, "at most 1"),
         ("pool_factor", 0, "at least 1"),
+        ("contrastive_temperature", 0.0, "above 0"),
+        ("xtr_k", 0, "at least 1"),
         ("dropout", 1.0, "below 1"),
         ("group_size", 5, "batch_size=32 is no multiple of 5"),
         ("group_size", 4, "in_batch .*another query's document"),

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 
 torch: Any = pytest.importorskip("torch", reason="torch is an extra")
 pytest.importorskip("accelerate", reason="accelerate is an extra")
 
+from colbert_fast.model import ColBERT  # noqa: E402
+from colbert_fast.storage.lock import LOCK, writer_lock  # noqa: E402
+from colbert_fast.training import checkpoints  # noqa: E402
 from colbert_fast.training.config import TrainingConfig  # noqa: E402
 from colbert_fast.training.trainer import train  # noqa: E402
 from training_runs import load_model, make_examples, run, weights, write_model  # noqa: E402
@@ -49,7 +53,8 @@ def assert_equal(output: Path, straight: dict[str, Any]) -> None:
 
 
 def names(output: Path) -> list[str]:
-    return sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
+    found = (path.name for path in output.iterdir() if path.name != LOCK)
+    return sorted(name for name in found if not name.startswith("."))
 
 
 def test_killed_and_resumed(folder: Path, straight: dict[str, Any], tmp_path: Path) -> None:
@@ -96,9 +101,14 @@ def test_a_checkpoint_that_fails_is_not_there(
 def test_a_finished_run_is_only_read(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     first = train_here(folder, output, max_steps=2)
-    before = (output / "final" / "model.safetensors").stat().st_mtime_ns
-    again = train_here(folder, output, max_steps=2, resume=True)
-    assert (output / "final" / "model.safetensors").stat().st_mtime_ns == before
+
+    def state() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (output, *output.rglob("*"))}
+
+    before = state()
+    with writer_lock(output):  # needs none
+        again = train_here(folder, output, max_steps=2, resume=True)
+    assert state() == before
     for key, value in first.state_dict().items():
         assert torch.equal(value, again.state_dict()[key])
 
@@ -114,3 +124,49 @@ def test_resuming_with_another_configuration(folder: Path, tmp_path: Path) -> No
 def test_resuming_where_nothing_is_begins(folder: Path, tmp_path: Path) -> None:
     train_here(folder, tmp_path / "run", max_steps=2, resume=True)
     assert names(tmp_path / "run") == ["checkpoint-2", "final"]
+
+
+def test_another_run_is_not_resumed(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    train_here(folder, output, max_steps=2)
+    config = TrainingConfig(**{**OPTIONS, "max_steps": 2})
+    examples = make_examples()
+    first, last = examples[0], examples[-1]
+    model = load_model(folder)
+    with torch.no_grad():
+        model.projection.dense_layers[0].linear.weight[0, 0] += 1
+    shorter = ColBERT.from_pretrained(folder, dtype="float32", document_length=20)
+    for name, other_model, data in (
+        ("examples", None, examples[1:]),
+        ("first_and_last", None, [first._replace(query="why"), *examples[1:]]),
+        ("first_and_last", None, [*examples[:-1], last._replace(documents=first.documents)]),
+        ("first_and_last", None, [*examples[:-1], last._replace(scores=(0.0, 1.0, 2.0))]),
+        ("model", model, examples),
+        ("model_config", shorter, examples),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}: .*cannot resume"):
+            train(
+                other_model or load_model(folder),
+                data,
+                output,
+                config,
+                resume=True,
+                progress=False,
+            )
+    # Scores of another type are the same scores.
+    same = [each._replace(scores=[np.float64(score) for score in each.scores]) for each in examples]
+    train(load_model(folder), same, output, config, resume=True, progress=False)
+
+
+def test_one_process_at_a_time(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    output.mkdir()
+    with writer_lock(output), mock.patch.object(checkpoints, "_PATIENCE", 0.0):
+        (output / ".unfinished").mkdir()
+        (output / ".unfinished" / "half").touch()
+        for resume in (False, True):
+            with pytest.raises(TimeoutError, match=r"^output_dir: another process trains in"):
+                train_here(folder, output, max_steps=2, resume=resume)
+        assert (output / ".unfinished" / "half").exists()
+    train_here(folder, output, max_steps=2)
+    assert names(output) == ["checkpoint-2", "final"]

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import re
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from colbert_fast.errors import IndexBusyError
 from colbert_fast.model import ColBERT
 from colbert_fast.model.checkpoint import load_checkpoint
 from colbert_fast.storage.files import sync_files, sync_folder
+from colbert_fast.storage.lock import LOCK, writer_lock
+from colbert_fast.training.batches import ExampleLike
+from colbert_fast.training.config import TrainingConfig
 
 __all__ = [
     "FINAL",
@@ -23,8 +30,9 @@ __all__ = [
     "appear",
     "average_weights",
     "checkpoints",
+    "describe_run",
     "load_weights",
-    "prepare_output",
+    "opened",
     "prune",
     "read_weights_of",
 ]
@@ -38,6 +46,9 @@ UNFINISHED = ".unfinished"
 # A run that is resumed may have other values of these; they do not change the result.
 _FREE = ("workers", "logging_steps", "tensorboard")
 
+# Seconds. The processes of a killed run that read its data hold its lock until they notice.
+_PATIENCE = 10.0
+
 
 def checkpoints(output: Path) -> dict[int, Path]:
     """The checkpoints of a run by step, ascending."""
@@ -45,29 +56,62 @@ def checkpoints(output: Path) -> dict[int, Path]:
     return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
-def prepare_output(output: Path, record: dict[str, Any], *, resume: bool) -> Path | None:
-    """Make the folder; the checkpoint or final model to go on from, if there is one."""
+def describe_run(
+    model: ColBERT, data: Sequence[ExampleLike], config: TrainingConfig, processes: int
+) -> dict[str, Any]:
+    """What a run is recognised by: see `train`."""
+    ends = [
+        (each.query, [*each.documents], None if each.scores is None else [*map(float, each.scores)])
+        for each in (data[0], data[len(data) - 1])
+    ]
+    described = {
+        "model": model.eval().fingerprint(),
+        "model_config": dataclasses.asdict(model.config),
+        "examples": len(data),
+        "first_and_last": hashlib.sha256(json.dumps(ends).encode()).hexdigest()[:16],
+        "processes": processes,
+        "config": dataclasses.asdict(config),
+    }
+    record: dict[str, Any] = json.loads(json.dumps(described))  # lists in place of tuples
+    return record
+
+
+@contextmanager
+def opened(output: Path, record: dict[str, Any], *, resume: bool) -> Iterator[Path | None]:
+    """Hold the folder of a run; the checkpoint or final model to go on from, if there is one.
+
+    A finished run's folder is only read.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    if not resume and {path.name for path in output.iterdir()} - {UNFINISHED}:
+    if not resume and {path.name for path in output.iterdir()} - {UNFINISHED, LOCK}:
         raise FileExistsError(f"{output} is not empty; choose another folder or pass resume=True")
-    shutil.rmtree(output / UNFINISHED, ignore_errors=True)
-    (output / UNFINISHED).mkdir()
-    found = [*checkpoints(output).values()]
+    with ExitStack() as held:
+        if not (output / FINAL).is_dir():
+            try:
+                held.enter_context(writer_lock(output, timeout=_PATIENCE))
+            except IndexBusyError as error:
+                raise TimeoutError(f"output_dir: another process trains in {output}") from error
+        last = _last(output)
+        if last is not None:
+            _check_record(last / RECORD, record)
+        if last != output / FINAL:
+            shutil.rmtree(output / UNFINISHED, ignore_errors=True)
+            (output / UNFINISHED).mkdir()
+        yield last
+
+
+def _last(output: Path) -> Path | None:
     if (output / FINAL).is_dir():
-        found.append(output / FINAL)
-    if not found:
-        return None
-    _check_record(found[-1] / RECORD, record)
-    return found[-1]
+        return output / FINAL
+    return next(reversed(checkpoints(output).values()), None)
 
 
 def _check_record(path: Path, record: dict[str, Any]) -> None:
     before = json.loads(path.read_text(encoding="utf-8"))
-    pairs = [(name, before[name], record[name]) for name in ("examples", "processes")]
-    config = before["config"]
-    pairs += [(name, config.get(name), value) for name, value in record["config"].items()]
-    for name, old, new in pairs:
-        if old != new and name not in _FREE:
+    before, now = ({**each, **each["config"]} for each in (before, record))
+    for name, new in now.items():
+        old = before.get(name)
+        if old != new and name not in ("config", *_FREE):
             raise ValueError(f"{name}: {path} was written with {old!r}, got {new!r}; cannot resume")
 
 

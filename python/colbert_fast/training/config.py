@@ -32,8 +32,16 @@ _AT_LEAST: dict[str, int] = {
     "eval_steps": 1,
     "average_best": 1,
     "pool_factor": 1,
+    "xtr_k": 1,
 }
-_POSITIVE = ("epochs", "learning_rate", "adam_epsilon", "temperature", "teacher_scale")
+_POSITIVE = (
+    "epochs",
+    "learning_rate",
+    "adam_epsilon",
+    "temperature",
+    "contrastive_temperature",
+    "teacher_scale",
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,12 @@ class TrainingConfig:
     normalize : {"none", "minmax"}
         Of the scores in "kl": see `losses.kl_divergence`.
     temperature : float
-        Of "kl".
+        Of "kl", and of no other loss.
+    contrastive_temperature : float
+        Of "in_batch", "contrastive" and "xtr": divides the scores, which are sums over the query's
+        tokens in the first two and a mean over some of them in "xtr".
+    xtr_k : int
+        Of "xtr": the document tokens that each query token retrieves.
     teacher_scale : float
         Factor on the teacher's scores (`distillation_alpha` in ColBERTv2's code).
     dropout : float, optional
@@ -127,6 +140,8 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     normalize: Literal["none", "minmax"] = "none"
     temperature: float = 1.0
+    contrastive_temperature: float = 1.0
+    xtr_k: int = 256
     teacher_scale: float = 1.0
     dropout: float | None = None
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"

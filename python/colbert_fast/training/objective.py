@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,8 +15,10 @@ from colbert_fast.training.distributed import gather_rows, rank
 
 __all__ = ["objective"]
 
-_GLOBAL = ("in_batch", "contrastive", "xtr")
-"""Losses that score a query against the other queries' documents too."""
+_ALL_SCORES = ("in_batch", "contrastive")
+"""Losses of MaxSim scores with the other queries' documents too."""
+_GLOBAL = (*_ALL_SCORES, "xtr")
+"""Losses that see the other queries' documents."""
 
 
 def objective(
@@ -46,13 +48,15 @@ def objective(
     everything = gather_rows(rows, doclens) if set(_GLOBAL) & set(config.losses) else None
     total: dict[str, Tensor] = {}
     for dim in (*config.matryoshka, queries.shape[2]):
-        part = _Scores(
+        part = _Losses(
+            config,
             _prefix(queries, dim),
             (_prefix(rows, dim), doclens),
             everything and (_prefix(everything[0], dim), everything[1]),
+            teacher,
         )
-        for name, loss in part.losses(config, teacher):
-            weighted = config.losses[name] * loss
+        for name, weight in config.losses.items():
+            weighted = weight * part.loss(name)
             total[name] = total[name] + weighted if name in total else weighted
     return total
 
@@ -64,48 +68,62 @@ def _prefix(vectors: Tensor, dim: int) -> Tensor:
     return functional.normalize(vectors[..., :dim], dim=-1)
 
 
-class _Scores:
-    """Scores of queries with their own documents, and with all if there are any others wanted."""
+class _Losses:
+    """The losses of queries with their own documents and, where a loss wants them, with all."""
 
     def __init__(
         self,
+        config: TrainingConfig,
         queries: Tensor,
         own: tuple[Tensor, Tensor],
         everything: tuple[Tensor, Tensor] | None,
+        teacher: Tensor | None,
     ) -> None:
-        self.queries, self.everything = queries, everything
+        self.config, self.teacher = config, teacher
+        self.queries, self.own, self.everything = queries, own, everything
         self.n = len(own[1]) // len(queries)
         self.offset = rank() * len(queries)
-        if everything is None:
-            self.scores = autograd.maxsim(queries, *own, documents_per_query=self.n)
-            return
-        self.all_scores = autograd.maxsim(queries, *everything)
+
+    @cached_property
+    def all_scores(self) -> Tensor:
+        """MaxSim scores with every document, (b, processes * b * n)."""
+        assert self.everything is not None  # `objective` gathered them
+        return autograd.maxsim(self.queries, *self.everything)
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """MaxSim scores with the own documents, (b, n)."""
+        if not set(_ALL_SCORES) & set(self.config.losses):
+            return autograd.maxsim(self.queries, *self.own, documents_per_query=self.n)
         # Own documents are among all: their scores need no second look.
-        first = (self.offset + torch.arange(len(queries), device=queries.device)) * self.n
-        columns = first[:, None] + torch.arange(self.n, device=queries.device)
-        self.scores = self.all_scores.gather(1, columns)
+        b, device = len(self.queries), self.queries.device
+        first = (self.offset + torch.arange(b, device=device)) * self.n
+        columns = first[:, None] + torch.arange(self.n, device=device)
+        return self.all_scores.gather(1, columns)
 
-    def losses(
-        self, config: TrainingConfig, teacher: Tensor | None
-    ) -> Iterator[tuple[str, Tensor]]:
-        for name in config.losses:
-            yield name, self._loss(name, config, teacher)
-
-    def _loss(self, name: str, config: TrainingConfig, teacher: Tensor | None) -> Tensor:
-        n, offset = self.n, self.offset
-        if teacher is not None and name == "kl":
+    def loss(self, name: str) -> Tensor:
+        """One of LOSSES."""
+        config, n = self.config, self.n
+        if self.teacher is not None and name == "kl":
             normalize, temperature = config.normalize, config.temperature
             return losses.kl_divergence(
-                self.scores, teacher, normalize=normalize, temperature=temperature
+                self.scores, self.teacher, normalize=normalize, temperature=temperature
             )
-        if teacher is not None and name == "margin_mse":
-            return losses.margin_mse(self.scores, teacher)
+        if self.teacher is not None and name == "margin_mse":
+            return losses.margin_mse(self.scores, self.teacher)
         if name == "pairwise":
             return losses.pairwise_cross_entropy(self.scores)
+        if name in ("kl", "margin_mse"):
+            raise ValueError(f"losses: {name!r} needs the teacher's scores")
+        temperature, offset = config.contrastive_temperature, self.offset
         if self.everything is not None and name == "xtr":
-            return losses.xtr(self.queries, *self.everything, n, offset=offset)
-        if name == "contrastive":
-            return losses.contrastive(self.all_scores, n, offset=offset)
-        if name == "in_batch":
-            return losses.in_batch_cross_entropy(self.all_scores, n, offset=offset)
-        raise ValueError(f"losses: {name!r} needs the teacher's scores")
+            return losses.xtr(
+                self.queries,
+                *self.everything,
+                n,
+                k=config.xtr_k,
+                temperature=temperature,
+                offset=offset,
+            )
+        of = losses.contrastive if name == "contrastive" else losses.in_batch_cross_entropy
+        return of(self.all_scores, n, temperature=temperature, offset=offset)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
-import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,13 +24,15 @@ from colbert_fast.training.checkpoints import (
     UNFINISHED,
     appear,
     average_weights,
+    describe_run,
     load_weights,
-    prepare_output,
+    opened,
     prune,
 )
 from colbert_fast.training.config import TEACHER_LOSSES, TrainingConfig
 from colbert_fast.training.distributed import barrier, broadcast, processes, rank
 from colbert_fast.training.objective import objective
+from colbert_fast.training.parameters import dropout, frozen_parameters, without_gradient
 from colbert_fast.training.stored import Quantizer, pool_rows
 from colbert_fast.training.validation import METRIC, validate
 
@@ -87,7 +86,10 @@ def train(
         ``final``; all of them are what `ColBERT.from_pretrained` reads.
     config : TrainingConfig, optional
     resume : bool
-        Go on in an `output_dir` that was used before; one with a final model is only read.
+        Go on in an `output_dir` that was used before; one with a final model is only read. `model`
+        must be as it was when the run began. What else a run is recognised by is `config`, but for
+        what does not change the result, the number of processes and of examples, and the first
+        and the last example: of those between, nothing is noticed.
     progress : bool
         Show a bar.
     callbacks : sequence of transformers.TrainerCallback
@@ -102,8 +104,10 @@ def train(
     FileExistsError
         `output_dir` is not empty, and `resume` is not set.
     ValueError
-        The configuration does not go with the model, the data, the number of processes or the
-        checkpoint to resume.
+        The configuration does not go with the model, the data or the number of processes, or the
+        checkpoint to resume is another run's.
+    TimeoutError
+        Another process trains in `output_dir`.
     FloatingPointError
         The loss is not finite.
     MissingDependencyError
@@ -112,7 +116,7 @@ def train(
     config = config or TrainingConfig()
     output = Path(output_dir)
     _check_model(model, config)
-    frozen = _frozen(model, config.frozen)
+    frozen = frozen_parameters(model, config.frozen)
     steps = _steps(len(data), config)
     arguments = _arguments(model, output, config, steps, progress=progress)
     arguments._n_gpu = 1  # a process uses its own GPU only
@@ -121,19 +125,16 @@ def train(
             f"batch_size: want a multiple of the {processes()} processes, got {config.batch_size}"
         )
     arguments.per_device_train_batch_size = config.batch_size // processes()
-    record = {
-        "examples": len(data),
-        "processes": processes(),
-        "config": json.loads(json.dumps(dataclasses.asdict(config))),
-    }
-    last = broadcast(prepare_output(output, record, resume=resume) if rank() == 0 else None)
-    if last == output / FINAL:
-        load_weights(model, last)
-        return model.eval()
-    with _without_gradient(frozen), _dropout(model, config.dropout):
-        trainer = _Trainer(model, data, config, record, arguments, list(callbacks))
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    trainer.finish()
+    record = describe_run(model, data, config, processes())
+    with opened(output, record, resume=resume) if rank() == 0 else nullcontext() as found:
+        last = broadcast(found)
+        if last == output / FINAL:
+            load_weights(model, last)
+            return model.eval()
+        with without_gradient(frozen), dropout(model, config.dropout):
+            trainer = _Trainer(model, data, config, record, arguments, list(callbacks))
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        trainer.finish()
     return model.eval()
 
 
@@ -185,51 +186,6 @@ def _arguments(
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
     )
-
-
-def _frozen(model: ColBERT, patterns: Sequence[str]) -> list[torch.nn.Parameter]:
-    """What is not trained: what is named, and the pooler, which late interaction has no use for."""
-    parameters = dict(model.named_parameters())
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in parameters):
-            raise ValueError(
-                f"frozen: {pattern!r} matches no parameter; they have names like "
-                f"{next(iter(parameters))!r}"
-            )
-    found = [
-        parameter
-        for name, parameter in parameters.items()
-        if any(fnmatchcase(name, pattern) for pattern in (*patterns, "backbone.pooler.*"))
-    ]
-    if len(found) == len(parameters):
-        raise ValueError(f"frozen: {patterns} leaves nothing to train")
-    return found
-
-
-@contextmanager
-def _without_gradient(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
-def _dropout(model: ColBERT, share: float | None) -> Iterator[None]:
-    """Every dropout layer at `share`, until the end; None leaves them."""
-    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Dropout)]
-    before = [layer.p for layer in layers]
-    try:
-        for layer in layers:
-            layer.p = layer.p if share is None else share
-        yield
-    finally:
-        for layer, own in zip(layers, before, strict=True):
-            layer.p = own
 
 
 class _Progress(ProgressCallback):  # type: ignore[misc, unused-ignore]
