@@ -9,31 +9,35 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
-from sentence_transformers import CrossEncoder, SentenceTransformer
-from transformers import BertForSequenceClassification
 
-from colbert_fast.errors import CheckpointError, UnknownDocumentError
-from colbert_fast.kernels import reference
-from colbert_fast.model import ColBERT
-from colbert_fast.model.streaming import Embedding
-from colbert_fast.search.bm25 import BM25
-from colbert_fast.storage.documents import Document, DocumentStore, DocumentWriter
-from colbert_fast.training.cross_encoder import CrossEncoderTeacher, resolve_teacher_dtype
-from colbert_fast.training.data import NWay, read_tuples, write_tuples
-from colbert_fast.training.teacher import CombinedTeacher, score_with_teacher
-from colbert_fast.training.teacher_cache import Pair, ScoreCache
-from colbert_fast.training.teachers import (
+torch: Any = pytest.importorskip("torch", reason="torch is an extra")
+pytest.importorskip("sentence_transformers", reason="sentence-transformers is an extra")
+
+from sentence_transformers import CrossEncoder, SentenceTransformer  # noqa: E402
+from transformers import BertForSequenceClassification  # noqa: E402
+
+from colbert_fast.errors import CheckpointError, UnknownDocumentError  # noqa: E402
+from colbert_fast.kernels import reference  # noqa: E402
+from colbert_fast.model import ColBERT  # noqa: E402
+from colbert_fast.model.streaming import Embedding  # noqa: E402
+from colbert_fast.search.bm25 import BM25  # noqa: E402
+from colbert_fast.storage.documents import Document, DocumentStore, DocumentWriter  # noqa: E402
+from colbert_fast.training.cross_encoder import CrossEncoderTeacher, resolve_teacher_dtype  # noqa: E402
+from colbert_fast.training.data import NWay, read_tuples, write_tuples  # noqa: E402
+from colbert_fast.training.teacher import CombinedTeacher, score_with_teacher  # noqa: E402
+from colbert_fast.training.teacher_cache import Pair, ScoreCache  # noqa: E402
+from colbert_fast.training.teachers import (  # noqa: E402
     BiEncoderTeacher,
     BM25Teacher,
     JudgementsTeacher,
     MaxSimTeacher,
 )
-from tiny_models import WORDS, make_backbone, make_tokenizer, write_plain, write_pylate
+from tiny_models import WORDS, make_backbone, make_tokenizer, write_plain, write_pylate  # noqa: E402
 
 QUERIES = {"q0": "why is the sky blue", "q1": "fast search engine"}
 DOCUMENTS = {

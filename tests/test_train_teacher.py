@@ -9,13 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from colbert_fast.training.cross_encoder import CrossEncoderTeacher
-from colbert_fast.training.data import Example, NWay, TrainingData
-from colbert_fast.training.train_teacher import train_teacher
-from tiny_models import WORDS, write_plain
+torch: Any = pytest.importorskip("torch", reason="torch is an extra")
+for package in ("accelerate", "datasets", "sentence_transformers"):
+    pytest.importorskip(package, reason=f"{package} is an extra")
+
+from safetensors.torch import load_file  # noqa: E402
+
+from colbert_fast.training.cross_encoder import CrossEncoderTeacher  # noqa: E402
+from colbert_fast.training.data import Example, NWay, TrainingData  # noqa: E402
+from colbert_fast.training.train_teacher import train_teacher  # noqa: E402
+from tiny_models import WORDS, write_plain  # noqa: E402
 
 
 def make_data(examples: int = 24, nway: int = 3) -> TrainingData:
