@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -43,7 +44,7 @@ def run(model: ColBERT, output: Path, **options: Any) -> ColBERT:
 
 
 def collate(model: ColBERT, examples: list[Any]) -> TrainingBatch:
-    collator = Collator(model.tokenizer, tokens_per_pass=64, needs_scores=True)
+    collator = Collator(model.tokenizer, tokens_per_pass=64, nway=3, needs_scores=True)
     return collator.collate(examples)
 
 
@@ -238,10 +239,34 @@ def test_what_does_not_fit(model: ColBERT, tmp_path: Path) -> None:
         pytest.raises(ValueError, match="batch_size: want a multiple of the 3 processes, got 4"),
     ):
         run(model, output)
+    with pytest.raises(ValueError, match="4 documents; want 3"):  # a batch that agrees in itself
+        train(
+            model,
+            [*EXAMPLES[:1], *make_examples(4, n=4)],
+            tmp_path / "other",
+            TrainingConfig(batch_size=1, max_steps=5),
+            progress=False,
+        )
     output.mkdir(exist_ok=True)
     (output / "mine").touch()
     with pytest.raises(FileExistsError, match="not empty"):
         run(model, output)
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "good"),
+    [
+        ("cuda:0", "cuda:0", True),
+        ("cpu", "cpu", True),
+        ("mps:0", "mps", True),
+        ("cuda:1", "cuda:0", False),
+        ("cuda:0", "cuda:1", False),
+        ("cpu", "cuda:0", False),
+    ],
+)
+def test_a_model_is_not_moved(found: str, wanted: str, good: bool) -> None:
+    with nullcontext() if good else pytest.raises(ValueError, match=f"^model: it is on {found}"):
+        trainer._check_device(torch.device(found), torch.device(wanted))
 
 
 def test_a_loss_that_is_not_finite(model: ColBERT, tmp_path: Path) -> None:

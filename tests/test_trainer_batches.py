@@ -34,7 +34,7 @@ def model(folder: Path) -> ColBERT:
 def test_rows_are_those_of_encode_in_the_order_of_the_examples(
     model: ColBERT, tokens: int, texts: int | None
 ) -> None:
-    batch = Collator(model.tokenizer, tokens_per_pass=tokens, texts_per_pass=texts).collate(
+    batch = Collator(model.tokenizer, nway=3, tokens_per_pass=tokens, texts_per_pass=texts).collate(
         EXAMPLES
     )
     for part in (*batch.queries, *batch.documents):
@@ -52,14 +52,14 @@ def test_rows_are_those_of_encode_in_the_order_of_the_examples(
 
 def test_padding_is_little(model: ColBERT) -> None:
     examples = make_examples(30)
-    batch = Collator(model.tokenizer, tokens_per_pass=100).collate(examples)
+    batch = Collator(model.tokenizer, nway=3, tokens_per_pass=100).collate(examples)
     padded = sum(part.input_ids.numel() for part in batch.documents)
     assert padded < 1.1 * sum(int(part.attention_mask.sum()) for part in batch.documents)
 
 
 def test_padding_of_queries_without_expansion_is_zero(folder: Path) -> None:
     model = ColBERT.from_pretrained(folder, dtype="float32", do_query_expansion=False)
-    batch = Collator(model.tokenizer, tokens_per_pass=60).collate(EXAMPLES)
+    batch = Collator(model.tokenizer, nway=3, tokens_per_pass=60).collate(EXAMPLES)
     with torch.no_grad():
         queries, _ = Encoder(model)(batch)
     for row, expected in zip(
@@ -70,7 +70,9 @@ def test_padding_of_queries_without_expansion_is_zero(folder: Path) -> None:
 
 
 def test_recomputed_passes_give_the_same_gradients(model: ColBERT) -> None:
-    batch = Collator(model.tokenizer, tokens_per_pass=80, texts_per_pass=3).collate(EXAMPLES)
+    batch = Collator(model.tokenizer, nway=3, tokens_per_pass=80, texts_per_pass=3).collate(
+        EXAMPLES
+    )
     assert len(batch.documents) > 3
     model.train()
     found = []
@@ -90,7 +92,7 @@ def test_recomputed_passes_give_the_same_gradients(model: ColBERT) -> None:
 
 
 def test_recomputing_runs_each_pass_twice_and_keeps_no_activations(model: ColBERT) -> None:
-    batch = Collator(model.tokenizer, tokens_per_pass=80).collate(EXAMPLES)
+    batch = Collator(model.tokenizer, nway=3, tokens_per_pass=80).collate(EXAMPLES)
     passes = len(batch.documents) + len(batch.queries)
     model.train()
     kept = {}
@@ -130,23 +132,27 @@ def test_every_epoch_is_a_permutation_shared_out_in_order(processes: int) -> Non
 
 def test_examples_that_do_not_go_together(model: ColBERT) -> None:
     def collate(examples: list[Example], **options: Any) -> Any:
-        return Collator(model.tokenizer, tokens_per_pass=99, **options).collate(examples)
+        return Collator(model.tokenizer, tokens_per_pass=99, **{"nway": 3, **options}).collate(
+            examples
+        )
 
     short = Example("blue", ("sky", "why"))
-    with pytest.raises(ValueError, match=r"query 'blue': 2 documents; want 3"):
+    with pytest.raises(ValueError, match=r"query 'blue': 2 documents; want 3 \(nway\)"):
         collate([EXAMPLES[0], short])
+    with pytest.raises(ValueError, match=r"3 documents; want 2 \(nway\)"):
+        collate([EXAMPLES[0]], nway=2)
     with pytest.raises(ValueError, match=r"query 'blue': 2 documents; want at least 3 \(nway\)"):
-        collate([short], nway=3)
+        collate([short], truncate=True)
     with pytest.raises(ValueError, match=r"query 'blue': no teacher's scores"):
-        collate([short], needs_scores=True)
+        collate([short], nway=2, needs_scores=True)
     with pytest.raises(ValueError, match=r"query 'blue': 1 scores for 2 documents"):
-        collate([short._replace(scores=(1.0,))])
+        collate([short._replace(scores=(1.0,))], nway=2)
 
 
 def test_nway_takes_the_first_documents(model: ColBERT) -> None:
-    batch = Collator(model.tokenizer, tokens_per_pass=99, nway=2, needs_scores=True).collate(
-        EXAMPLES
-    )
+    batch = Collator(
+        model.tokenizer, tokens_per_pass=99, nway=2, truncate=True, needs_scores=True
+    ).collate(EXAMPLES)
     assert batch.teacher is not None
     assert len(batch.doclens) == 2 * len(EXAMPLES)
     assert torch.equal(batch.teacher, torch.tensor([each.scores[:2] for each in EXAMPLES]))
@@ -155,7 +161,7 @@ def test_nway_takes_the_first_documents(model: ColBERT) -> None:
 def test_a_document_of_several_examples_is_encoded_once(model: ColBERT) -> None:
     first, second = EXAMPLES[0], EXAMPLES[1]
     shared = [first, second._replace(documents=(second.documents[0], *first.documents[1:]))]
-    batch = Collator(model.tokenizer, tokens_per_pass=60).collate(shared)
+    batch = Collator(model.tokenizer, nway=3, tokens_per_pass=60).collate(shared)
     distinct = {text for example in shared for text in example.documents}
     assert sum(len(part.input_ids) for part in batch.documents) == len(distinct)
     _, rows = Encoder(model)(batch)

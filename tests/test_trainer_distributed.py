@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,22 +16,25 @@ pytest.importorskip("accelerate", reason="accelerate is an extra")
 from colbert_fast.training import distributed  # noqa: E402
 from colbert_fast.training.config import TrainingConfig  # noqa: E402
 from colbert_fast.training.trainer import train  # noqa: E402
-from training_runs import load_model, make_examples, run, weights, write_model  # noqa: E402
+from colbert_fast.training.validation import METRIC  # noqa: E402
+from training_runs import load_model, make_examples, run, weights, write_beir, write_model  # noqa: E402
 
-# A large epsilon, since Adam's updates are signs where a gradient is nothing but rounding.
+# A large epsilon, since Adam's updates are signs where a gradient is nothing but rounding; no
+# clipping, which would hide a factor on all gradients.
 OPTIONS: dict[str, Any] = {
     "losses": {"kl": 1.0, "in_batch": 1.0, "xtr": 1.0},
     "batch_size": 4,
     "max_steps": 4,
-    "learning_rate": 0.1,
+    "learning_rate": 0.01,
     "adam_epsilon": 1.0,
+    "max_grad_norm": 0.0,
 }
+OWN_ONLY = {"losses": {"kl": 1.0, "pairwise": 1.0}}
 
 
-@pytest.mark.parametrize("cache", [None, 2])
-def test_two_processes_are_one(cache: int | None, tmp_path: Path) -> None:
+def assert_two_are_one(tmp_path: Path, **changes: Any) -> None:
     folder = write_model(tmp_path / "model")
-    options = {**OPTIONS, "gradient_cache": cache}
+    options = {**OPTIONS, **changes}
     model = load_model(folder, dropout=0.0)
     train(model, make_examples(), tmp_path / "one", TrainingConfig(**options), progress=False)
     done = run(folder, tmp_path / "two", processes=2, **options, dropout=0.0)
@@ -41,6 +45,38 @@ def test_two_processes_are_one(cache: int | None, tmp_path: Path) -> None:
         torch.testing.assert_close(two[key], one, rtol=1e-4, atol=1e-6, msg=key)
         moved = max(moved, float((one - before[key]).abs().max()))
     assert moved > 1e-3
+
+
+@pytest.mark.parametrize("changes", [{}, {"gradient_cache": 2}, OWN_ONLY])
+def test_two_processes_are_one(changes: dict[str, Any], tmp_path: Path) -> None:
+    assert_two_are_one(tmp_path, **changes)
+
+
+def test_two_processes_evaluate_as_one(tmp_path: Path) -> None:
+    pytest.importorskip("ir_measures", reason="ir_measures is an extra")
+    beir = tmp_path / "beir"
+    beir.mkdir()
+    write_beir(beir, make_examples())
+    assert_two_are_one(tmp_path, **OWN_ONLY, eval_folder=str(beir), save_steps=4)
+    values = []
+    for name in ("one", "two"):
+        text = (tmp_path / name / "checkpoint-4" / "trainer_state.json").read_text("utf-8")
+        history = json.loads(text)["log_history"]
+        values += [entry[METRIC] for entry in history if METRIC in entry]
+    assert len(values) == 2
+    assert values[0] == pytest.approx(values[1], abs=0.02)
+
+
+def test_an_evaluation_may_take_hours() -> None:
+    with (
+        mock.patch.object(distributed, "processes", return_value=2),
+        mock.patch.object(distributed.dist, "new_group", return_value="a day") as made,
+        mock.patch.object(distributed.dist, "broadcast_object_list") as sent,
+        mock.patch.object(distributed, "_patient_group", distributed._patient_group.__wrapped__),
+    ):
+        distributed.broadcast(0.5)
+    assert made.call_args.kwargs["timeout"].total_seconds() >= 12 * 3600
+    assert sent.call_args.kwargs["group"] == "a day"
 
 
 def test_an_incoming_gradient_is_not_written() -> None:

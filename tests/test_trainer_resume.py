@@ -12,7 +12,7 @@ import pytest
 torch: Any = pytest.importorskip("torch", reason="torch is an extra")
 pytest.importorskip("accelerate", reason="accelerate is an extra")
 
-from colbert_fast.model import ColBERT  # noqa: E402
+from colbert_fast.model import ColBERT, device  # noqa: E402
 from colbert_fast.storage.lock import LOCK, writer_lock  # noqa: E402
 from colbert_fast.training import checkpoints  # noqa: E402
 from colbert_fast.training.config import TrainingConfig  # noqa: E402
@@ -170,3 +170,15 @@ def test_one_process_at_a_time(folder: Path, tmp_path: Path) -> None:
         assert (output / ".unfinished" / "half").exists()
     train_here(folder, output, max_steps=2)
     assert names(output) == ["checkpoint-2", "final"]
+
+
+def test_auto_is_what_it_was_at_first(folder: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"max_steps": 2, "dtype": "auto"}
+    with mock.patch.object(device, "multiplies_bfloat16", return_value=False):
+        train_here(folder, tmp_path / "run", **options)
+        train_here(folder, tmp_path / "run", **options, resume=True)
+    with (
+        mock.patch.object(device, "multiplies_bfloat16", return_value=True),
+        pytest.raises(ValueError, match=r"^dtype: .* with 'float32', got 'bfloat16'"),
+    ):
+        train_here(folder, tmp_path / "run", **options, resume=True)

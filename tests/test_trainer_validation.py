@@ -17,7 +17,7 @@ from colbert_fast.training import trainer  # noqa: E402
 from colbert_fast.training.config import TrainingConfig  # noqa: E402
 from colbert_fast.training.trainer import train  # noqa: E402
 from colbert_fast.training.validation import METRIC, validate  # noqa: E402
-from training_runs import load_model, make_examples, weights, write_model  # noqa: E402
+from training_runs import load_model, make_examples, weights, write_beir, write_model  # noqa: E402
 
 EXAMPLES = make_examples()
 
@@ -29,20 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def beir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("beir")
-    documents, queries, judged = [], [], ["query-id\tcorpus-id\tscore"]
-    for number, example in enumerate(EXAMPLES):
-        queries.append({"_id": f"q{number}", "text": example.query})
-        documents += [
-            {"_id": f"d{number}-{i}", "text": text} for i, text in enumerate(example.documents)
-        ]
-        judged.append(f"q{number}\td{number}-0\t1")
-    for name, records in (("corpus", documents), ("queries", queries)):
-        lines = "".join(json.dumps(record) + "\n" for record in records)
-        (path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    (path / "qrels").mkdir()
-    (path / "qrels" / "dev.tsv").write_text("\n".join(judged) + "\n", encoding="utf-8")
-    return path
+    return write_beir(tmp_path_factory.mktemp("beir"), EXAMPLES)
 
 
 def run(folder: Path, beir: Path, output: Path, **options: Any) -> Any:
@@ -105,3 +92,11 @@ def test_evaluation_does_not_change_the_run(folder: Path, beir: Path, tmp_path: 
     plain = weights(tmp_path / "plain" / "checkpoint-6")
     for key, value in weights(tmp_path / "judged" / "checkpoint-6").items():
         assert torch.equal(plain[key], value), key
+
+
+def test_no_more_are_averaged_than_evaluated(folder: Path, beir: Path, tmp_path: Path) -> None:
+    for options, count in (({}, 3), ({"save_steps": 4}, 2), ({"eval_steps": 8}, 1)):
+        with pytest.raises(ValueError, match=f"^average_best: 4, but 6 steps .* {count} times"):
+            run(folder, beir, tmp_path / "run", average_best=4, **options)
+    with fake([0.1, 0.3]):
+        run(folder, beir, tmp_path / "run", average_best=2, save_steps=4)

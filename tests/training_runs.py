@@ -61,6 +61,23 @@ def load_model(folder: Path, *, dropout: float = 0.1) -> ColBERT:
     return model
 
 
+def write_beir(folder: Path, examples: list[Example]) -> Path:
+    """A BEIR folder of the examples, whose positives are its dev judgements."""
+    documents, queries, judged = [], [], ["query-id\tcorpus-id\tscore"]
+    for number, example in enumerate(examples):
+        queries.append({"_id": f"q{number}", "text": example.query})
+        documents += [
+            {"_id": f"d{number}-{i}", "text": text} for i, text in enumerate(example.documents)
+        ]
+        judged.append(f"q{number}\td{number}-0\t1")
+    for name, records in (("corpus", documents), ("queries", queries)):
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "dev.tsv").write_text("\n".join(judged) + "\n", encoding="utf-8")
+    return folder
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """A saved model's weights."""
     return ColBERT.from_pretrained(folder).state_dict()

@@ -92,8 +92,10 @@ class Collator:
         Most tokens of a pass, padding included; a single longer text is a pass of its own.
     texts_per_pass : int, optional
         Most texts of a pass.
-    nway : int, optional
-        Documents per query: the first so many.
+    nway : int
+        Documents per query.
+    truncate : bool
+        Take the first `nway` documents of an example with more, which is an error otherwise.
     needs_scores : bool
         Whether an example without a teacher's scores is an error.
     """
@@ -104,13 +106,15 @@ class Collator:
         *,
         tokens_per_pass: int,
         texts_per_pass: int | None = None,
-        nway: int | None = None,
+        nway: int,
+        truncate: bool = False,
         needs_scores: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.tokens_per_pass = tokens_per_pass
         self.texts_per_pass = texts_per_pass
         self.nway = nway
+        self.truncate = truncate
         self.needs_scores = needs_scores
 
     def __call__(self, examples: Sequence[ExampleLike]) -> dict[str, TrainingBatch]:
@@ -119,31 +123,30 @@ class Collator:
 
     def collate(self, examples: Sequence[ExampleLike]) -> TrainingBatch:
         """b examples to a batch; ValueError for one that the others or the loss do not go with."""
-        n = self.nway or len(examples[0].documents)
         for example in examples:
-            self._check(example, n)
-        texts = [text for example in examples for text in example.documents[:n]]
+            self._check(example)
+        texts = [text for example in examples for text in example.documents[: self.nway]]
         queries, query_keep = self._queries([example.query for example in examples])
         documents, order, doclens = self._documents(texts)
         return TrainingBatch(
-            queries, query_keep, documents, order, doclens, self._teacher(examples, n)
+            queries, query_keep, documents, order, doclens, self._teacher(examples)
         )
 
-    def _check(self, example: ExampleLike, n: int) -> None:
+    def _check(self, example: ExampleLike) -> None:
         name = _name(example)
         count = len(example.documents)
-        if count < n or (self.nway is None and count > n):
-            wanted = f"at least {n} (nway)" if self.nway else f"{n}, as the first of its batch has"
-            raise ValueError(f"{name}: {count} documents; want {wanted}")
+        if count < self.nway or (count > self.nway and not self.truncate):
+            wanted = f"at least {self.nway}" if self.truncate else f"{self.nway}"
+            raise ValueError(f"{name}: {count} documents; want {wanted} (nway)")
         if example.scores is None and self.needs_scores:
             raise ValueError(f"{name}: no teacher's scores, which the losses need")
         if example.scores is not None and len(example.scores) != count:
             raise ValueError(f"{name}: {len(example.scores)} scores for {count} documents")
 
-    def _teacher(self, examples: Sequence[ExampleLike], n: int) -> Tensor | None:
+    def _teacher(self, examples: Sequence[ExampleLike]) -> Tensor | None:
         if not self.needs_scores:
             return None
-        scores = [list(example.scores or ())[:n] for example in examples]
+        scores = [list(example.scores or ())[: self.nway] for example in examples]
         return torch.tensor(scores, dtype=torch.float32)
 
     def _queries(self, texts: Sequence[str]) -> tuple[tuple[Pass, ...], Tensor]:

@@ -46,7 +46,11 @@ _POSITIVE = (
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train. The defaults are ColBERTv2's (arXiv 2112.01488) where the paper has one.
+    """How to train.
+
+    Losses, batch size, learning rate and schedule are by default those of ColBERTv2 (arXiv
+    2112.01488). It trains for 400,000 steps on 64 documents per query, with a warm-up of 20,000:
+    those are for you to ask for.
 
     Attributes
     ----------
@@ -54,7 +58,8 @@ class TrainingConfig:
         Weights of the summed losses of `training.losses`: "kl", "in_batch", "pairwise",
         "contrastive", "margin_mse", "xtr". "kl" and "margin_mse" need a teacher's scores.
     nway : int, optional
-        Documents per query: each example's first so many. None: all, as many in every example.
+        Documents per query: the first `nway` of each example. None: all, as many in every example
+        as in the first.
     batch_size : int
         Queries in a step, all processes together.
     group_size : int
@@ -86,7 +91,9 @@ class TrainingConfig:
     dropout : float, optional
         Of every layer that has one; by default the model's own.
     dtype : {"float32", "bfloat16", "auto"}
-        Run the backbone in bfloat16 (autocast). Weights, rows and losses stay float32.
+        With "bfloat16" the backbone runs in it (autocast); weights, rows and losses stay float32.
+        "auto" is bfloat16 where the device multiplies it in hardware, else float32; a run keeps to
+        what it began with, and is not resumed where "auto" is the other.
     tokens_per_pass : int, optional
         Padded tokens in one forward pass of the backbone. By default 2048 on a CPU, else 32,768.
     gradient_cache : int, optional
@@ -123,7 +130,8 @@ class TrainingConfig:
     eval_steps : int, optional
         Steps between two evaluations, a multiple of `save_steps`, which is the default.
     average_best : int
-        The result is the mean of the weights of that many of the best checkpoints evaluated.
+        The result is the mean of the weights of that many of the best checkpoints evaluated; the
+        last is always evaluated.
     """
 
     losses: Mapping[str, float] = field(default_factory=lambda: {"kl": 1.0, "in_batch": 1.0})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -27,12 +29,21 @@ def barrier() -> None:
         dist.barrier()
 
 
+@functools.cache
+def _patient_group() -> Any:
+    """All processes, in a group that waits for as long as an evaluation may take.
+
+    The usual half hour stays the limit of a step, where a longer wait means that one has died.
+    """
+    return dist.new_group(timeout=timedelta(days=1))
+
+
 def broadcast(value: Any) -> Any:
-    """Process 0's value, which can be pickled, in every process."""
+    """Process 0's value, which can be pickled, in every process; up to a day is waited for it."""
     if processes() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=_patient_group())
     return box[0]
 
 

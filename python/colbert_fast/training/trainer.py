@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import logging
 from collections.abc import Sequence
@@ -67,10 +68,11 @@ def train(
     progress: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> ColBERT:
-    """Train a model in place, on the device that it is on.
+    """Train a model in place, on the CPU or the first GPU, where it must be already.
 
-    Under ``torchrun`` or ``accelerate launch`` every process calls this with the same arguments;
-    it gets its share of each batch, and the in-batch negatives are those of all processes.
+    Under ``torchrun`` or ``accelerate launch`` every process calls this with the same arguments,
+    its model on a GPU of its own, ``cuda:LOCAL_RANK``; it gets its share of each batch, and the
+    in-batch negatives are those of all processes.
 
     A run that was stopped or killed goes on from its last checkpoint, in the middle of a pass over
     the data if need be, and on a CPU ends with the same bits as one that was not.
@@ -114,12 +116,16 @@ def train(
         A package of the extra `train` is missing.
     """
     config = config or TrainingConfig()
+    # What "auto" is here goes into the record, too: elsewhere it may be something else.
+    bf16 = resolve_dtype(config.dtype, model.device) == "bfloat16"
+    config = dataclasses.replace(config, dtype="bfloat16" if bf16 else "float32")
     output = Path(output_dir)
     _check_model(model, config)
     frozen = frozen_parameters(model, config.frozen)
     steps = _steps(len(data), config)
     arguments = _arguments(model, output, config, steps, progress=progress)
     arguments._n_gpu = 1  # a process uses its own GPU only
+    _check_device(model.device, arguments.device)
     if config.batch_size % processes():
         raise ValueError(
             f"batch_size: want a multiple of the {processes()} processes, got {config.batch_size}"
@@ -153,7 +159,23 @@ def _steps(examples: int, config: TrainingConfig) -> int:
     steps = config.max_steps or int(config.epochs * per_epoch)
     if steps == 0:
         raise ValueError(f"epochs: {config.epochs} of {per_epoch} steps is not one step")
+    if config.eval_folder is not None:
+        every = config.eval_steps or config.save_steps or steps
+        evaluations = -(-steps // every)  # the last step is always evaluated
+        if config.average_best > evaluations:
+            raise ValueError(
+                f"average_best: {config.average_best}, but {steps} steps are evaluated "
+                f"{evaluations} times"
+            )
     return steps
+
+
+def _check_device(found: torch.device, wanted: torch.device) -> None:
+    if (found.type, found.index or 0) != (wanted.type, wanted.index or 0):
+        raise ValueError(
+            f"model: it is on {found}, but this process trains on {wanted}; load the model there, "
+            "and choose another GPU with CUDA_VISIBLE_DEVICES"
+        )
 
 
 def _arguments(
@@ -222,7 +244,7 @@ class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
         self.steps_in_parts = 0
         encoder = Encoder(
             model,
-            bf16=resolve_dtype(config.dtype, model.device) == "bfloat16",
+            bf16=config.dtype == "bfloat16",
             recompute=config.gradient_cache is not None,
         )
         super().__init__(
@@ -245,7 +267,9 @@ class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
             self.colbert.tokenizer,
             tokens_per_pass=config.tokens_per_pass or default,
             texts_per_pass=config.gradient_cache,
-            nway=config.nway,
+            # One number for the whole run: gathering wants as many documents in every process.
+            nway=config.nway or len(self.data[0].documents),
+            truncate=config.nway is not None,
             needs_scores=bool(set(TEACHER_LOSSES) & set(config.losses)),
         )
         batches = Batches(
