@@ -86,10 +86,21 @@ def test_a_model_indexes_first(tmp_path, model):
     built = (path / "manifest.json").stat().st_mtime_ns
     assert mine(model, QUERIES, DOCUMENTS, **options) == rankings
     assert (path / "manifest.json").stat().st_mtime_ns == built
-    with pytest.raises(ValueError, match=r"kept.cf: an index of 5 documents, for 1; remove it"):
-        mine(model, QUERIES, {"sky": "blue"}, **options)
+    with pytest.raises(ValueError, match=r"kept.cf: an index of other documents; remove it"):
+        mine(model, QUERIES, {**DOCUMENTS, "sky": "blue"}, **options)
     with Index.open(path, model=model) as index:
         assert mine(index, QUERIES, depth=3, exhaustive=True, progress=False) == rankings
+
+
+def test_parts_are_of_one_setting_of_the_texts(tmp_path, model):
+    out = tmp_path / "a.jsonl"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", broken_replace(Path.replace))
+        with pytest.raises(Interrupted):
+            mine(model, QUERIES, DOCUMENTS, out=out, part_size=1, progress=False)
+    other = type(model).from_pretrained(tmp_path / "model", query_length=4)
+    with pytest.raises(ValueError, match="parts of rankings with other source; remove"):
+        mine(other, QUERIES, DOCUMENTS, out=out, part_size=1, progress=False)
 
 
 class Interrupted(Exception):

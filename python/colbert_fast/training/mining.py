@@ -72,7 +72,8 @@ def mine(
         searches for what is missing.
     index_path
         Where a model puts its index, or finds it: one that is there must be of this model and of
-        as many documents. By default it is gone in the end.
+        these documents, whose digest is kept beside it (``<index_path>.documents``).
+        By default it is gone in the end.
     part_size
         Queries searched at once, and written together.
     progress
@@ -157,8 +158,13 @@ def _identity(source: Any, documents: Texts | None) -> dict[str, Any]:
     if documents is None:
         manifest = source.manifest
         return {"source": [manifest.lineage, manifest.generation, manifest.num_documents]}
-    name = source if isinstance(source, str) else source.fingerprint()
+    name = source if isinstance(source, str) else _model_identity(source)
     return {"source": name, "documents": _digest(documents.pairs())}
+
+
+def _model_identity(model: ColBERT) -> list[str]:
+    """Weights, settings of the texts and arithmetic."""
+    return [model.fingerprint(), repr(model.config), str(model.backend), str(model.dtype)]
 
 
 def _digest(pairs: Iterable[tuple[str, str]]) -> str:
@@ -278,10 +284,15 @@ def _indexed(
     """An index of the documents: the one at `index_path`, or a new one."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "mining.cf") if index_path is None else Path(index_path)
+        record, digest = Path(f"{path}.documents"), _digest(documents.pairs())
         if path.exists():
+            if record.exists() and record.read_text(encoding="utf-8") != digest:
+                raise ValueError(f"{path}: an index of other documents; remove it")
             index = Index.open(path, model=model)
         else:
             keep = index_path is not None
+            with replacing(record) as partial:
+                partial.write_text(digest, encoding="utf-8")
             index = Index.build(
                 path, documents.pairs(), model=model, resume=keep, progress=progress
             )
