@@ -7,11 +7,13 @@ import json
 import os
 import pickle
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from colbert_fast.errors import MissingDependencyError, UnknownDocumentError
+from colbert_fast.training import texts
 from colbert_fast.training.data import (
     NWay,
     Texts,
@@ -21,6 +23,7 @@ from colbert_fast.training.data import (
     training_positives,
     write_tuples,
 )
+from colbert_fast.training.files import replacing
 
 SCORED = [
     NWay("7", ("3", "doc-a", "007"), (0.1, -2.5e-7, 3.0)),
@@ -311,7 +314,7 @@ def test_texts_errors(tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(FileExistsError, match="mine: something else is there"):
         Texts.open({"1": "one"}, cache=tmp_path / "mine")
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["mine"]
+    assert {each.name for each in tmp_path.iterdir()} == {"mine", "mine.lock", "cache.lock"}
 
 
 def test_stored_texts_are_written_once(tmp_path):
@@ -323,6 +326,45 @@ def test_stored_texts_are_written_once(tmp_path):
     assert (cache / "documents.sqlite").stat().st_ino == written
     path.write_text("1\tone more\n")
     assert dict(Texts.open(path, cache=cache)) == {"1": "one more"}
+
+
+def test_replacing_folders(tmp_path):
+    path = tmp_path / "kept"
+
+    def write(text):
+        with replacing(path, folder_with="mark") as partial:
+            partial.mkdir()
+            (partial / "mark").write_text(text)
+            if text == "failing":
+                raise RuntimeError(text)
+
+    write("old")
+    with pytest.raises(RuntimeError, match="failing"):
+        write("failing")
+    assert (path / "mark").read_text() == "old"
+    write("new")
+    assert (path / "mark").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path):
+    path = tmp_path / "a.txt"
+    with replacing(path) as first, replacing(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_one_thread_writes_the_cache(tmp_path, monkeypatch):
+    path = tmp_path / "a.tsv"
+    path.write_text("1\tone\n")
+    store, written = texts._store, []
+    monkeypatch.setattr(texts, "_store", lambda *args: [written.append(1), store(*args)])
+    with ThreadPoolExecutor(4) as pool:
+        opened = list(pool.map(lambda _: Texts.open(path, cache=tmp_path / "cache"), range(4)))
+    assert [dict(each) for each in opened] == [{"1": "one"}] * 4
+    assert written == [1]
 
 
 # torch has threads, of which Python 3.12 warns; they do not run Python.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from colbert_fast.errors import MissingDependencyError
-from colbert_fast.storage.files import sync_files
+from colbert_fast.storage.files import sync_files, sync_folder
 
 __all__ = ["DATASET_FILES", "is_dataset", "open_dataset", "replacing", "require"]
 
@@ -21,6 +22,8 @@ DATASET_FILES = ("dataset_info.json", "dataset_dict.json")
 @contextmanager
 def replacing(path: Path, *, folder_with: str | None = None) -> Iterator[Path]:
     """A name to write a file or folder under, which becomes `path` unless the block fails.
+
+    Processes may write the same at once: each has its own name, and the last one's stays.
 
     Parameters
     ----------
@@ -36,17 +39,34 @@ def replacing(path: Path, *, folder_with: str | None = None) -> Iterator[Path]:
         Something is at `path` that is not to be replaced.
     """
     _check_replaceable(path, folder_with)
-    partial = path.with_name(f"{path.name}.partial")
-    _remove(partial)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
         yield partial
         if folder_with is None:
             sync_files(partial.parent, [partial.name])
+            partial.replace(path)
         else:
-            _remove(path)
-        partial.replace(path)
+            names = [str(file.relative_to(partial)) for file in partial.rglob("*")]
+            sync_files(partial, [name for name in names if (partial / name).is_file()])
+            _exchange(partial, path)
+        sync_folder(path.parent)
     finally:
         _remove(partial)
+
+
+def _exchange(partial: Path, path: Path) -> None:
+    """Put a folder at `path`; what is there stays whole beside it until the new one is there."""
+    old = partial.with_suffix(".old")
+    if not path.exists():
+        partial.replace(path)
+        return
+    path.replace(old)
+    try:
+        partial.replace(path)
+    except BaseException:
+        old.replace(path)
+        raise
+    _remove(old)
 
 
 def _check_replaceable(path: Path, folder_with: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +15,7 @@ from colbert_fast.corpus import find_file, join_title, read_corpus
 from colbert_fast.errors import IndexFormatError, UnknownDocumentError
 from colbert_fast.indexing.ingest import read_documents
 from colbert_fast.storage.documents import Document, DocumentStore, DocumentWriter, sqlite_uri
+from colbert_fast.storage.lock import writer_lock
 from colbert_fast.training.files import is_dataset, open_dataset, replacing
 
 __all__ = ["Source", "StoredTexts", "Texts", "store_texts"]
@@ -57,7 +59,8 @@ class Texts(Mapping[str, str]):
         cache
             Keep the texts in this folder instead of in memory. It is used again as long as the
             file that they were read from has the same size and time; what was not read from a file
-            is written anew.
+            is written anew. Processes that open it at once wait for the one that writes it, by a
+            lock in the folder beside it whose name ends in ``.lock``.
 
         Raises
         ------
@@ -180,6 +183,16 @@ def store_texts(source: Source, folder: Path) -> StoredTexts:
     origin = _origin(source)
     if origin is not None and _recorded(folder) == origin:
         return StoredTexts(folder)
+    # The folder itself is replaced, so its lock lies beside it.
+    lock = folder.with_name(f"{folder.name}.lock")
+    lock.mkdir(parents=True, exist_ok=True)
+    with writer_lock(lock, timeout=math.inf):
+        if origin is None or _recorded(folder) != origin:
+            _store(source, folder, origin)
+    return StoredTexts(folder)
+
+
+def _store(source: Source, folder: Path, origin: dict[str, Any] | None) -> None:
     with replacing(folder, folder_with=_SOURCE) as partial:
         partial.mkdir(parents=True)
         with DocumentWriter(partial / _STORE) as writer:
@@ -189,7 +202,6 @@ def store_texts(source: Source, folder: Path) -> StoredTexts:
         if writer.count == 0:
             raise ValueError(f"{_name(source)}: no texts to keep in {folder}")
         (partial / _SOURCE).write_text(json.dumps(origin), encoding="utf-8")
-    return StoredTexts(folder)
 
 
 def _origin(source: Source) -> dict[str, Any] | None:
