@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from colbert_fast.model import ColBERT  # noqa: E402
 from colbert_fast.model.streaming import Embedding  # noqa: E402
 from colbert_fast.search.bm25 import BM25  # noqa: E402
 from colbert_fast.storage.documents import Document, DocumentStore, DocumentWriter  # noqa: E402
+from colbert_fast.training import teacher_cache  # noqa: E402
 from colbert_fast.training.cross_encoder import CrossEncoderTeacher, resolve_teacher_dtype  # noqa: E402
 from colbert_fast.training.data import NWay, read_tuples, write_tuples  # noqa: E402
 from colbert_fast.training.teacher import CombinedTeacher, score_with_teacher  # noqa: E402
@@ -240,6 +243,20 @@ def test_the_cache_keeps_every_bit_and_refuses_other_databases(tmp_path: Path) -
         writer.close()
     with pytest.raises(ValueError, match="a database of something else"):
         ScoreCache(tmp_path / "documents.sqlite")
+
+
+def test_a_cache_that_cannot_be_opened_is_not_called_another_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new" / "c.sqlite"
+    ScoreCache(path).__exit__(None, None, None)
+    monkeypatch.setattr(teacher_cache, "_BUSY_SECONDS", 0.0)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(OSError, match=r"c.sqlite: .*locked"):
+            ScoreCache(path)
+    with pytest.raises(OSError, match="unable to open"):
+        ScoreCache(tmp_path)
 
 
 def test_combined_scores_are_weighted_sums_of_z_scores_in_each_tuple(tmp_path: Path) -> None:

@@ -28,12 +28,21 @@ class ScoreCache:
     ------
     ValueError
         There is such a file, and it is something else.
+    OSError
+        It cannot be opened, or another process has kept it locked.
     """
 
     def __init__(self, path: Path) -> None:
-        self._connection = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_SECONDS)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._connection = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_SECONDS)
+        except sqlite3.OperationalError as error:
+            raise OSError(f"{path}: the cache of teacher scores: {error}") from error
         try:
             self._open()
+        except sqlite3.OperationalError as error:  # locked, read-only, a full disk
+            self._connection.close()
+            raise OSError(f"{path}: the cache of teacher scores: {error}") from error
         except (sqlite3.DatabaseError, ValueError) as error:
             self._connection.close()
             raise ValueError(f"{path}: not a cache of teacher scores ({error})") from error
