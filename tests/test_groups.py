@@ -43,9 +43,16 @@ def test_members_are_a_document_and_its_nearest():
 
 def test_the_best_grade_is_first():
     positives = {"q": {"d0": 1, "d1": 2}, "r": {"d1": 1}}
-    for item in sample_groups(NEIGHBOURS, positives, nway=6, group_size=2, depth=5):
-        if {"d0", "d1"} <= set(item.document_ids) and item.query_id == "q":
-            assert item.document_ids[0] == "d1"
+    tuples = list(sample_groups(NEIGHBOURS, positives, nway=6, group_size=2, depth=5))
+    both = [item for item in tuples if {"d0", "d1"} <= {*item.document_ids}]
+    assert {item.query_id for item in both} == {"q", "r"}
+    assert {item.document_ids[0] for item in both} == {"d1"}
+
+
+def test_grade_0_is_no_positive():
+    positives = {name: {**judged, "d0": 0} for name, judged in POSITIVES.items() if name[1] != "0"}
+    tuples = list(sample_groups(NEIGHBOURS, positives, nway=3, group_size=2))
+    assert all(positives[item.query_id][item.document_ids[0]] == 1 for item in tuples)
 
 
 def test_the_seed_decides():
@@ -60,6 +67,7 @@ def test_the_seed_decides():
         ({"nway": 1}, "`nway` must be at least 2"),
         ({"group_size": 0}, "`group_size` must be at least 1"),
         ({"groups": -1}, "`groups` must be at least 1"),
+        ({"groups": 0}, "`groups` must be at least 1; got 0"),
         ({"nway": 5, "depth": 3}, "`depth` must be at least 4"),
         ({"nway": 2, "group_size": 7}, "no group: none of 12 documents .* has 7 queries"),
     ],

@@ -41,7 +41,7 @@ def sample_groups(
     neighbours : rankings
         Documents near each document, by its id: what `mine` finds with documents as queries.
     positives : mapping
-        Query id to its positives, {id: grade}.
+        Query id to its positives, {id: grade}; those of grade 0 or less are none.
     nway : int
         Documents of a group, and so of every tuple.
     group_size : int
@@ -66,7 +66,7 @@ def sample_groups(
     for name, value, least in (
         ("nway", nway, 2),
         ("group_size", group_size, 1),
-        ("groups", groups or 1, 1),
+        ("groups", 1 if groups is None else groups, 1),
     ):
         if value < least:
             raise ValueError(f"`{name}` must be at least {least}; got {value}")
@@ -74,8 +74,9 @@ def sample_groups(
         raise ValueError(f"`depth` must be at least {nway - 1}, for `nway` = {nway}; got {depth}")
     asked_by: dict[str, list[str]] = {}
     for query, judged in positives.items():
-        for document in judged:
-            asked_by.setdefault(document, []).append(query)
+        for document, grade in judged.items():
+            if grade > 0:
+                asked_by.setdefault(document, []).append(query)
     near = {
         name: [each for each in found if each != name] for name, found in each_ranking(neighbours)
     }
