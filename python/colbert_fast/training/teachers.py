@@ -208,9 +208,10 @@ class BiEncoderTeacher:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Weights, length, pooling, prompts, similarity and arithmetic; computed once."""
+        """Weights, lengths, pooling, prompts, similarity and arithmetic; computed once."""
         model = self.model
-        settings = f"{model} {model.max_seq_length} {model.prompts} {model.similarity_fn_name}"
+        settings = f"{model} {model.max_seq_length} {model.truncate_dim} {model.prompts}"
+        settings += f" {model.similarity_fn_name}"
         digest = hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()
         return f"bi-encoder {model_fingerprint(model)} {digest} {self.dtype}"
 
