@@ -9,11 +9,14 @@ of exact MaxSim over float16 vectors. A collection is a folder in BEIR layout, w
 for another split than test. Cells are means of a measure over the queries in percent; `p` is that
 of the paired t-test of all queries of all collections together against the system of `--against`,
 and a cell's mark * says that the same test within the collection gives less than 0.05.
+
+Needs scipy and ir-measures, and for the system bm25 the packages bm25s and PyStemmer.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +35,7 @@ from colbert_fast.model.default import minilm_folder
 from colbert_fast.model.parts import Checkpoint
 from colbert_fast.model.projection import Projection
 from colbert_fast.model.weights import load_backbone, load_tokenizer
+from colbert_fast.training.files import replacing
 
 K = 100
 BI_ENCODER_LENGTH = 256  # what all-MiniLM-L6-v2 was made for
@@ -88,10 +92,21 @@ class System:
             return untrained(**self.lengths)
         return ColBERT.from_pretrained(self.name, **self.lengths)
 
-    def key(self) -> str:
-        """A file name for its vectors: they do not depend on `nbits`."""
-        lengths = "".join(f"-{key[0]}{value}" for key, value in sorted(self.lengths.items()))
-        return self.name.strip("/").replace("/", "_") + lengths
+
+def vectors_file(cache: Path, model: ColBERT, collection: Collection) -> Path:
+    """Where the vectors of a model and a collection are kept, by all that they depend on."""
+    digest = hashlib.blake2b(digest_size=8)
+    arithmetic = (model.backend, str(model.dtype))
+    for part in (model.config, arithmetic, collection.queries, collection.ids, collection.texts):
+        digest.update(repr(part).encode())
+    return cache / model.fingerprint() / f"{collection.name}-{digest.hexdigest()}.npz"
+
+
+def keep(file: Path, **arrays: np.ndarray) -> None:
+    """Write arrays so that a killed run leaves no half of a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as partial, partial.open("wb") as out:
+        np.savez(out, **arrays)
 
 
 def untrained(**changes: object) -> ColBERT:
@@ -117,9 +132,8 @@ def bm25(collection: Collection) -> np.ndarray:
 
 
 @torch.inference_mode()
-def mean_vectors(texts: Sequence[str]) -> np.ndarray:
+def mean_vectors(model: ColBERT, texts: Sequence[str]) -> np.ndarray:
     """Unit means of the last hidden states, as all-MiniLM-L6-v2 is used: float32 (texts, 384)."""
-    model = untrained(document_length=BI_ENCODER_LENGTH, skiplist_words=())
     ids = model.tokenizer.tokenize_documents(texts)
     out = np.empty((len(texts), model.dim), np.float32)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
@@ -136,11 +150,11 @@ def mean_vectors(texts: Sequence[str]) -> np.ndarray:
 
 def bi_encoder(collection: Collection, cache: Path) -> np.ndarray:
     """Cosines (queries, documents); the vectors are kept in `cache`."""
-    file = cache / "bi-encoder" / f"{collection.name}.npz"
+    model = untrained(document_length=BI_ENCODER_LENGTH, skiplist_words=())
+    file = vectors_file(cache / "bi-encoder", model, collection)
     if not file.exists():
-        queries = mean_vectors(list(collection.queries.values()))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(file, queries=queries, documents=mean_vectors(collection.texts))
+        queries = mean_vectors(model, list(collection.queries.values()))
+        keep(file, queries=queries, documents=mean_vectors(model, collection.texts))
     vectors = np.load(file)
     product: np.ndarray = vectors["queries"] @ vectors["documents"].T
     return product
@@ -148,13 +162,12 @@ def bi_encoder(collection: Collection, cache: Path) -> np.ndarray:
 
 def token_vectors(system: System, collection: Collection, cache: Path) -> tuple[Ragged, Ragged]:
     """Queries and documents under a model, kept in `cache`."""
-    file = cache / system.key() / f"{collection.name}.npz"
+    model = system.model()
+    file = vectors_file(cache, model, collection)
     if not file.exists():
-        model = system.model()
         queries = model.encode_queries(list(collection.queries.values()))
         documents = model.encode_documents(collection.texts, progress=False)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(
+        keep(
             file,
             queries=np.concatenate(queries),
             querylens=np.array([len(rows) for rows in queries], np.int32),
