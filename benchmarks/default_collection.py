@@ -1,11 +1,12 @@
 """The collection that the default model is trained on, from judged collections and plain passages.
 
-    python default_collection.py --beir BEIR --passages scale/part*.jsonl.gz --out FOLDER
+    python default_collection.py --beir BEIR --passages passages*.jsonl.gz --out FOLDER
 
 Writes a folder in BEIR layout whose train split has the labelled questions of six collections'
 train splits, and questions made of their passages and of English prose (`pseudo_queries`). No test
 or development question is in it, no passage that one of those has as an answer, and none that also
-is in LiveQA.
+is in LiveQA; except that sentences of Climate-FEVER are answers to questions of several splits, and
+so are kept.
 """
 
 from __future__ import annotations
@@ -86,17 +87,19 @@ def add_labelled(
 
 
 def prose(files: Iterable[Path], most: int, seed: int) -> Iterator[tuple[str, str]]:
-    """Passages of English sentences, at most a tenth of them from one source."""
+    """Passages of English sentences, at most a tenth of them from one source if `src` says it."""
     by_source: dict[str, list[tuple[str, str]]] = {}
     for file in files:
         for each in read_corpus(file):
             if is_prose(str(each["text"])):
-                by_source.setdefault(str(each["src"]), []).append((str(each["id"]), each["text"]))
+                by_source.setdefault(str(each.get("src", "")), []).append(
+                    (str(each["id"]), each["text"])
+                )
     rng = np.random.default_rng(seed)
     chosen = [
         passages[place]
-        for _, passages in sorted(by_source.items())
-        for place in rng.permutation(len(passages))[: most // 10].tolist()
+        for source, passages in sorted(by_source.items())
+        for place in rng.permutation(len(passages))[: most // 10 if source else most].tolist()
     ]
     yield from (chosen[place] for place in rng.permutation(len(chosen))[:most].tolist())
 
