@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,7 +18,14 @@ from colbert_fast.storage.lock import LOCK, writer_lock  # noqa: E402
 from colbert_fast.training import checkpoints  # noqa: E402
 from colbert_fast.training.config import TrainingConfig  # noqa: E402
 from colbert_fast.training.trainer import train  # noqa: E402
-from training_runs import load_model, make_examples, run, weights, write_model  # noqa: E402
+from training_runs import (  # noqa: E402
+    load_model,
+    make_examples,
+    one_thread,
+    run,
+    weights,
+    write_model,
+)
 
 # Six steps an epoch: step 9 is in the middle of the second. Dropout is on.
 OPTIONS: dict[str, Any] = {
@@ -37,6 +45,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train_here(folder: Path, output: Path, *, resume: bool = False, **options: Any) -> Any:
     config = TrainingConfig(**{**OPTIONS, **options})
     return train(load_model(folder), make_examples(), output, config, resume=resume, progress=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

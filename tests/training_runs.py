@@ -10,6 +10,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,6 +83,17 @@ def write_beir(folder: Path, examples: list[Example]) -> Path:
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """A saved model's weights."""
     return ColBERT.from_pretrained(folder).state_dict()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As `run` has: the bits of a sum depend on the number of torch's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class KillAt(TrainerCallback):

@@ -75,7 +75,8 @@ def train(
     in-batch negatives are those of all processes.
 
     A run that was stopped or killed goes on from its last checkpoint, in the middle of a pass over
-    the data if need be, and on a CPU ends with the same bits as one that was not.
+    the data if need be, and on a CPU, with as many threads, ends with the same bits as one that was
+    not.
 
     Parameters
     ----------
