@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import pickle
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -47,10 +48,6 @@ def datasets(tmp_path_factory, monkeypatch):
     module = pytest.importorskip("datasets", reason="datasets is not installed (extra train)")
     monkeypatch.setattr(module.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
     return module
-
-
-def as_it_is(example):
-    return example
 
 
 @pytest.mark.parametrize(("layout", "name"), FILES)
@@ -368,19 +365,28 @@ def test_one_thread_writes_the_cache(tmp_path, monkeypatch):
 
 
 # torch has threads, of which Python 3.12 warns; they do not run Python.
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+FORKED = """
+import sys
+import torch
+from colbert_fast.training.data import NWay, Texts, TrainingData, TupleFile, write_tuples
+
+folder = sys.argv[1]
+texts = Texts.open({str(i): f"text {i}" for i in range(40)}, cache=f"{folder}/cache")
+write_tuples(f"{folder}/a.jsonl", [NWay(str(i), (str(i), str(39 - i))) for i in range(40)])
+data = TrainingData(texts, texts, TupleFile(f"{folder}/a.jsonl"))
+wanted = list(data)  # file and store are open in this process
+loader = torch.utils.data.DataLoader(
+    data, batch_size=None, num_workers=2, collate_fn=tuple, multiprocessing_context="fork"
+)
+assert [tuple(example) for example in loader] == [tuple(example) for example in wanted]
+"""
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 def test_texts_are_read_after_a_fork(tmp_path):
-    """As in the workers of a data loader."""
-    torch = pytest.importorskip("torch", reason="torch is not installed (extra encode)")
-    texts = Texts.open({str(i): f"text {i}" for i in range(40)}, cache=tmp_path / "cache")
-    write_tuples(tmp_path / "a.jsonl", [NWay(str(i), (str(i), str(39 - i))) for i in range(40)])
-    data = TrainingData(texts, texts, TupleFile(tmp_path / "a.jsonl"))
-    wanted = list(data)  # file and store are open in this process
-    loader = torch.utils.data.DataLoader(
-        data, batch_size=None, num_workers=2, collate_fn=as_it_is, multiprocessing_context="fork"
-    )
-    assert list(loader) == wanted
+    """As in the workers of a data loader; from a process without the threads of this one."""
+    pytest.importorskip("torch", reason="torch is not installed (extra encode)")
+    subprocess.run([sys.executable, "-c", FORKED, str(tmp_path)], check=True)
 
 
 def make_data(tmp_path, **options):

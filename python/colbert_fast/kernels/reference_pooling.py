@@ -15,13 +15,18 @@ Int32 = npt.NDArray[np.int32]
 
 
 def pool(
-    embeddings: Array, doclens: Int32, factor: int, *, protected: int = 1
-) -> tuple[Float32, Int32, Int32]:
+    embeddings: Array,
+    doclens: Int32,
+    factor: int,
+    *,
+    protected: int = 1,
+    return_clusters: bool = False,
+) -> tuple[Float32 | Int32, ...]:
     """Ward clustering of each document's rows (n, dim), all but the first ``protected``.
 
     Returns the protected rows and the means of the clusters, in the order of their first rows:
-    float32 (m, dim), and doclens int32 (n_docs,); also the pooled row that each row is part of,
-    counted within its document, int32 (n,).
+    float32 (m, dim), and doclens int32 (n_docs,); if asked for also the pooled row that each row
+    is part of, counted within its document, int32 (n,).
     """
     pooled, clusters = [], []
     for rows in np.split(embeddings.astype(np.float64), np.cumsum(doclens)[:-1]):
@@ -35,7 +40,8 @@ def pool(
         clusters.append(into)
         pooled.append(np.array([*rows[:protected], *means]).reshape(-1, rows.shape[1]))
     lengths = np.array([len(rows) for rows in pooled], np.int32)
-    return np.concatenate(pooled).astype(np.float32), lengths, np.concatenate(clusters)
+    found = np.concatenate(pooled).astype(np.float32), lengths
+    return (*found, np.concatenate(clusters)) if return_clusters else found
 
 
 def _ward(rows: Array, clusters: int) -> list[list[int]]:
