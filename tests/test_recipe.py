@@ -91,12 +91,11 @@ def test_changed_files_are_noticed(finished, sources):
         os.utime(judged, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_a_lone_teacher_and_several_tuples(sources, tmp_path):
-    mine = {"sources": ["bm25"], "depth": 10, "nway": 3, "bands": BAND, "tuples_per_positive": 2}
-    train = {"losses": {"kl": 1.0}, "batch_size": 4, "max_steps": 1}
+def one_round(sources, folder, mine, train):
+    """The configuration and the tuples of a run of one round, taught by the judgements alone."""
     values = recipe_values(
         sources,
-        tmp_path / "run",
+        folder / "run",
         warm_up=None,
         train_teacher=None,
         teacher=[{"kind": "judgements"}],
@@ -104,16 +103,23 @@ def test_a_lone_teacher_and_several_tuples(sources, tmp_path):
         evaluate=[],
         seed=7,
     )
-    model, _ = run_recipe(read_recipe(write_recipe(tmp_path, values)), progress=False)
-    assert json.loads((model / "training.json").read_text())["config"]["seed"] == 7
-    lines = (tmp_path / "run/round-1-tuples/words.jsonl").read_text().splitlines()
-    tuples = [json.loads(line) for line in lines]
+    model, _ = run_recipe(read_recipe(write_recipe(folder, values)), progress=False)
+    lines = (folder / "run/round-1-tuples/words.jsonl").read_text().splitlines()
+    config = json.loads((model / "training.json").read_text())["config"]
+    return config, [json.loads(line) for line in lines]
+
+
+def test_a_lone_teacher_and_several_tuples(sources, tmp_path):
+    mine = {"sources": ["bm25"], "depth": 10, "nway": 3, "bands": BAND, "tuples_per_positive": 2}
+    train = {"losses": {"kl": 1.0}, "batch_size": 4, "max_steps": 1}
+    config, tuples = one_round(sources, tmp_path, mine, train)
+    assert config["seed"] == 7
     assert [[score for _, score in documents] for _, *documents in tuples] == [[1, 0, 0]] * len(
         tuples
     )
     counts = Counter(query for query, *_ in tuples)
     assert set(counts.values()) == {2}
-    assert len(set(lines)) > len(counts)
+    assert len(set(map(json.dumps, tuples))) > len(counts)
 
 
 def test_killed_and_started_again(finished, sources, tmp_path):
@@ -174,20 +180,8 @@ def test_groups(sources, tmp_path):
     """Questions about the same documents, scored by what is known of them."""
     mine = {"sources": ["bm25"], "depth": 10, "nway": 3, "group_size": 2, "groups": 6}
     train = {"losses": {"kl": 1.0}, "batch_size": 4, "max_steps": 2}
-    values = recipe_values(
-        sources,
-        tmp_path / "run",
-        warm_up=None,
-        train_teacher=None,
-        teacher=[{"kind": "judgements"}],
-        rounds=[{"mine": mine, "train": train}],
-        evaluate=[],
-    )
-    model, _ = run_recipe(read_recipe(write_recipe(tmp_path, values)), progress=False)
-    record = json.loads((model / "training.json").read_text())
-    assert record["config"]["group_size"] == 2
-    lines = (tmp_path / "run/round-1-tuples/words.jsonl").read_text().splitlines()
-    tuples = [json.loads(line) for line in lines]
+    config, tuples = one_round(sources, tmp_path, mine, train)
+    assert config["group_size"] == 2
     assert 2 <= len(tuples) <= 12
     for pair in zip(tuples[::2], tuples[1::2], strict=True):
         first, second = ({name for name, _ in documents} for _, *documents in pair)
