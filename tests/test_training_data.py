@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -351,6 +352,27 @@ def test_writers_of_one_file_do_not_meet(tmp_path):
         second.write_text("second")
     assert path.read_text() == "first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_writer_leaves_is_gone_after_the_next(tmp_path, kind):
+    script = Path(__file__).parent / "faults" / "killed_writer.py"
+    run = subprocess.run(
+        [sys.executable, script, tmp_path, kind], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) > 10
+
+
+def test_what_a_living_writer_has_is_left_alone(tmp_path):
+    path = tmp_path / "a.txt"
+    with replacing(path) as first:
+        first.write_text("first")
+        with replacing(path) as second:
+            second.write_text("second")
+        assert first.read_text() == "first"
+    assert path.read_text() == "first"
 
 
 def test_one_thread_writes_the_cache(tmp_path, monkeypatch):

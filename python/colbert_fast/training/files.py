@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import importlib
+import math
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from colbert_fast.errors import MissingDependencyError
+from colbert_fast.errors import IndexBusyError, MissingDependencyError
 from colbert_fast.storage.files import sync_files, sync_folder
+from colbert_fast.storage.lock import writer_lock
 
 __all__ = ["DATASET_FILES", "is_dataset", "open_dataset", "replacing", "require"]
 
 DATASET_FILES = ("dataset_info.json", "dataset_dict.json")
 """In the folders that `datasets` saves: one of them, a dataset's or that of several splits."""
 
+_OLD = "old"  # in a writer's room: the folder that it replaces
+
 
 @contextmanager
 def replacing(path: Path, *, folder_with: str | None = None) -> Iterator[Path]:
     """A name to write a file or folder under, which becomes `path` unless the block fails.
 
-    Processes may write the same at once: each has its own name, and the last one's stays.
+    Processes may write the same at once: each has its own name, and the last one's stays. What a
+    killed one has left beside `path` is removed, or put back, by the next.
 
     Parameters
     ----------
@@ -38,25 +44,51 @@ def replacing(path: Path, *, folder_with: str | None = None) -> Iterator[Path]:
     FileExistsError
         Something is at `path` that is not to be replaced.
     """
+    _collect(path)
     _check_replaceable(path, folder_with)
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
+    with _room(path) as room:
+        partial = room / path.name
         yield partial
         if folder_with is None:
-            sync_files(partial.parent, [partial.name])
+            sync_files(room, [partial.name])
             partial.replace(path)
         else:
             names = [str(file.relative_to(partial)) for file in partial.rglob("*")]
             sync_files(partial, [name for name in names if (partial / name).is_file()])
             _exchange(partial, path)
         sync_folder(path.parent)
-    finally:
-        _remove(partial)
+
+
+@contextmanager
+def _room(path: Path) -> Iterator[Path]:
+    """A folder beside `path` whose lock says that its writer is alive."""
+    with ExitStack() as stack:
+        while True:
+            room = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+            room.mkdir()
+            stack.callback(shutil.rmtree, room, ignore_errors=True)
+            try:
+                stack.enter_context(writer_lock(room, timeout=math.inf))
+                break
+            except FileNotFoundError:
+                continue  # not locked yet, it looked like a dead writer's to another one
+        yield room
+
+
+def _collect(path: Path) -> None:
+    """Remove the rooms of writers that were killed, with the old folder that one had put aside."""
+    name = re.compile(re.escape(path.name) + r"\.[0-9a-f]{32}\.partial")
+    for room in [each for each in path.parent.iterdir() if name.fullmatch(each.name)]:
+        with suppress(IndexBusyError, FileNotFoundError), writer_lock(room):
+            if (room / _OLD).exists() and not path.exists():
+                (room / _OLD).replace(path)
+                sync_folder(path.parent)
+            shutil.rmtree(room, ignore_errors=True)
 
 
 def _exchange(partial: Path, path: Path) -> None:
     """Put a folder at `path`; what is there stays whole beside it until the new one is there."""
-    old = partial.with_suffix(".old")
+    old = partial.with_name(_OLD)
     if not path.exists():
         partial.replace(path)
         return
@@ -66,7 +98,6 @@ def _exchange(partial: Path, path: Path) -> None:
     except BaseException:
         old.replace(path)
         raise
-    _remove(old)
 
 
 def _check_replaceable(path: Path, folder_with: str | None) -> None:
@@ -75,13 +106,6 @@ def _check_replaceable(path: Path, folder_with: str | None) -> None:
             raise FileExistsError(f"{path}: a folder is there, where a file is to be written")
     elif path.exists() and not (path / folder_with).is_file():
         raise FileExistsError(f"{path}: something else is there already (no {folder_with} in it)")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def require(name: str, purpose: str) -> Any:

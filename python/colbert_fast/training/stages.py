@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from colbert_fast.training.files import replacing
+
 __all__ = ["Stages"]
 
 logger = logging.getLogger(__name__)
@@ -124,6 +126,5 @@ def _state(path: Path) -> list[list[Any]]:
 
 
 def _write(file: Path, value: Mapping[str, Any]) -> None:
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(file)
+    with replacing(file) as partial:
+        partial.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

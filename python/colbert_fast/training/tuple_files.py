@@ -182,7 +182,7 @@ def _write_folder(path: Path, tuples: Iterable[NWay]) -> int:
     datasets = require("datasets", f"writing {path}")
     with (
         replacing(path, folder_with=DATASET_FILES[0]) as partial,
-        tempfile.TemporaryDirectory(dir=path.parent) as scratch,
+        tempfile.TemporaryDirectory(dir=partial.parent) as scratch,
     ):
         count = _write_parquet(Path(scratch, "tuples.parquet"), tuples)
         data = datasets.Dataset.from_parquet(f"{scratch}/tuples.parquet", cache_dir=scratch)
