@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import sqlite3
@@ -177,6 +178,39 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     found = score(TUPLES, teacher, out, window=1)
     assert [len(call) for call in teacher.calls] == [2], "only the third window is left"
     assert found == score(TUPLES, Counting(), tmp_path / "whole.jsonl")
+
+
+def test_ctrl_c_loses_no_scores(tmp_path: Path) -> None:
+    class Interrupted(Counting):
+        def __call__(self, pairs: Sequence[Pair]) -> npt.NDArray[np.float32]:
+            if len(self.calls) == 2:
+                raise KeyboardInterrupt
+            return super().__call__(pairs)
+
+    out = tmp_path / "scored.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        score(TUPLES, Interrupted(), out, window=1)
+    assert [each.name for each in tmp_path.iterdir()] == ["scored.jsonl.scores.sqlite"]
+    teacher = Counting()
+    score(TUPLES, teacher, out, window=1)
+    assert [len(call) for call in teacher.calls] == [2], "only the third window is left"
+
+
+def test_a_full_disk_is_named_and_loses_no_scores(tmp_path: Path) -> None:
+    path = tmp_path / "scores.sqlite"
+    pairs = {(f"query {number}", "document"): 0.5 for number in range(500)}
+    first = dict(list(pairs.items())[:5])
+    with ScoreCache(path) as cache:
+        cache.put("teacher", first)
+        [(pages,)] = cache._connection.execute("PRAGMA page_count")
+        cache._connection.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(OSError, match="full") as caught:
+            cache.put("teacher", pairs)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+    with ScoreCache(path) as cache:
+        assert cache.get("teacher", pairs) == first
+        cache.put("teacher", pairs)
+        assert cache.get("teacher", pairs) == pairs
 
 
 def test_a_failing_teacher_leaves_the_old_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import itertools
@@ -13,7 +14,6 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
@@ -21,7 +21,14 @@ from colbert_fast.errors import IndexFormatError
 from colbert_fast.storage.filters import FieldTable, write_fields
 from colbert_fast.storage.text_index import TextIndex, write_text_index
 
-__all__ = ["Document", "DocumentId", "DocumentStore", "DocumentWriter", "check_id"]
+__all__ = [
+    "Document",
+    "DocumentId",
+    "DocumentStore",
+    "DocumentWriter",
+    "check_id",
+    "named_errors",
+]
 
 DocumentId = str | int
 
@@ -69,7 +76,7 @@ class DocumentWriter:
         self.path = path
         self.count = 0
         self.next_id = 0
-        with _NamedErrors(path):
+        with named_errors(path):
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             weakref.finalize(self, self._connection.close)
             self._connection.executescript(
@@ -111,7 +118,7 @@ class DocumentWriter:
                 "build several"
             )
         try:
-            with _NamedErrors(self.path):
+            with named_errors(self.path):
                 self._connection.execute("INSERT INTO documents VALUES (?, ?, ?, ?)", row)
         except sqlite3.IntegrityError:
             raise ValueError(
@@ -131,7 +138,7 @@ class DocumentWriter:
 
     def close(self) -> None:
         """Add what filters and BM25 read, commit and close."""
-        with _NamedErrors(self.path):
+        with named_errors(self.path):
             write_fields(self._connection)
             write_text_index(self._connection)
             self._connection.execute("COMMIT")
@@ -140,12 +147,7 @@ class DocumentWriter:
     def __enter__(self) -> DocumentWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._connection.close()
 
 
@@ -160,24 +162,14 @@ def _dump_metadata(document: Document) -> str | None:
         ) from error
 
 
-class _NamedErrors:
+@contextlib.contextmanager
+def named_errors(path: Path) -> Iterator[None]:
     """Turn SQLite's own failures (a full disk among them) into an OSError with the file's name."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if isinstance(error, sqlite3.OperationalError):
-            code = errno.ENOSPC if "full" in str(error) else errno.EIO
-            raise OSError(code, f"SQLite: {error}", str(self._path)) from error
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        code = errno.ENOSPC if "full" in str(error) else errno.EIO
+        raise OSError(code, f"SQLite: {error}", str(path)) from error
 
 
 class DocumentStore:

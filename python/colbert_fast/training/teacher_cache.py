@@ -6,7 +6,8 @@ import hashlib
 import sqlite3
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
+
+from colbert_fast.storage.documents import named_errors
 
 __all__ = ["Pair", "ScoreCache"]
 
@@ -34,6 +35,7 @@ class ScoreCache:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         try:
             self._connection = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_SECONDS)
         except sqlite3.OperationalError as error:
@@ -82,20 +84,20 @@ class ScoreCache:
     def put(self, fingerprint: str, scores: Mapping[Pair, float]) -> None:
         """Add scores: all of them, or none if the process is killed meanwhile."""
         number, digests = self._number(fingerprint), _Digests()
-        self._connection.execute("BEGIN IMMEDIATE")
-        self._connection.executemany(
-            "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)",
-            (
-                (number, digests[query], digests[document], score)
-                for (query, document), score in scores.items()
-            ),
+        rows = (
+            (number, digests[query], digests[document], score)
+            for (query, document), score in scores.items()
         )
-        self._connection.execute("COMMIT")
+        with named_errors(self._path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", rows)
+            self._connection.execute("COMMIT")
 
     def _number(self, fingerprint: str) -> int:
-        self._connection.execute(
-            "INSERT OR IGNORE INTO teachers (fingerprint) VALUES (?)", (fingerprint,)
-        )
+        with named_errors(self._path):
+            self._connection.execute(
+                "INSERT OR IGNORE INTO teachers (fingerprint) VALUES (?)", (fingerprint,)
+            )
         [(number,)] = self._connection.execute(
             "SELECT number FROM teachers WHERE fingerprint = ?", (fingerprint,)
         )
@@ -104,12 +106,7 @@ class ScoreCache:
     def __enter__(self) -> ScoreCache:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._connection.close()
 
 
