@@ -61,6 +61,13 @@ def test_the_seed_decides():
     assert len(groups_of(4, nway=3, groups=5)) == 5
 
 
+def test_fewer_groups_than_wanted_are_told(caplog):
+    positives = {name: judged for name, judged in POSITIVES.items() if name in ("q0-0", "q1-0")}
+    found = list(sample_groups(NEIGHBOURS, positives, nway=6, group_size=2, depth=5, groups=12))
+    assert len(found) == 2 * 5  # those that have both d0 and d1 around
+    assert "5 groups, not 12: around the other documents" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -69,7 +76,11 @@ def test_the_seed_decides():
         ({"groups": -1}, "`groups` must be at least 1"),
         ({"groups": 0}, "`groups` must be at least 1; got 0"),
         ({"nway": 5, "depth": 3}, "`depth` must be at least 4"),
-        ({"nway": 2, "group_size": 7}, "no group: none of 12 documents .* has 7 queries"),
+        (
+            {"nway": 2, "group_size": 7},
+            r"no group: the 2 documents .* by at most 6 queries, not 7 \(36 .* 12 positives",
+        ),
+        ({"nway": 7}, "no group of 7 documents: the longest ranking gives 6; want more documents"),
     ],
 )
 def test_what_cannot_be(options, message):

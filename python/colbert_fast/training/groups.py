@@ -81,10 +81,12 @@ def sample_groups(
         name: [each for each in found if each != name] for name, found in each_ranking(neighbours)
     }
     rng = np.random.default_rng(seed)
-    leaders, made = list(near), 0
+    leaders, made, longest, most = list(near), 0, 0, 0
     for place in rng.permutation(len(leaders)).tolist():
         documents = _members(leaders[place], near[leaders[place]][:depth], nway, rng)
         queries = list(dict.fromkeys(q for each in documents for q in asked_by.get(each, ())))
+        longest = max(longest, len(documents))
+        most = max(most, len(queries))
         if len(documents) < nway or len(queries) < group_size:
             continue
         if made == groups:
@@ -92,10 +94,23 @@ def sample_groups(
         made += 1
         for chosen in rng.choice(len(queries), group_size, replace=False).tolist():
             yield _tuple_of(queries[chosen], documents, positives)
+    if longest < nway:
+        raise ValueError(
+            f"no group of {nway} documents: the longest ranking gives {longest}; want more "
+            "documents, or a smaller `nway`"
+        )
     if made == 0:
         raise ValueError(
-            f"no group: none of {len(leaders)} documents and their neighbours has {group_size} "
-            "queries; want a smaller `group_size`, or a larger `nway`"
+            f"no group: the {nway} documents of one are asked for by at most {most} queries, not "
+            f"{group_size} ({len(positives)} queries have {len(asked_by)} positives in all); want "
+            "more judgements, a smaller `group_size` or a larger `nway`"
+        )
+    if groups is not None and made < groups:
+        logger.warning(
+            "%d groups, not %d: around the other documents there are fewer than %d queries",
+            made,
+            groups,
+            group_size,
         )
     logger.info("%d groups of %d documents that might lead one", made, len(leaders))
 

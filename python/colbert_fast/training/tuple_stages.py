@@ -98,32 +98,48 @@ def sample_all(
             TupleFile(mined / f"{collection.name}-{source}.jsonl") for source in settings.sources
         ]
         ranked = rankings[0] if len(rankings) == 1 else _by_turns(rankings)
-        late = settings.late
-        tuples = _draw(ranked, collection, settings, seed)
-        if teachers is None:
-            write_tuples(out, tuples)
-            continue
-        scored = score_with_teacher(
-            tuples,
-            teachers.of(collection),
-            queries=collection.queries,
-            documents=collection.documents,
-            out=folder / f"{collection.name}.all.jsonl" if late else out,
-            cache=folder.parent / "teacher-scores.sqlite",
-            progress=progress,
+        try:
+            _sample(ranked, collection, settings, teachers, out, seed, progress=progress)
+        except ValueError as error:
+            raise ValueError(f"collection {collection.name!r}: {error}") from error
+
+
+def _sample(
+    ranked: Rankings,
+    collection: LoadedCollection,
+    settings: Mining,
+    teachers: Teachers | None,
+    out: Path,
+    seed: int,
+    *,
+    progress: bool,
+) -> None:
+    late = settings.late
+    tuples = _draw(ranked, collection, settings, seed)
+    if teachers is None:
+        write_tuples(out, tuples)
+        return
+    scored = score_with_teacher(
+        tuples,
+        teachers.of(collection),
+        queries=collection.queries,
+        documents=collection.documents,
+        out=out.with_suffix(".all.jsonl") if late else out,
+        cache=out.parents[1] / "teacher-scores.sqlite",
+        progress=progress,
+    )
+    if late:
+        chosen = sample_tuples(
+            ranked,
+            collection.positives,
+            nway=settings.nway,
+            bands=settings.bands,
+            margin=settings.margin,
+            ratio=settings.ratio,
+            teacher_scores=TupleFile(scored),
+            seed=seed,
         )
-        if late:
-            chosen = sample_tuples(
-                ranked,
-                collection.positives,
-                nway=settings.nway,
-                bands=settings.bands,
-                margin=settings.margin,
-                ratio=settings.ratio,
-                teacher_scores=TupleFile(scored),
-                seed=seed,
-            )
-            write_tuples(out, chosen)
+        write_tuples(out, chosen)
 
 
 def _draw(
