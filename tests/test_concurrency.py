@@ -18,7 +18,7 @@ from colbert_fast.reader import IndexReader
 
 LONG = os.environ.get("COLBERT_FAST_LONG_TESTS") == "1"
 SECONDS = 60.0 if LONG else 2.0
-THREADS, PROCESSES = 4, 4
+THREADS, PROCESSES = 8, 8 if LONG else 4  # a process takes half a second to start
 Seen = set[tuple[int, frozenset[tuple[int, int]]]]
 """Generations with the documents found in them."""
 
