@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import pytest
 
 from colbert_fast import Index
 from colbert_fast.search.bm25 import BM25
+from colbert_fast.training import tuple_files
 from colbert_fast.training.data import (
     NWay,
     Texts,
@@ -101,6 +103,32 @@ def test_parts_are_of_one_setting_of_the_texts(tmp_path, model):
     other = type(model).from_pretrained(tmp_path / "model", query_length=4)
     with pytest.raises(ValueError, match="parts of rankings with other source; remove"):
         mine(other, QUERIES, DOCUMENTS, out=out, part_size=1, progress=False)
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device", "rankings")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), FULL], ids=["ctrl-c", "full disk"])
+def test_what_stops_in_a_part_loses_no_other(tmp_path, monkeypatch, error):
+    asked, format_line = [], tuple_files.format_line
+    score = BM25.score
+
+    def failing(item, layout):
+        if item.query_id == "q4" and len(asked) == 4:
+            raise error
+        return format_line(item, layout)
+
+    monkeypatch.setattr(BM25, "score", lambda *args: asked.append(args[1]) or score(*args))
+    monkeypatch.setattr(tuple_files, "format_line", failing)
+    out = tmp_path / "rankings.jsonl"
+    options = {"out": out, "part_size": 1, "progress": False}
+    with pytest.raises(type(error)):
+        mine("bm25", QUERIES, DOCUMENTS, **options)
+    assert not list(tmp_path.rglob("*.partial"))
+    rankings = mine("bm25", QUERIES, DOCUMENTS, **options)
+    assert asked == [*QUERIES.values(), QUERIES["q4"]]
+    assert ids_of(rankings) == ids_of(mine("bm25", QUERIES, DOCUMENTS, progress=False))
+    assert list(tmp_path.iterdir()) == [out]
 
 
 class Interrupted(Exception):

@@ -28,13 +28,14 @@ def test_a_stage_that_is_done_is_kept(stages):
     assert stages.run("mine", {"depth": 10}, never) == folder
 
 
-def test_a_stage_that_failed_goes_on_in_its_folder(stages):
+def test_a_stage_that_failed_goes_on_in_its_folder(stages, caplog):
     def stopped(folder):
         (folder / "part-0").touch()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         stages.run("mine", {}, stopped)
+    assert "mine: stopped; what is done is kept, and the same run goes on from there" in caplog.text
     seen = []
     stages.run("mine", {}, lambda folder: seen.extend(file.name for file in folder.iterdir()))
     assert "part-0" in seen

@@ -87,7 +87,13 @@ class Stages:
         _write(file, {**wanted, "done": False})
         logger.info("%s: %s", name, "goes on" if found else "starts")
         start = time.monotonic()
-        make(folder)
+        try:
+            make(folder)
+        except (KeyboardInterrupt, OSError):
+            logger.warning(
+                "%s: stopped; what is done is kept, and the same run goes on from there", folder
+            )
+            raise
         seconds = time.monotonic() - start
         _write(file, {**wanted, "done": True, "seconds": round(seconds, 1)})
         logger.info("%s: done in %.0f s", name, seconds)
