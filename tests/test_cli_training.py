@@ -37,10 +37,18 @@ def test_train(run, sources, tmp_path):
     arguments = ("train", path, "--data", sources / "beir", "--output", tmp_path / "run")
     first = run(*arguments)
     assert first.exit_code == 0, first.output
-    assert first.stdout.startswith(f"model: {tmp_path / 'run'}/round-1/final\nbeir: nDCG@10 0.")
     again = json.loads(run(*arguments, "--json").stdout)
+    model, title, *rows = first.stdout.splitlines()
+    assert model == f"model: {tmp_path / 'run'}/round-1/final"
+    assert title.split() == ["beir,", "split", "test", "start", "trained", "gain"]
+    measured = again["evaluation"]["beir"]
+    assert [row.split()[0] for row in rows] == list(measured["trained"])
+    before, after, gain = map(float, rows[0].split()[1:])
+    assert [before, after] == [
+        pytest.approx(measured[name]["nDCG@10"], abs=5e-4) for name in ("start", "trained")
+    ]
+    assert gain == pytest.approx(after - before, abs=2e-3)
     assert again["model"] == f"{tmp_path / 'run'}/round-1/final"
-    assert 0 < again["evaluation"]["beir"]["nDCG@10"] <= 1
     assert not (tmp_path / "elsewhere").exists()
 
 

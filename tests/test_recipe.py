@@ -43,10 +43,15 @@ def test_every_stage_is_there(finished):
         *("warm-up-mined", "warm-up-tuples", "warm-up"),
         *("teacher-mined", "teacher-tuples", "teacher"),
         *("round-1-mined", "round-1-tuples", "round-1"),
-        "evaluation-beir",
+        *("start-evaluation-beir", "evaluation-beir"),
     }
     assert model == path.parent / "run/round-1/final"
-    assert 0 < measures["beir"]["nDCG@10"] <= 1
+    evaluation = measures["beir"]
+    assert evaluation.split == "test"
+    assert 0 < evaluation.trained["nDCG@10"] <= 1
+    assert evaluation.start["nDCG@10"] != evaluation.trained["nDCG@10"]
+    written = json.loads((path.parent / "run/evaluation.json").read_text())
+    assert written == {"beir": evaluation._asdict()}
     before = ColBERT.from_pretrained(path.parent / "run/start/final").fingerprint()
     assert ColBERT.from_pretrained(model).fingerprint() != before
 
@@ -189,6 +194,13 @@ def test_groups(sources, tmp_path):
     for query, *documents in tuples:
         scores = dict(documents)
         assert max(scores, key=scores.get) == query.replace("q", "d") == documents[0][0]
+
+
+def test_too_few_judgements_for_groups(sources, tmp_path):
+    mine = {"sources": ["bm25"], "depth": 10, "nway": 3, "group_size": 9}
+    train = {"losses": {"kl": 1.0}, "batch_size": 9, "max_steps": 1}
+    with pytest.raises(ValueError, match=r"collection 'words': no group: .* want more judgements"):
+        one_round(sources, tmp_path, mine, train)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from colbert_fast.cli.shell import DeviceOption, JsonOption, ProgressOption, dumps, show_progress
-from colbert_fast.cli.terminal import counted
+from colbert_fast.cli.terminal import counted, printable
 
 __all__ = ["mine", "sample", "score", "train"]
 
@@ -29,7 +29,9 @@ def train(
     *,
     data: Annotated[
         Path | None,
-        typer.Option(help="Train on this BEIR folder's train split; its test split is evaluated."),
+        typer.Option(
+            help="Train on this BEIR folder's train split; measured on its test split, or dev."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder of the run, instead of the recipe's.")
@@ -44,23 +46,30 @@ def train(
     """Run a recipe from mining to evaluation; what a stopped run has done is kept."""
     from colbert_fast.training.recipe import Collection, find_recipe, read_recipe
     from colbert_fast.training.run import run_recipe
+    from colbert_fast.training.validation import held_out_split
 
     given = None if data is None else [Collection(data.resolve().name, data)]
     values = read_recipe(find_recipe(recipe), collections=given)
     if output is not None:
         values = replace(values, output=output)
-    if data is not None and list(data.glob("qrels/test.tsv*")):
+    if data is not None and held_out_split(data) is not None:
         values = replace(values, evaluate=(data,))
-    model, measures = run_recipe(
+    model, evaluations = run_recipe(
         values, device=device, processes=processes, progress=show_progress(progress)
     )
     if as_json:
-        typer.echo(dumps({"model": str(model), "evaluation": measures}))
+        measured = {name: each._asdict() for name, each in evaluations.items()}
+        typer.echo(dumps({"model": str(model), "evaluation": measured}))
         return
     typer.echo(f"model: {model}")
-    for name, values_of in measures.items():
-        shown = "  ".join(f"{measure} {value:.3f}" for measure, value in values_of.items())
-        typer.echo(f"{name}: {shown}")
+    if not evaluations:
+        typer.echo("not measured: no folder with a split test or dev to measure on")
+    for name, each in evaluations.items():
+        title = printable(f"{name}, split {each.split}")
+        typer.echo(f"{title:28}{'start':>8}{'trained':>9}{'gain':>8}")
+        for measure, after in each.trained.items():
+            before = each.start[measure]
+            typer.echo(f"{measure:28}{before:8.3f}{after:9.3f}{after - before:+8.3f}")
 
 
 def mine(

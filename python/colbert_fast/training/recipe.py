@@ -268,7 +268,8 @@ class Recipe(_Strict):
     teacher : tuple of TeacherPart
     rounds : tuple of Round
     evaluate : tuple of Path
-        BEIR folders whose test split the last model is measured on.
+        BEIR folders whose test split, or dev where there is none, the first and the last model are
+        measured on.
     seed : int
         Of everything that has none of its own.
     """

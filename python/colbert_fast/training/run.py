@@ -8,33 +8,36 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from colbert_fast.evaluation import DEFAULT_MEASURES, evaluate, load_beir
-from colbert_fast.index import Index
+from colbert_fast.evaluation import DEFAULT_MEASURES
 from colbert_fast.model import ColBERT
 from colbert_fast.storage.lock import writer_lock
 from colbert_fast.training.collections import LoadedCollection, load_collection, write_questions
+from colbert_fast.training.files import replacing
 from colbert_fast.training.launch import Questions, TrainingJob, join, launch
 from colbert_fast.training.recipe import Mining, Recipe, Round, TeacherTraining
 from colbert_fast.training.stages import Stages
 from colbert_fast.training.start import make_start, resolve_model
 from colbert_fast.training.train_teacher import train_teacher
 from colbert_fast.training.tuple_stages import Teachers, mine_all, sample_all
+from colbert_fast.training.validation import Evaluation, held_out_split, measure
 
 __all__ = ["run_recipe"]
 
 logger = logging.getLogger(__name__)
 
 _MEASURES = "measures.json"
+_EVALUATION = "evaluation.json"
 
 
 def run_recipe(
     recipe: Recipe, *, device: str = "cpu", processes: int = 1, progress: bool = True
-) -> tuple[Path, dict[str, dict[str, float]]]:
+) -> tuple[Path, dict[str, Evaluation]]:
     """Run what is not there yet of a recipe's stages.
 
     Each has a folder in `recipe.output`: ``questions-NAME`` for every collection, ``start``;
     ``warm-up-mined``, ``warm-up-tuples`` and ``warm-up``; ``teacher-...`` and ``round-N-...``
-    likewise; ``evaluation-NAME``. A run that was stopped goes on inside its last stage.
+    likewise; ``start-evaluation-NAME`` and ``evaluation-NAME``, whose measures
+    ``evaluation.json`` has together. A run that was stopped goes on inside its last stage.
 
     Parameters
     ----------
@@ -49,8 +52,8 @@ def run_recipe(
     Returns
     -------
     tuple of Path and dict
-        The folder of the trained model, for `ColBERT.from_pretrained`; and the measures of each
-        folder of `recipe.evaluate`, by its name.
+        The folder of the trained model, for `ColBERT.from_pretrained`; and the `Evaluation` of
+        each folder of `recipe.evaluate`, by its name.
 
     Raises
     ------
@@ -69,7 +72,7 @@ def run_recipe(
             run.train_teacher(recipe.train_teacher)
         for number, settings in enumerate(recipe.rounds, 1):
             run.round(f"round-{number}", settings, teach=bool(recipe.teacher))
-        return run.model, {path.name: run.evaluate(path) for path in recipe.evaluate}
+        return run.model, run.evaluate()
 
 
 class _Run:
@@ -81,7 +84,7 @@ class _Run:
         self.stages = Stages(recipe.output)
         self.collections: list[LoadedCollection] = []
         self.questions: list[Path] = []
-        self.newest = recipe.output / "start"
+        self.start = self.newest = recipe.output / "start"
         self.teacher: Path | None = None
 
     @property
@@ -162,27 +165,33 @@ class _Run:
             inputs=[settings.base],
         )
 
-    def evaluate(self, path: Path) -> dict[str, float]:
-        """Measure the newest model on the test split of a BEIR folder, with an index of 2 bits."""
+    def evaluate(self) -> dict[str, Evaluation]:
+        """Measure the first and the newest model on every folder of `recipe.evaluate`."""
+        found = {}
+        for path in self.recipe.evaluate:
+            split = held_out_split(path) or "test"  # which is then said to be missing
+            before = self._measure(f"start-evaluation-{path.name}", self.start, path, split)
+            after = self._measure(f"evaluation-{path.name}", self.newest, path, split)
+            found[path.name] = Evaluation(split, before, after)
+        with replacing(self.recipe.output / _EVALUATION) as partial:
+            text = json.dumps({name: each._asdict() for name, each in found.items()}, indent=2)
+            partial.write_text(text + "\n", encoding="utf-8")
+        return found
 
-        def make(folder: Path) -> None:
-            beir = load_beir(path)
-            model = ColBERT.from_pretrained(self.model, device=self.device)
-            with Index.build(
-                folder / "index.cf",
-                beir.documents(),
-                model=model,
-                resume=True,
-                overwrite=True,
-                progress=self.progress,
-            ) as index:
-                measures = evaluate(index, beir.queries, beir.qrels)
-            text = json.dumps(measures, indent=2)
-            (folder / _MEASURES).write_text(text + "\n", encoding="utf-8")
-
-        settings = {"folder": str(path), "measures": DEFAULT_MEASURES}
+    def _measure(self, name: str, trained: Path, path: Path, split: str) -> dict[str, float]:
         folder = self.stages.run(
-            f"evaluation-{path.name}", settings, make, after=[self.newest], inputs=[path]
+            name,
+            {"folder": str(path), "measures": DEFAULT_MEASURES},
+            lambda folder: measure(
+                trained / "final",
+                path,
+                split,
+                folder / _MEASURES,
+                device=self.device,
+                progress=self.progress,
+            ),
+            after=[trained],
+            inputs=[path],
         )
         measures: dict[str, float] = json.loads((folder / _MEASURES).read_text(encoding="utf-8"))
         return measures

@@ -1,17 +1,50 @@
-"""How good a model is while it is trained: a BEIR folder, searched with an index built for it."""
+"""How good a model is: a BEIR folder, searched with an index that is built for it."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
-from colbert_fast.evaluation import evaluate, load_beir
+from colbert_fast.evaluation import DEFAULT_MEASURES, evaluate, load_beir
 from colbert_fast.index import Index
 from colbert_fast.model import ColBERT
 
-__all__ = ["METRIC", "validate"]
+__all__ = ["METRIC", "Evaluation", "held_out_split", "measure", "validate"]
 
 METRIC = "eval_nDCG@10"
+_HELD_OUT = ("test", "dev")
+
+
+class Evaluation(NamedTuple):
+    """The measures of a run's first and last model, by name, on a split of a BEIR folder."""
+
+    split: str
+    start: dict[str, float]
+    trained: dict[str, float]
+
+
+def held_out_split(folder: Path) -> str | None:
+    """The split of a BEIR folder to measure on: "test", else "dev"; None if it has neither."""
+    return next((each for each in _HELD_OUT if any(folder.glob(f"qrels/{each}.tsv*"))), None)
+
+
+def measure(
+    model: Path, folder: Path, split: str, out: Path, *, device: str, progress: bool
+) -> None:
+    """Write the measures of a saved model to the file `out`, its index of 2 bits beside it."""
+    beir = load_beir(folder, split=split)
+    with Index.build(
+        out.parent / "index.cf",
+        beir.documents(),
+        model=ColBERT.from_pretrained(model, device=device),
+        resume=True,
+        overwrite=True,
+        progress=progress,
+    ) as index:
+        measures = evaluate(index, beir.queries, beir.qrels, measures=DEFAULT_MEASURES)
+    out.write_text(json.dumps(measures, indent=2) + "\n", encoding="utf-8")
 
 
 def validate(model: ColBERT, folder: str | Path, split: str) -> float:
