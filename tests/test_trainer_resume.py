@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import pytest
 
 torch: Any = pytest.importorskip("torch", reason="torch is an extra")
 pytest.importorskip("accelerate", reason="accelerate is an extra")
+
+from safetensors import SafetensorError  # noqa: E402
+from transformers import TrainerCallback  # noqa: E402
 
 from colbert_fast.model import ColBERT, device  # noqa: E402
 from colbert_fast.storage.lock import LOCK, writer_lock  # noqa: E402
@@ -91,15 +95,44 @@ def test_resumed_at_the_end_of_an_epoch(
     assert_equal(output, straight)
 
 
+def test_ctrl_c_and_resumed(folder: Path, straight: dict[str, Any], tmp_path: Path) -> None:
+    class InterruptAt(TrainerCallback):  # type: ignore[misc, unused-ignore]
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+            if state.global_step == 9:
+                raise KeyboardInterrupt
+
+    output, config = tmp_path / "run", TrainingConfig(**OPTIONS)
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            load_model(folder),
+            make_examples(),
+            output,
+            config,
+            progress=False,
+            callbacks=[InterruptAt()],
+        )
+    assert names(output) == ["checkpoint-8"]
+    train_here(folder, output, resume=True)
+    assert_equal(output, straight)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "no space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file: no space left"),
+        SafetensorError("I/O error: no space left on device"),
+    ],
+)
 def test_a_checkpoint_that_fails_is_not_there(
-    folder: Path, straight: dict[str, Any], tmp_path: Path
+    folder: Path, straight: dict[str, Any], tmp_path: Path, error: Exception
 ) -> None:
     output = tmp_path / "run"
     save = torch.save
 
     def full_disk(value: Any, path: Any, *rest: Any) -> None:
         if "checkpoint-6" in str(path) and "scheduler" in str(path):
-            raise OSError("no space left on device")
+            raise error
         save(value, path, *rest)
 
     with (

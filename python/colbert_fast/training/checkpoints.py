@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from colbert_fast.errors import IndexBusyError
@@ -31,6 +32,7 @@ __all__ = [
     "average_weights",
     "checkpoints",
     "describe_run",
+    "disk_errors",
     "load_weights",
     "opened",
     "prune",
@@ -113,6 +115,15 @@ def _check_record(path: Path, record: dict[str, Any]) -> None:
         old = before.get(name)
         if old != new and name not in ("config", *_FREE):
             raise ValueError(f"{name}: {path} was written with {old!r}, got {new!r}; cannot resume")
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """What torch and safetensors raise where they cannot write, a full disk say, as an OSError."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        raise OSError(f"{folder}: cannot be written: {error}") from error
 
 
 def appear(folder: Path, target: Path) -> None:

@@ -26,6 +26,7 @@ from colbert_fast.training.checkpoints import (
     appear,
     average_weights,
     describe_run,
+    disk_errors,
     load_weights,
     opened,
     prune,
@@ -343,7 +344,8 @@ class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
         return str(self.output / UNFINISHED)
 
     def _save_checkpoint(self, *arguments: Any) -> None:
-        super()._save_checkpoint(*arguments)
+        with disk_errors(self.output):
+            super()._save_checkpoint(*arguments)
         barrier()
         if rank() == 0:
             name = f"checkpoint-{self.state.global_step}"
@@ -372,7 +374,8 @@ class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
             logger.info("the result is the mean of the checkpoints of steps %s", best)
         barrier()  # the last to read
         if rank() == 0:
-            self._save(str(self.output / UNFINISHED / FINAL))
+            with disk_errors(self.output):
+                self._save(str(self.output / UNFINISHED / FINAL))
             appear(self.output / UNFINISHED / FINAL, self.output / FINAL)
             (self.output / UNFINISHED).rmdir()
         barrier()
