@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from colbert_fast.indexing import build, estimate, ingest
-from colbert_fast.indexing.build import BuildOptions
 from colbert_fast.indexing.estimate import Estimate
+from colbert_fast.indexing.options import BuildOptions
 from synthetic import clustered, make
 
 

@@ -116,10 +116,8 @@ class Index(IndexReader):
         OSError
             Writing failed, as on a full disk or without a parent folder; nothing is left behind.
         """
-        from colbert_fast.indexing.build import (  # searching needs no build code
-            BuildOptions,
-            build_index,
-        )
+        from colbert_fast.indexing.build import build_index  # searching needs no build code
+        from colbert_fast.indexing.options import BuildOptions
 
         options = BuildOptions(
             nbits=nbits,

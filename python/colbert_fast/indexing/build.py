@@ -8,7 +8,6 @@ document and, with the square root of its tokens, the centroids.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
 import math
@@ -20,13 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from colbert_fast.compress.codec import (
-    Codec,
-    Float16Codec,
-    ResidualCodec,
-    check_dim,
-    check_nbits,
-)
+from colbert_fast.compress.codec import Codec, Float16Codec, ResidualCodec, check_dim
 from colbert_fast.compress.kmeans import fit_centroids
 from colbert_fast.indexing.assembly import encode_segment, residual_norms
 from colbert_fast.indexing.estimate import BASE_BYTES, announced
@@ -37,15 +30,14 @@ from colbert_fast.indexing.ingest import (
     length_of,
     read_documents,
 )
+from colbert_fast.indexing.options import BuildOptions
 from colbert_fast.indexing.progress import progress_bar
 from colbert_fast.indexing.resume import ResumableEncoder
 from colbert_fast.kernels import ops
 from colbert_fast.search.snapshot import Snapshot
 from colbert_fast.storage.documents import DocumentId, DocumentWriter
 from colbert_fast.storage.manifest import (
-    CODECS,
     STORE,
-    CodecName,
     Manifest,
     SegmentRecord,
     fingerprint_of,
@@ -59,7 +51,6 @@ if TYPE_CHECKING:
     from colbert_fast.model import ColBERT
 
 __all__ = [
-    "BuildOptions",
     "Fitted",
     "build_index",
     "encode_stream",
@@ -75,35 +66,6 @@ _SAMPLE_TOKENS = 1 << 21  # 512 MiB of memory at 128 dimensions
 _POINTS_PER_CENTROID = 256  # more make k-means slower, not better (faiss's default)
 _LEAST_POINTS_PER_CENTROID = 32  # fewer fit the sample rather than the collection
 _HELDOUT_SHARE, _HELDOUT_TOKENS = 0.05, 50_000
-
-
-@dataclasses.dataclass(frozen=True)
-class BuildOptions:
-    """The settings of a build; see `Index.build`."""
-
-    nbits: int = 2
-    codec: CodecName = "default"
-    num_centroids: int | None = None
-    kmeans_iterations: int = 4
-    seed: int = 42
-    pool_factor: int = 1
-    overwrite: bool = False
-    resume: bool = False
-    codec_from: Path | None = None
-    memory_budget: int | None = None
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        if self.codec not in CODECS:
-            raise ValueError(f"codec must be one of {CODECS}, got {self.codec!r}")
-        if self.codec != "float16":
-            check_nbits(self.nbits)
-        for name, least in (("num_centroids", 1), ("kmeans_iterations", 0), ("pool_factor", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if not isinstance(self.pool_factor, int):
-            raise TypeError(f"pool_factor must be an int, got {self.pool_factor!r}")
 
 
 def build_index(

@@ -17,8 +17,8 @@ from colbert_fast import _core
 from colbert_fast.compress.codec import float16_columns, residual_columns
 
 if TYPE_CHECKING:
-    from colbert_fast.indexing.build import BuildOptions
     from colbert_fast.indexing.ingest import Chunk
+    from colbert_fast.indexing.options import BuildOptions
 
 __all__ = ["BASE_BYTES", "Estimate", "announced"]
 

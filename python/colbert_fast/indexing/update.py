@@ -20,13 +20,7 @@ import numpy.typing as npt
 from colbert_fast.compress.codec import Codec
 from colbert_fast.compress.kmeans import fit_centroids
 from colbert_fast.indexing.assembly import Source, copy_segments, residual_norms, sources_of
-from colbert_fast.indexing.build import (
-    BuildOptions,
-    Fitted,
-    encode_stream,
-    fit,
-    save_codec,
-)
+from colbert_fast.indexing.build import Fitted, encode_stream, fit, save_codec
 from colbert_fast.indexing.ingest import (
     Chunk,
     TokenStream,
@@ -34,6 +28,7 @@ from colbert_fast.indexing.ingest import (
     length_of,
     read_documents,
 )
+from colbert_fast.indexing.options import BuildOptions
 from colbert_fast.kernels import ops
 from colbert_fast.search.queries import filtered
 from colbert_fast.search.snapshot import Snapshot

@@ -1,0 +1,40 @@
+"""The settings of a build."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from colbert_fast.compress.codec import check_nbits
+from colbert_fast.storage.manifest import CODECS, CodecName
+
+__all__ = ["BuildOptions"]
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildOptions:
+    """The settings of a build; see `Index.build`."""
+
+    nbits: int = 2
+    codec: CodecName = "default"
+    num_centroids: int | None = None
+    kmeans_iterations: int = 4
+    seed: int = 42
+    pool_factor: int = 1
+    overwrite: bool = False
+    resume: bool = False
+    codec_from: Path | None = None
+    memory_budget: int | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.codec not in CODECS:
+            raise ValueError(f"codec must be one of {CODECS}, got {self.codec!r}")
+        if self.codec != "float16":
+            check_nbits(self.nbits)
+        for name, least in (("num_centroids", 1), ("kmeans_iterations", 0), ("pool_factor", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if not isinstance(self.pool_factor, int):
+            raise TypeError(f"pool_factor must be an int, got {self.pool_factor!r}")
