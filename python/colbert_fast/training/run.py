@@ -173,9 +173,11 @@ class _Run:
             before = self._measure(f"start-evaluation-{path.name}", self.start, path, split)
             after = self._measure(f"evaluation-{path.name}", self.newest, path, split)
             found[path.name] = Evaluation(split, before, after)
-        with replacing(self.recipe.output / _EVALUATION) as partial:
-            text = json.dumps({name: each._asdict() for name, each in found.items()}, indent=2)
-            partial.write_text(text + "\n", encoding="utf-8")
+        text = json.dumps({name: each._asdict() for name, each in found.items()}, indent=2) + "\n"
+        file = self.recipe.output / _EVALUATION
+        if found and not (file.exists() and file.read_text(encoding="utf-8") == text):
+            with replacing(file) as partial:
+                partial.write_text(text, encoding="utf-8")
         return found
 
     def _measure(self, name: str, trained: Path, path: Path, split: str) -> dict[str, float]:
