@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "cpu/kernels.h"
+#include "pairs.h"
 
 namespace colbert_fast::cuda {
 
@@ -22,13 +23,6 @@ struct Documents {
   const std::int64_t *first;
   const std::int32_t *lengths;
   std::size_t count, n_rows;
-};
-
-// Which documents a query is scored with: all, or as many of its own, query after query. Results
-// are (n_queries, columns).
-struct Pairs {
-  std::size_t n_queries, columns;
-  bool own;
 };
 
 // -- maxsim --------------------------------------------------------------------------------------
