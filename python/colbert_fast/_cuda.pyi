@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 release: str
+max_mma_dim: int
 
 def device_count() -> int: ...
 def device_name(device: int) -> str: ...

@@ -405,7 +405,9 @@ def maxsim_grad_query(documents: Array, doclens: Array, argmax: Array, grad: Arr
     return out
 
 
-def maxsim_grad_documents(query: Array, doclens: Array, argmax: Array, grad: Array) -> Array:
+def maxsim_grad_documents(
+    query: Array, doclens: Array, argmax: Array, grad: Array, *, n_tokens: int | None = None
+) -> Array:
     """Gradient of `maxsim` by the documents: each token gets the query tokens that met it.
 
     Parameters
@@ -414,6 +416,8 @@ def maxsim_grad_documents(query: Array, doclens: Array, argmax: Array, grad: Arr
     doclens : int32 (n_docs,)
     argmax, grad
         As of `maxsim_grad_query`.
+    n_tokens : int, optional
+        What `doclens` sum to. Without it a CUDA device is waited for.
 
     Returns
     -------
@@ -422,7 +426,11 @@ def maxsim_grad_documents(query: Array, doclens: Array, argmax: Array, grad: Arr
     """
     _, _, dim = _shape(query, "query", 3)
     _shape(doclens, "doclens", 1)
-    out = _empty(query, (max(int(doclens.sum()), 0), dim), "float32")
+    if n_tokens is None:
+        n_tokens = max(int(doclens.sum()), 0)
+    out = _empty(query, (n_tokens, dim), "float32")
+    if cuda.is_cuda(query):
+        out.zero_()  # rows that no document has, if lengths sum to less, are not written
     where = cuda.documents_of(query, doclens)
     cuda.run("maxsim_grad_documents", query, *where, argmax, grad, out)
     return out
