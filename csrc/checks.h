@@ -50,6 +50,14 @@ inline void check_weights(const View &weights, int nbits) {
       throw py::value_error("`weights` must be finite");
 }
 
+// The bits of buckets between so many cutoffs.
+inline int nbits_of_cutoffs(const View &cutoffs) {
+  for (const int nbits : {1, 2, 3, 4, 8})
+    if (cutoffs.shape[0] == (std::int64_t{1} << nbits) - 1) return nbits;
+  throw py::value_error("`cutoffs` must hold 1, 3, 7, 15 or 255 values, got " +
+                        std::to_string(cutoffs.dim(0)));
+}
+
 // Byte columns with a value per token; null for None.
 inline const std::uint8_t *check_bytes(const py::object &column, const std::string &name,
                                        std::int64_t n) {

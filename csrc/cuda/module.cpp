@@ -8,6 +8,8 @@ namespace py = pybind11;
 using namespace colbert_fast;
 
 void bind_candidates(py::module_ &m);
+void bind_compress(py::module_ &m);
+void bind_kmeans(py::module_ &m);
 void bind_maxsim(py::module_ &m);
 void bind_residual(py::module_ &m);
 
@@ -19,6 +21,8 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
   m.def("device_name", &cuda::device_name, py::arg("device"));
   m.def("problem", &cuda::problem);
   bind_candidates(m);
+  bind_compress(m);
+  bind_kmeans(m);
   bind_maxsim(m);
   bind_residual(m);
 }
