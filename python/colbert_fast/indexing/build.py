@@ -27,6 +27,7 @@ from colbert_fast.compress.codec import (
     check_dim,
     check_nbits,
 )
+from colbert_fast.compress.device import BuildDevice, check_build_device
 from colbert_fast.compress.kmeans import fit_centroids
 from colbert_fast.indexing.assembly import encode_segment, residual_norms
 from colbert_fast.indexing.estimate import BASE_BYTES, announced
@@ -91,9 +92,11 @@ class BuildOptions:
     resume: bool = False
     codec_from: Path | None = None
     memory_budget: int | None = None
+    device: BuildDevice = "cpu"
     progress: bool = True
 
     def __post_init__(self) -> None:
+        check_build_device(self.device)
         if self.codec not in CODECS:
             raise ValueError(f"codec must be one of {CODECS}, got {self.codec!r}")
         if self.codec != "float16":
@@ -146,6 +149,7 @@ def build_index(
                 ),
                 lambda spill, complete: given or fit(spill, complete, expected, options),
                 progress=options.progress,
+                device=options.device,
             )
             store.close()
         codec_folder = save_codec(transaction, codec)
@@ -230,11 +234,12 @@ def encode_stream(
     choose: Callable[[Spill, bool], Fitted],
     *,
     progress: bool,
+    device: BuildDevice = "cpu",
 ) -> tuple[Fitted, SegmentRecord]:
     """Write the columns and lists of the segment `folder`, which exists.
 
     `choose` is given the vectors that were spilled, and whether these are all; the codec that it
-    returns encodes the segment.
+    returns encodes the segment, on `device`.
     """
     with Spill(folder.with_name(SPILL)) as spill:
         first_left = _fill(spill, chunks)
@@ -247,7 +252,9 @@ def encode_stream(
         )
         total = spill.num_tokens if complete else None
         with progress_bar("compressing", "token", total, progress) as bar:
-            return fitted, encode_segment(folder, fitted.codec, everything, bar.update)
+            return fitted, encode_segment(
+                folder, fitted.codec, everything, bar.update, device=device
+            )
 
 
 def _fill(spill: Spill, chunks: Iterator[Chunk]) -> Chunk | None:
@@ -304,6 +311,7 @@ def fit(spill: Spill, complete: bool, expected: int | None, options: BuildOption
             iterations=options.kmeans_iterations,
             seed=options.seed,
             on_iteration=bar.update,
+            device=options.device,
         )
     heldout = sample[-held:]
     codec: Codec = Float16Codec.fit(centroids)
