@@ -166,6 +166,34 @@ def bench_residuals(floor: Floor, nbits: int, n_docs: int, length: int, k: int =
     )
 
 
+def bench_build(floor: Floor, nbits: int = 2, n: int = 1 << 16, k: int = 1 << 14) -> None:
+    points, centroids = unit(n, DIM, dtype=torch.float16), unit(k, DIM)
+
+    def nearest() -> Any:
+        return (points @ centroids.half().T).max(1)
+
+    codes, best = ops.assign(points, centroids)
+    torch.testing.assert_close(best, nearest().values.float(), rtol=0, atol=2e-3)
+    least = floor.of(points.nbytes, 2 * n * k * DIM, torch.bfloat16)
+    row(f"assign, {n} to {k}", lambda: ops.assign(points, centroids), least, nearest)
+
+    weights = torch.randn(16, generator=torch.Generator().manual_seed(1)).sort().values / 8
+    residuals = torch.empty((n, DIM * nbits // 8), device="cuda", dtype=torch.uint8)
+    scales = torch.empty((n,), device="cuda", dtype=torch.uint8)
+
+    def compress() -> None:
+        cuda.run("compress_trellis", points, centroids, codes, weights, residuals, scales)
+
+    compress()
+    own = centroids[codes[:1000]]  # few enough for the CPU to look at all
+    found = ops.compress_trellis(points[:1000].cpu(), own.cpu(), weights, nbits)
+    assert torch.equal(found[1], residuals[:1000].cpu())
+    cutoffs = weights[4:7].cuda()
+    least = floor.of(points.nbytes + residuals.nbytes, 0, torch.float32)
+    name = f"compress_trellis, {nbits} bits, {n}; torch: bucketize"
+    row(name, compress, least, lambda: torch.bucketize(points - centroids[codes], cutoffs))
+
+
 def main() -> None:
     torch.manual_seed(1)
     floor = Floor.measure()
@@ -178,6 +206,7 @@ def main() -> None:
     bench_training(floor, 32, 2, 180)
     for nbits in (1, 2, 4):
         bench_residuals(floor, nbits, 4096, 70)
+    bench_build(floor)
 
 
 if __name__ == "__main__":

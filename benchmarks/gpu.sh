@@ -20,7 +20,9 @@ build() {
   (cd / && "$python" -c 'from colbert_fast.kernels.backend import backend_info as i; print(i())')
 }
 
-tests() { "$python" -m pytest -q tests/test_cuda.py tests/test_cuda_binary.py; }
+tests() {
+  "$python" -m pytest -q tests/test_cuda.py tests/test_build_cuda.py tests/test_cuda_binary.py
+}
 
 sanitizer() { # a few of the tests: the tools slow kernels down a hundredfold
   local tool

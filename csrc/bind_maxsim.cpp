@@ -11,32 +11,6 @@ using namespace colbert_fast;
 
 namespace {
 
-// Which documents a query is scored with: all, or as many of its own, query after query. Results
-// are (n_queries, columns).
-struct Pairs {
-  std::size_t n_queries, columns;
-  bool own;
-
-  std::size_t first_query(std::size_t document) const { return own ? document / columns : 0; }
-  std::size_t end_query(std::size_t document) const {
-    return own ? document / columns + 1 : n_queries;
-  }
-  std::size_t first_document(std::size_t query) const { return own ? query * columns : 0; }
-  std::size_t at(std::size_t query, std::size_t document) const {
-    return query * columns + document - first_document(query);
-  }
-};
-
-Pairs check_pairs(const View &results, std::size_t n_docs, const char *name) {
-  const Pairs pairs{results.dim(0), results.dim(1), results.dim(1) != n_docs};
-  if (pairs.own && pairs.columns * pairs.n_queries != n_docs)
-    throw py::value_error(std::string("`") + name + "` must have a column for each of the " +
-                          std::to_string(n_docs) + " documents, or for each query's own, got " +
-                          std::to_string(pairs.n_queries) + " rows of " +
-                          std::to_string(pairs.columns));
-  return pairs;
-}
-
 // scores (n_queries, columns), argmax (n_queries, columns, nq) or None
 void maxsim(const py::object &query, const py::object &documents, const py::object &doclens,
             const py::object &scores, const py::object &argmax) {

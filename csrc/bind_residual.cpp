@@ -56,11 +56,7 @@ void compress(const py::object &embeddings, const py::object &centroids, const p
   check_dim(points, "embeddings");
   const View c = expect(centroids, "centroids", {DType::f32}, {kAny, points.shape[1]});
   const View cuts = expect(cutoffs, "cutoffs", {DType::f32}, {kAny});
-  int nbits = 1;
-  while (nbits < 8 && (std::int64_t{1} << nbits) - 1 < cuts.shape[0]) nbits += nbits < 4 ? 1 : 4;
-  if ((std::int64_t{1} << nbits) - 1 != cuts.shape[0])
-    throw py::value_error("`cutoffs` must hold 1, 3, 7, 15 or 255 values, got " +
-                          std::to_string(cuts.dim(0)));
+  const int nbits = nbits_of_cutoffs(cuts);
   if (c.shape[0] == 0) throw py::value_error("`centroids` must not be empty");
   const View out_codes = expect_out(codes, "codes", DType::i32, {points.shape[0]});
   const View out =

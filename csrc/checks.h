@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "array_view.h"
+#include "pairs.h"
 #include "search/codec_tables.h"
 
 namespace colbert_fast {
@@ -47,6 +48,14 @@ inline void check_weights(const View &weights, int nbits) {
   for (std::size_t i = 0; i < weights.dim(0); ++i)
     if (!std::isfinite(weights.as<const float>()[i]))
       throw py::value_error("`weights` must be finite");
+}
+
+// The bits of buckets between so many cutoffs.
+inline int nbits_of_cutoffs(const View &cutoffs) {
+  for (const int nbits : {1, 2, 3, 4, 8})
+    if (cutoffs.shape[0] == (std::int64_t{1} << nbits) - 1) return nbits;
+  throw py::value_error("`cutoffs` must hold 1, 3, 7, 15 or 255 values, got " +
+                        std::to_string(cutoffs.dim(0)));
 }
 
 // Byte columns with a value per token; null for None.
@@ -88,6 +97,17 @@ inline std::vector<std::int64_t> check_doclens(const View &doclens, std::int64_t
     throw py::value_error("`" + name + "` must sum to the number of tokens, " +
                           std::to_string(n_tokens) + ", got " + std::to_string(offsets.back()));
   return offsets;
+}
+
+// Which pairs of queries and `n_docs` documents `results` (n_queries, columns) has a place for.
+inline Pairs check_pairs(const View &results, std::size_t n_docs, const char *name) {
+  const Pairs pairs{results.dim(0), results.dim(1), results.dim(1) != n_docs};
+  if (pairs.own && pairs.columns * pairs.n_queries != n_docs)
+    throw py::value_error(std::string("`") + name + "` must have a column for each of the " +
+                          std::to_string(n_docs) + " documents, or for each query's own, got " +
+                          std::to_string(pairs.n_queries) + " rows of " +
+                          std::to_string(pairs.columns));
+  return pairs;
 }
 
 inline Codes codes_of(const View &codes) { return {codes.data, codes.dtype == DType::i32}; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -244,16 +245,70 @@ def test_ops_maxsim_keeps_gradients() -> None:
         ops.maxsim(query, documents, doclens, return_argmax=True)
 
 
-def test_tensors_elsewhere_take_the_torch_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the meta device nothing is computed, but what is called is seen."""
+@pytest.mark.parametrize(
+    ("device", "built", "kernels"),
+    [("cpu", False, ops), ("cuda", True, ops), ("cuda", False, torch_maxsim), ("mps", True, None)],
+)
+def test_which_kernels_run(
+    device: str, built: bool, kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autograd.backend, "has_cuda", lambda: built)
+    tensor: Any = SimpleNamespace(device=torch.device(device))
+    assert autograd._kernels_of(tensor) is (kernels or torch_maxsim)
+
+
+@pytest.mark.parametrize("own", [None, OWN])
+def test_torch_finds_nothing_wrong_with_the_operation(own: int | None) -> None:
+    query, documents = torch.randn(2, 3, 16), torch.randn(int(DOCLENS.sum()), 16)
+    doclens, kernels = torch.from_numpy(DOCLENS), torch.ops.colbert_fast
+    leaves = query.clone().requires_grad_(), documents.clone().requires_grad_()
+    torch.library.opcheck(kernels.maxsim.default, (*leaves, doclens, own))
+    scores, argmax = kernels.maxsim(query, documents, doclens, own)
+    met = doclens, argmax, torch.randn_like(scores)
+    torch.library.opcheck(kernels.maxsim_grad_query.default, (documents, *met))
+    torch.library.opcheck(kernels.maxsim_grad_documents.default, (query, len(documents), *met))
+
+
+def test_compiled_in_one_graph(rng: np.random.Generator) -> None:
+    doclens = torch.from_numpy(DOCLENS)
+
+    def loss(query: Any, documents: Any) -> Any:
+        scores = autograd.maxsim(torch.nn.functional.normalize(query, dim=-1), documents, doclens)
+        return scores.nan_to_num(neginf=0.0).logsumexp(-1).sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    leaves = [
+        torch.from_numpy(rows).requires_grad_()
+        for rows in (unit_vectors(rng, 2, 3, 16), unit_vectors(rng, DOCLENS.sum(), 16))
+    ]
+    ours, eager = compiled(*leaves), loss(*leaves)
+    assert torch.equal(ours, eager)
+    for left, right in zip(*(torch.autograd.grad(x, leaves) for x in (ours, eager)), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_autocast_on_cuda_is_for_tensor_cores() -> None:
+    """Without a GPU: shapes and types only."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
     seen = []
 
-    def forward(*tensors: Any, **_: Any) -> Any:
-        seen.extend(tensor.device.type for tensor in tensors)
-        return tensors[0].new_empty((1, 1)), torch.empty((1, 1, 1), device="meta")
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func is torch.ops.colbert_fast.maxsim.default:
+                seen.extend((tensor.device.type, tensor.dtype) for tensor in args[:3])
+            return func(*args, **(kwargs or {}))
 
-    monkeypatch.setattr(torch_maxsim, "maxsim", forward)
-    query = torch.ones(1, 1, 8, device="meta", requires_grad=True)
-    scores = autograd.maxsim(query, torch.ones(2, 8, device="meta"), torch.tensor([2]).int())
-    assert scores.device.type == "meta"
-    assert seen == ["meta"] * 3
+    with FakeTensorMode(), Watch():
+        query, documents = (torch.ones(*n, 16, device="cuda") for n in ((2, 3), (5,)))
+        torch.set_autocast_enabled("cuda", True)
+        try:
+            scores = autograd.maxsim(query, documents, torch.tensor([2, 3], dtype=torch.int32))
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+    assert (scores.shape, scores.dtype, scores.device.type) == ((2, 2), torch.float32, "cuda")
+    types = [torch.get_autocast_dtype("cuda")] * 2 + [torch.int32]
+    assert seen == [("cuda", dtype) for dtype in types]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from colbert_fast.compress.trellis import fit_trellis
 from colbert_fast.errors import BackendUnavailable
 from colbert_fast.kernels import backend, ops, reference
 from support import DIMS, DOCLENS, NBITS, PAIRS, same_bits, unit_vectors
@@ -163,6 +164,44 @@ def test_no_more_are_picked_than_can_be_sorted() -> None:
 
 
 @needs_build
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"embeddings": fake(2, 12)}, ValueError, "`embeddings` must have a dimension"),
+        ({"centroids": fake(0, 8)}, ValueError, "`centroids` must not be empty"),
+        ({"codes": fake(3, dtype=np.int32)}, ValueError, r"`codes` must be of shape \(2\)"),
+        ({"cutoffs": np.zeros(4, np.float32)}, ValueError, "`cutoffs` must hold 1, 3, 7, 15 or"),
+        ({"cutoffs": fake(3)}, TypeError, "`cutoffs` must be on the CPU"),
+        ({"residuals": fake(2, 3, dtype=np.uint8)}, ValueError, "`residuals` must be of shape"),
+    ],
+)
+def test_wrong_arguments_of_compress_are_named(
+    change: dict[str, Any], error: type, says: str
+) -> None:
+    from colbert_fast import _cuda
+
+    arguments: dict[str, Any] = {
+        "embeddings": fake(2, 8),
+        "centroids": fake(1, 8),
+        "codes": fake(2, dtype=np.int32),
+        "cutoffs": np.zeros(3, np.float32),
+        "residuals": fake(2, 2, dtype=np.uint8),
+    }
+    with pytest.raises(error, match=says):
+        _cuda.compress(**{**arguments, **change}, stream=0)
+
+
+@needs_build
+def test_tensor_cores_assign_up_to_128_dimensions() -> None:
+    from colbert_fast import _cuda
+
+    codes, best = fake(2, dtype=np.int32), fake(2)
+    rows, longest = fake(3, 136, dtype=np.float16), fake(1)
+    with pytest.raises(ValueError, match="`rows` must be None for more than 128 dimensions"):
+        _cuda.assign(fake(2, 136), fake(3, 136), codes, best, rows, longest, 0)
+
+
+@needs_build
 def test_tensors_start_at_multiples_of_16_bytes() -> None:
     from colbert_fast import _cuda
 
@@ -269,6 +308,73 @@ def test_maxsim_by_tensor_cores(
         assert_argmax(argmax, q, documents.double().numpy(), tolerance=2 * MMA_PER_QUERY_TOKEN)
     wide = ops.maxsim(gpu(query.float()), gpu(documents), gpu(doclens))
     np.testing.assert_allclose(found, on_cpu(wide), rtol=0, atol=nq * MMA_PER_QUERY_TOKEN)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("own", [False, True])
+def test_training(own: bool, dtype: str, gpu: Any, rng: np.random.Generator) -> None:
+    """Scores and gradients; of 16 bits by tensor cores, compiled and under autocast too."""
+    import torch
+
+    from colbert_fast.kernels import autograd
+
+    kind = getattr(torch, dtype)
+    rows = [unit_vectors(rng, 2, 9, 32), unit_vectors(rng, DOCLENS.sum(), 32)]
+    leaves = [torch.from_numpy(each).to(kind).requires_grad_() for each in rows]
+    there = [gpu(each.detach()).requires_grad_() for each in leaves]
+    options: Any = {"documents_per_query": len(DOCLENS) // 2 if own else None}
+
+    def run(inputs: list[Any], doclens: Any, maxsim: Any = autograd.maxsim) -> list[Any]:
+        scores = maxsim(*inputs, doclens, **options)
+        filled = scores.masked_fill(scores.isinf(), 0.0)
+        return [filled.detach(), *torch.autograd.grad(filled.sum(), inputs)]
+
+    doclens = torch.from_numpy(DOCLENS)
+    ours = run(there, gpu(doclens))
+    if kind == torch.float32:
+        assert same_bits(on_cpu(tuple(ours)), on_cpu(tuple(run(leaves, doclens))))
+    compiled = run(there, gpu(doclens), torch.compile(autograd.maxsim, fullgraph=True))
+    assert all(map(torch.equal, ours, compiled))
+    with torch.autocast("cuda", torch.bfloat16):
+        narrow = run([each.float().detach().requires_grad_() for each in there], gpu(doclens))
+    assert all(each.dtype == torch.float32 for each in narrow)
+    if kind == torch.bfloat16:
+        assert torch.equal(narrow[0], ours[0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(("k", "dim"), [(1, 8), (64, 128), (1500, 96), (300, 136)])
+def test_kmeans(k: int, dim: int, dtype: str, gpu: Any, rng: np.random.Generator) -> None:
+    """Tensor cores screen, up to 128 dimensions; codes and products are those of all centroids."""
+    import torch
+
+    points = torch.from_numpy(unit_vectors(rng, 3000, dim)).to(getattr(torch, dtype))
+    centroids = torch.from_numpy(unit_vectors(rng, k, dim))
+    centroids[k // 2 :: 7] = centroids[0]  # more that are equally near than a lane keeps
+    points[5] = torch.nan
+    expected = ops.assign(points, centroids)
+    found = ops.assign(gpu(points), gpu(centroids))
+    assert same_bits(on_cpu(found), on_cpu(expected))
+    sums = ops.accumulate(gpu(points), found[0], k)
+    assert same_bits(on_cpu(sums), on_cpu(ops.accumulate(points, expected[0], k)))
+
+
+@pytest.mark.parametrize("nbits", NBITS)
+@pytest.mark.parametrize("dim", DIMS)
+def test_compress(dim: int, nbits: int, gpu: Any, rng: np.random.Generator) -> None:
+    points = unit_vectors(rng, 77, dim).astype(np.float16)
+    centroids = unit_vectors(rng, 50, dim)
+    weights = fit_trellis(unit_vectors(rng, 200, dim), nbits)
+    cutoffs = np.sort(rng.standard_normal(2**nbits - 1) / 8).astype(np.float32)
+    there = gpu(points), gpu(centroids)
+    buckets = ops.compress(*there, cutoffs)
+    assert same_bits(on_cpu(buckets), ops.compress(points, centroids, cutoffs))
+    codes, residuals, scales = ops.compress_trellis(*there, weights, nbits)
+    expected = ops.compress_trellis(points, centroids, weights, nbits)
+    assert same_bits(on_cpu((codes, residuals, scales)), expected)
+    norms = ops.inverse_norms(codes, residuals, there[1], weights, scales=scales)
+    truth = ops.inverse_norms(*expected[:2], centroids, weights, scales=expected[2])
+    assert same_bits(on_cpu(norms), truth)
 
 
 def test_the_callers_stream_and_graphs(gpu: Any, rng: np.random.Generator) -> None:

@@ -25,6 +25,7 @@ MMA = {
     "residual_maxsim_kernel": "IMMA",
     "byte_scores_kernel": "IMMA",
     "maxsim_mma_kernel": "HMMA",
+    "assign_mma_kernel": "HMMA",
 }
 """The instruction of the tensor cores that each of these kernels is made around."""
 

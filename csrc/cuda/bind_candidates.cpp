@@ -1,24 +1,9 @@
-// Candidates and k-means.
 #include "checks.h"
 #include "cuda/arguments.h"
 
 using namespace colbert_fast;
 
 namespace {
-
-void assign(const py::object &points, const py::object &centroids, const py::object &codes,
-            const py::object &best, std::uintptr_t stream) {
-  const cuda::Arguments arguments(points, "points", stream);
-  const View x =
-      arguments.in(points, "points", {DType::f32, DType::f16, DType::bf16}, {kAny, kAny});
-  check_dim(x, "points");
-  const View c = arguments.in(centroids, "centroids", {DType::f32}, {kAny, x.shape[1]});
-  if (c.shape[0] == 0) throw py::value_error("`centroids` must not be empty");
-  const View out = arguments.out(codes, "codes", DType::i32, {x.shape[0]});
-  const View scores = arguments.out(best, "best", DType::f32, {x.shape[0]});
-  cuda::assign(x.data, x.dtype, x.dim(0), x.dim(1), c.as<const float>(), c.dim(0),
-               out.as<std::int32_t>(), scores.as<float>(), arguments.stream());
-}
 
 void centroid_scores(const py::object &query, const py::object &centroids, const py::object &scores,
                      std::uintptr_t stream) {
@@ -67,8 +52,6 @@ void top_k(const py::object &scores, const py::object &values, const py::object 
 
 void bind_candidates(py::module_ &m) {
   using py::arg;
-  m.def("assign", &assign, arg("points"), arg("centroids"), arg("codes"), arg("best"),
-        arg("stream"));
   m.def("centroid_scores", &centroid_scores, arg("query"), arg("centroids"), arg("scores"),
         arg("stream"));
   m.def("top_centroids", &top_centroids, arg("scores"), arg("cells"), arg("stream"));

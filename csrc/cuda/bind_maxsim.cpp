@@ -6,16 +6,6 @@ using namespace colbert_fast;
 
 namespace {
 
-cuda::Pairs check_pairs(const View &results, std::size_t n_docs, const char *name) {
-  const cuda::Pairs pairs{results.dim(0), results.dim(1), results.dim(1) != n_docs};
-  if (pairs.own && pairs.columns * pairs.n_queries != n_docs)
-    throw py::value_error(std::string("`") + name + "` must have a column for each of the " +
-                          std::to_string(n_docs) + " documents, or for each query's own, got " +
-                          std::to_string(pairs.n_queries) + " rows of " +
-                          std::to_string(pairs.columns));
-  return pairs;
-}
-
 void maxsim(const py::object &query, const py::object &documents, const py::object &first,
             const py::object &doclens, const py::object &scores, const py::object &argmax,
             std::uintptr_t stream) {
@@ -34,7 +24,7 @@ void maxsim(const py::object &query, const py::object &documents, const py::obje
                          std::to_string(q.dim(2)));
   const cuda::Documents where = arguments.documents(first, doclens, d.shape[0]);
   const View out = arguments.out(scores, "scores", DType::f32, {q.shape[0], kAny});
-  const cuda::Pairs pairs = check_pairs(out, where.count, "scores");
+  const Pairs pairs = check_pairs(out, where.count, "scores");
   std::int32_t *arg = nullptr;
   if (!argmax.is_none())
     arg = arguments.out(argmax, "argmax", DType::i32, {q.shape[0], out.shape[1], q.shape[1]})
@@ -56,7 +46,7 @@ void maxsim_grad_query(const py::object &documents, const py::object &first,
   check_dim(d, "documents");
   const cuda::Documents where = arguments.documents(first, doclens, d.shape[0]);
   const View g = arguments.in(grad, "grad", {DType::f32}, {kAny, kAny});
-  const cuda::Pairs pairs = check_pairs(g, where.count, "grad");
+  const Pairs pairs = check_pairs(g, where.count, "grad");
   const View arg = arguments.in(argmax, "argmax", {DType::i32}, {g.shape[0], g.shape[1], kAny});
   const View sums = arguments.out(out, "out", DType::f32, {g.shape[0], arg.shape[2], d.shape[1]});
   cuda::maxsim_grad_query(g.as<const float>(), arg.as<const std::int32_t>(), arg.dim(2), d.dim(1),
@@ -72,7 +62,7 @@ void maxsim_grad_documents(const py::object &query, const py::object &first,
   const View rows = arguments.out(out, "out", DType::f32, {kAny, q.shape[2]});
   const cuda::Documents where = arguments.documents(first, doclens, rows.shape[0]);
   const View g = arguments.in(grad, "grad", {DType::f32}, {q.shape[0], kAny});
-  const cuda::Pairs pairs = check_pairs(g, where.count, "grad");
+  const Pairs pairs = check_pairs(g, where.count, "grad");
   const View arg =
       arguments.in(argmax, "argmax", {DType::i32}, {g.shape[0], g.shape[1], q.shape[1]});
   cuda::maxsim_grad_documents(q.as<const float>(), g.as<const float>(),

@@ -66,6 +66,20 @@ void decompress(const py::object &codes, const py::object &residuals, const py::
                    out.as<float>(), arguments.stream());
 }
 
+void inverse_norms(const py::object &codes, const py::object &residuals,
+                   const py::object &centroids, const py::object &weights, const py::object &scales,
+                   const py::object &norms, std::uintptr_t stream) {
+  const cuda::Arguments arguments(codes, "codes", stream);
+  const View c = arguments.in(centroids, "centroids", {DType::f32}, {kAny, kAny});
+  check_dim(c, "centroids");
+  const Packed packed = Packed::check(arguments, codes, residuals, c.as<const float>(), c.dim(0),
+                                      c.shape[1], weights, scales);
+  const View out =
+      arguments.out(norms, "inverse_norms", DType::u8, {static_cast<std::int64_t>(packed.n)});
+  cuda::inverse_norms(packed.tables.decoder(), packed.n_centroids, packed.tokens, packed.n,
+                      inverse_norm_edges().data(), out.as<std::uint8_t>(), arguments.stream());
+}
+
 // rows (K, dim), scale (K,), longest (1,), which the caller has set to 0
 void quantise_centroids(const py::object &centroids, const py::object &rows,
                         const py::object &scale, const py::object &longest, std::uintptr_t stream) {
@@ -155,6 +169,8 @@ void bind_residual(py::module_ &m) {
   m.def("unpack", &unpack, arg("packed"), arg("nbits"), arg("buckets"), arg("stream"));
   m.def("decompress", &decompress, arg("codes"), arg("residuals"), arg("centroids"), arg("weights"),
         arg("scales").none(true), arg("embeddings"), arg("stream"));
+  m.def("inverse_norms", &inverse_norms, arg("codes"), arg("residuals"), arg("centroids"),
+        arg("weights"), arg("scales").none(true), arg("inverse_norms"), arg("stream"));
   m.def("quantise_centroids", &quantise_centroids, arg("centroids"), arg("rows"), arg("scale"),
         arg("longest"), arg("stream"));
   m.def("query_words", &cuda::query_words, arg("nq"), arg("dim"));

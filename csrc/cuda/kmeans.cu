@@ -39,7 +39,38 @@ __global__ void __launch_bounds__(kTileThreads)
   }
 }
 
+constexpr unsigned kSumThreads = 128;
+
+// A block sums one cluster, a thread a dimension, in the order given: the same bits each time.
+template <class T>
+__global__ void __launch_bounds__(kSumThreads)
+    sum_kernel(const T *points, std::size_t n, unsigned dim, const std::int64_t *order,
+               const std::int64_t *first, float *sums) {
+  const auto size = static_cast<std::int64_t>(n);
+  const std::size_t c = blockIdx.x;
+  const std::int64_t begin = max_of<std::int64_t>(first[c], 0), end = min_of(first[c + 1], size);
+  for (unsigned d = threadIdx.x; d < dim; d += kSumThreads) {
+    float total = 0.0f;
+#pragma unroll 4
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t row = max_of<std::int64_t>(min_of(order[i], size - 1), 0);
+      total = total + to_float(points[static_cast<std::size_t>(row) * dim + d]);
+    }
+    sums[c * dim + d] = total;
+  }
+}
+
 } // namespace
+
+void accumulate(const void *points, DType type, std::size_t n, std::size_t dim,
+                const std::int64_t *order, const std::int64_t *first, std::size_t n_clusters,
+                float *sums, Stream stream) {
+  with_type(type, [&](auto element) {
+    using T = decltype(element);
+    launch(sum_kernel<T>, n_clusters, 1, kSumThreads, 0, stream, static_cast<const T *>(points), n,
+           static_cast<unsigned>(dim), order, first, sums);
+  });
+}
 
 void assign(const void *points, DType type, std::size_t n, std::size_t dim, const float *centroids,
             std::size_t n_centroids, std::int32_t *codes, float *best, Stream stream) {

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "cpu/kernels.h"
+#include "pairs.h"
 
 namespace colbert_fast::cuda {
 
@@ -22,13 +23,6 @@ struct Documents {
   const std::int64_t *first;
   const std::int32_t *lengths;
   std::size_t count, n_rows;
-};
-
-// Which documents a query is scored with: all, or as many of its own, query after query. Results
-// are (n_queries, columns).
-struct Pairs {
-  std::size_t n_queries, columns;
-  bool own;
 };
 
 // -- maxsim --------------------------------------------------------------------------------------
@@ -56,6 +50,19 @@ void maxsim_grad_documents(const float *queries, const float *grad, const std::i
 // The CPU's exact assignment, bit by bit.
 void assign(const void *points, DType type, std::size_t n, std::size_t dim, const float *centroids,
             std::size_t n_centroids, std::int32_t *codes, float *best, Stream stream);
+// The same by tensor cores, for dim <= kMaxMmaDim, from what narrow_centroids has made: `rows` as
+// float16 and the length of the longest, infinite if float16 cannot hold all. `longest`, one float,
+// has been set to 0 by the caller.
+void narrow_centroids(const float *centroids, std::size_t n, std::size_t dim, std::uint16_t *rows,
+                      float *longest, Stream stream);
+void assign_mma(const void *points, DType type, std::size_t n, std::size_t dim,
+                const float *centroids, std::size_t n_centroids, const std::uint16_t *rows,
+                const float *longest, std::int32_t *codes, float *best, Stream stream);
+// sums (n_clusters, dim), of the points named by order[first[c]] to order[first[c + 1] - 1]: the
+// CPU's sum_rows.
+void accumulate(const void *points, DType type, std::size_t n, std::size_t dim,
+                const std::int64_t *order, const std::int64_t *first, std::size_t n_clusters,
+                float *sums, Stream stream);
 
 // -- candidates ----------------------------------------------------------------------------------
 // scores (n_centroids, nq), the same bits as the CPU's.
@@ -77,6 +84,21 @@ void unpack(const std::uint8_t *packed, std::size_t n, std::size_t dim, int nbit
 // The decoder's centroids lie on the device, its tables on the host. The same bits as the CPU's.
 void decompress(const Decoder &decoder, std::size_t n_centroids, const Residuals &tokens,
                 std::size_t n, float *out, Stream stream);
+
+// The same tokens' inverse norms as bytes: what encode_inverse_norm gives, by its `edges`, which
+// lie on the host.
+void inverse_norms(const Decoder &decoder, std::size_t n_centroids, const Residuals &tokens,
+                   std::size_t n, const float *edges, std::uint8_t *norms, Stream stream);
+
+// -- compress ------------------------------------------------------------------------------------
+// The same bits as the CPU's. Points and centroids lie on the device, cutoffs, the decoder's tables
+// and the edges of encode_scale on the host.
+void compress(const void *points, DType type, std::size_t n, std::size_t dim,
+              const float *centroids, std::size_t n_centroids, const std::int32_t *codes,
+              const float *cutoffs, int nbits, std::uint8_t *residuals, Stream stream);
+void compress_trellis(const void *points, DType type, std::size_t n, const std::int32_t *codes,
+                      const Decoder &decoder, std::size_t n_centroids, const float *scale_edges,
+                      std::uint8_t *residuals, std::uint8_t *scales, Stream stream);
 
 // A query as int8, in the order of dimensions that rows of `nbits` decode in (8: as they lie), with
 // what PanelsI8 and QueryPanels say of each token. For tokens from nq up to a multiple of 32:

@@ -52,7 +52,53 @@ struct SafeCodes {
   }
 };
 
+// The byte that an encoder of codec_tables.h gives: how many of its edges, 1 to 255, are reached.
+struct Edges {
+  float at[256];
+  __device__ std::uint8_t byte_of(float x) const {
+    unsigned byte = 0;
+    for (unsigned step = 128; step > 0; step /= 2)
+      if (x >= at[byte + step]) byte += step;
+    return static_cast<std::uint8_t>(byte);
+  }
+};
+inline Edges edges_from(const float *edges) {
+  Edges copy{};
+  for (std::size_t i = 0; i < 256; ++i) copy.at[i] = edges[i];
+  return copy;
+}
+
 template <int B> constexpr int kLowBits = B == 3 ? 2 : B;
+
+__device__ inline unsigned reverse_bits(unsigned value, unsigned n) {
+  unsigned r = 0;
+  for (unsigned k = 0; k < n; ++k) r |= (value >> k & 1u) << (n - 1 - k);
+  return r;
+}
+
+// The bucket of a window: its own bits.
+template <int B> __device__ inline unsigned bucket_of(unsigned window) {
+  constexpr unsigned kLow = kLowBits<B>;
+  const unsigned low = reverse_bits(window & ((1u << kLow) - 1), kLow);
+  return B == 3 ? low | window >> 3 << 2 : low;
+}
+
+// Byte i of a packed row, from the buckets of dimensions.
+template <int B, class Bucket>
+__device__ inline std::uint8_t packed_byte(unsigned i, unsigned dim, Bucket bucket) {
+  constexpr unsigned kLow = kLowBits<B>, kPlanes = 8 / kLow;
+  unsigned byte = 0;
+  if (i < dim / kPlanes) {
+    for (unsigned s = 0; s < kPlanes; ++s)
+      byte = byte << kLow | reverse_bits(bucket(kPlanes * i + s) & ((1u << kLow) - 1), kLow);
+  } else { // third bits
+    const unsigned eighth = dim / 8, first = i - dim / 4;
+    for (unsigned s = 0; s < 4; ++s)
+      for (unsigned half = 0; half < 2; ++half)
+        byte = byte << 1 | (bucket(4 * (half * eighth + first) + s) >> 2 & 1u);
+  }
+  return static_cast<std::uint8_t>(byte);
+}
 
 // What dimension d of a packed row is looked up by.
 template <int B>

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 namespace colbert_fast {
 namespace {
@@ -26,7 +27,37 @@ std::uint8_t round_to_byte(float value) {
   return static_cast<std::uint8_t>(std::min(255.0f, std::max(0.0f, std::nearbyintf(value))));
 }
 
+// Positive floats are ordered as their bits are.
+ByteEdges edges_of(std::uint8_t (*encode)(float)) {
+  const auto value = [](std::uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+  };
+  ByteEdges edges{};
+  std::uint32_t low = 0; // encodes to less than b
+  for (unsigned b = 1; b < edges.size(); ++b) {
+    std::uint32_t high = 0x7f7fffff; // the largest float, which encodes to 255
+    while (high - low > 1) {
+      const std::uint32_t middle = low + (high - low) / 2;
+      (encode(value(middle)) < b ? low : high) = middle;
+    }
+    edges[b] = value(high);
+  }
+  return edges;
+}
+
 } // namespace
+
+const ByteEdges &inverse_norm_edges() {
+  static const ByteEdges edges = edges_of(encode_inverse_norm);
+  return edges;
+}
+
+const ByteEdges &scale_edges() {
+  static const ByteEdges edges = edges_of(encode_scale);
+  return edges;
+}
 
 std::uint8_t encode_inverse_norm(float inverse) {
   return round_to_byte((std::log2(inverse) + 1.0f) * 127.5f);

@@ -14,6 +14,11 @@ namespace colbert_fast {
 std::uint8_t encode_inverse_norm(float inverse);
 // Scales as a byte: 0, and 2^((b - 192) / 32), so [1/64, 3.9] at 1.1 % or better.
 std::uint8_t encode_scale(float scale);
+// The least values that they encode to 1, 2, ..., 255 (and something at 0): a kernel that has no
+// logarithm, or another one, finds the same byte among them.
+using ByteEdges = std::array<float, 256>;
+const ByteEdges &inverse_norm_edges();
+const ByteEdges &scale_edges();
 
 class CodecTables {
 public:

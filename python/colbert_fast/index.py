@@ -13,6 +13,7 @@ from colbert_fast.storage.filters import Filter
 from colbert_fast.storage.manifest import CodecName
 
 if TYPE_CHECKING:
+    from colbert_fast.compress.device import BuildDevice
     from colbert_fast.indexing.repair import RepairReport
     from colbert_fast.model import ColBERT
 
@@ -46,6 +47,7 @@ class Index(IndexReader):
         resume: bool = False,
         codec_from: str | os.PathLike[str] | None = None,
         memory_budget: int | None = None,
+        device: BuildDevice = "cpu",
         progress: bool = True,
     ) -> Index:
         """Build an index in one pass over the documents, and open it.
@@ -69,8 +71,7 @@ class Index(IndexReader):
         model
             Encodes texts. Not needed for embeddings; then it is only noted for later searches.
         ids
-            One id (str or int) per document, for documents that carry none. By default they are
-            numbered from 0.
+            One id (str or int) per document, where they carry none; numbers from 0 by default.
         nbits
             Bits per dimension of a residual: 1, 2, 3, 4 or 8.
         codec
@@ -99,9 +100,11 @@ class Index(IndexReader):
             `num_centroids`, `kmeans_iterations` and `seed` do not matter then. Indexes with the
             same centroids can be merged.
         memory_budget
-            Bytes that the build may take besides the model, the documents given and SQLite: the
-            sample that centroids are fitted to keeps within it. By default it takes up to 1 GB at
-            128 dimensions.
+            Bytes that the build may take besides the model, the documents given and SQLite: it
+            limits the sample for the centroids, by default 1 GB at 128 dimensions.
+        device
+            Of k-means and compression: "cpu" or "cuda" (torch's current device), for files of the
+            same format. Texts are encoded where the model is.
         progress
             Show progress bars on stderr.
 
@@ -109,6 +112,8 @@ class Index(IndexReader):
         ------
         ValueError, TypeError
             An argument, a document, an id or a vector is not acceptable; documents are named by id.
+        BackendUnavailable
+            `device` is "cuda", and this build or machine has no CUDA.
         IndexBusyError
             Another build for `path` is running.
         IndexExistsError
@@ -116,7 +121,7 @@ class Index(IndexReader):
         OSError
             Writing failed, as on a full disk or without a parent folder; nothing is left behind.
         """
-        from colbert_fast.indexing.build import build_index  # searching needs no build code
+        from colbert_fast.indexing.build import build_index  # not for searching
         from colbert_fast.indexing.options import BuildOptions
 
         options = BuildOptions(
@@ -130,6 +135,7 @@ class Index(IndexReader):
             resume=resume,
             codec_from=None if codec_from is None else Path(codec_from).absolute(),
             memory_budget=memory_budget,
+            device=device,
             progress=progress,
         )
         build_index(Path(path).absolute(), documents, options, model=model, ids=ids)
@@ -263,10 +269,7 @@ class Index(IndexReader):
         timeout: float,
         progress: bool,
     ) -> int:
-        from colbert_fast.indexing.update import (  # searching needs no such code
-            AddOptions,
-            add_documents,
-        )
+        from colbert_fast.indexing.update import AddOptions, add_documents  # not for searching
 
         self._snapshot.check_open()
         options = AddOptions(

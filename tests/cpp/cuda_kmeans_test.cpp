@@ -1,10 +1,103 @@
-// Assignment on the emulated GPU, bit by bit against the CPU's scalar table.
+// k-means on the emulated GPU, bit by bit against the CPU's scalar table.
+#include "cuda/assign_mma.cu"
 #include "cuda/kmeans.cu"
 
 #include "cuda_cases.h"
 
 using namespace colbert_fast;
 using namespace testing;
+
+namespace {
+
+struct Assigned {
+  Assigned(std::size_t n) : codes(n), best(n) { codes.poison(0xff), best.poison(0xff); }
+  Buffer<std::int32_t> codes;
+  Buffer<float> best;
+};
+
+using Check = void (*)(Tally &, const Case &, const Rows &, const Buffer<float> &,
+                       const Assigned &);
+
+void same(Tally &tally, const Case &c, const char *kernel, const Assigned &got,
+          const Assigned &want) {
+  tally.same(got.codes, want.codes, c.describe(kernel));
+  tally.same(got.best, want.best, c.describe(kernel) + ", products");
+}
+
+void plain(Tally &tally, const Case &c, const Rows &points, const Buffer<float> &centroids,
+           const Assigned &want) {
+  Assigned got(c.n);
+  cuda::assign(points.data(), c.type, c.n, c.dim, centroids.data(), c.centroids, got.codes.data(),
+               got.best.data(), nullptr);
+  same(tally, c, "cuda assign", got, want);
+}
+
+void screened(Tally &tally, const Case &c, const Rows &points, const Buffer<float> &centroids,
+              const Assigned &want) {
+  Assigned got(c.n);
+  DeviceBuffer<std::uint16_t> rows(c.centroids * c.dim);
+  float longest = 0.0f;
+  cuda::narrow_centroids(centroids.data(), c.centroids, c.dim, rows.poison(0xff).data(), &longest,
+                         nullptr);
+  cuda::assign_mma(points.data(), c.type, c.n, c.dim, centroids.data(), c.centroids, rows.data(),
+                   &longest, got.codes.data(), got.best.data(), nullptr);
+  same(tally, c, "cuda assign_mma", got, want);
+}
+
+void check(Tally &tally, const Case &c, const Rows &points, const Buffer<float> &centroids,
+           Check kernel) {
+  Buffer<float> scratch(assign_scratch(c.dim));
+  Assigned want(c.n);
+  scalar().assign(points.data(), c.type, c.n, c.dim, centroids.data(), c.centroids, scratch.data(),
+                  want.codes.data(), want.best.data());
+  both_orders([&] { kernel(tally, c, points, centroids, want); });
+}
+
+void assign(Random &random, Tally &tally, const Case &c, Check kernel) {
+  Rows points = random.rows(c.type, c.n * c.dim, c.whole);
+  Buffer<float> centroids = random.floats(c.centroids * c.dim, c.whole);
+  if (random.below(3) == 0) points.set(0, std::nanf(""));
+  if (random.below(4) == 0) points.set(c.n * c.dim - 1, 1e30f); // infinite in float16
+  if (random.below(4) == 0) // more that are equally near than a lane keeps
+    for (std::size_t i = c.dim; i < centroids.size(); ++i) centroids[i] = centroids[i % c.dim];
+  if (random.below(8) == 0) centroids[0] = 1e5f;
+  check(tally, c, points, centroids, kernel);
+}
+
+// Centroids so near to one another that estimates cannot tell which is the nearest.
+void near_ties(Random &random, Tally &tally, DType type) {
+  const Case c{40, 64, 1, 130, type, 2, false, true};
+  const Rows points = random.rows(type, c.n * c.dim, false);
+  Buffer<float> centroids = random.floats(c.centroids * c.dim);
+  for (std::size_t i = c.dim; i < centroids.size(); ++i)
+    if (i / c.dim % 3 > 0) centroids[i] = centroids[i % c.dim] + 1e-5f * centroids[i];
+  check(tally, c, points, centroids, screened);
+}
+
+void accumulate(Random &random, Tally &tally, const Case &c) {
+  const std::size_t n = c.n, k = c.centroids;
+  const DType type = c.type;
+  const Rows points = random.rows(type, n * c.dim, false);
+  const auto codes = random.integers<std::int32_t>(n, k);
+  Buffer<std::int64_t> order(n), first(k + 1);
+  std::size_t filled = 0;
+  for (std::size_t i = 0; i <= k; ++i) {
+    first[i] = static_cast<std::int64_t>(filled);
+    for (std::size_t j = 0; j < n; ++j)
+      if (static_cast<std::size_t>(codes[j]) == i) order[filled++] = static_cast<std::int64_t>(j);
+  }
+  Buffer<float> want(k * c.dim), got(k * c.dim);
+  for (std::size_t i = 0; i < k; ++i)
+    scalar().sum_rows(points.data(), type, c.dim, order.data() + first[i],
+                      static_cast<std::size_t>(first[i + 1] - first[i]), want.data() + i * c.dim);
+  both_orders([&] {
+    cuda::accumulate(points.data(), type, n, c.dim, order.data(), first.data(), k,
+                     got.poison(0xff).data(), nullptr);
+    tally.same(got, want, c.describe("cuda accumulate"));
+  });
+}
+
+} // namespace
 
 int main() {
   Tally tally;
@@ -14,22 +107,13 @@ int main() {
       for (const DType type : kTypes) {
         const std::size_t dim = pick(random, kDims);
         const bool whole = random.below(2) == 0;
-        const Case c{n, dim, 1, k, type, 2, whole, true};
-        Rows points = random.rows(type, n * dim, whole);
-        if (random.below(3) == 0) points.set(0, std::nanf(""));
-        const Buffer<float> centroids = random.floats(k * dim, whole);
-        Buffer<float> want_best(n), scratch(assign_scratch(dim));
-        Buffer<std::int32_t> want(n);
-        scalar().assign(points.data(), type, n, dim, centroids.data(), k, scratch.data(),
-                        want.data(), want_best.data());
-        both_orders([&] {
-          Buffer<float> best(n);
-          Buffer<std::int32_t> codes(n);
-          cuda::assign(points.data(), type, n, dim, centroids.data(), k, codes.poison(0xff).data(),
-                       best.poison(0xff).data(), nullptr);
-          tally.same(codes, want, c.describe("cuda assign"));
-          tally.same(best, want_best, c.describe("cuda assign, products"));
-        });
+        assign(random, tally, {n, dim, 1, k, type, 2, whole, true}, plain);
+        accumulate(random, tally, {n, dim, 1, k, type, 2, whole, true});
       }
+  for (const std::size_t n : {1, 33, 130}) // a product on the emulator takes its time
+    for (const std::size_t k : {1, 65, 130})
+      assign(random, tally,
+             {n, 8 * (1 + random.below(16)), 1, k, pick(random, kTypes), 2, false, true}, screened);
+  for (const DType type : kTypes) near_ties(random, tally, type);
   return tally.finish();
 }

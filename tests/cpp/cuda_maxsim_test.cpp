@@ -55,7 +55,7 @@ struct Batch {
     }
   }
 
-  cuda::Pairs pairs;
+  Pairs pairs;
   std::size_t nq, dim;
   DType type;
   Buffer<std::int32_t> lengths;

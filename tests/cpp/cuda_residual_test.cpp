@@ -2,6 +2,7 @@
 #include "cuda/residual.cu"
 
 #include "cuda_cases.h"
+#include "search/codec_tables.h"
 
 using namespace colbert_fast;
 using namespace testing;
@@ -25,13 +26,19 @@ void pack(Random &random, Tally &tally, const Case &c) {
 void decompress(Random &random, Tally &tally, const Case &c) {
   const Codec codec(random, c);
   const Tokens tokens(random, c, codec.packed_dim());
-  Buffer<float> want(c.n * c.dim);
-  scalar().decompress(codec.view(), tokens.view(), c.n, want.data(), nullptr);
+  Buffer<float> want(c.n * c.dim), inverse(c.n);
+  scalar().decompress(codec.view(), tokens.view(), c.n, want.data(), inverse.data());
+  Buffer<std::uint8_t> want_norms(c.n);
+  for (std::size_t i = 0; i < c.n; ++i) want_norms[i] = encode_inverse_norm(inverse[i]);
   both_orders([&] {
     Buffer<float> got(c.n * c.dim);
+    Buffer<std::uint8_t> norms(c.n);
     cuda::decompress(codec.view(), c.centroids, tokens.view(), c.n, got.poison(0xff).data(),
                      nullptr);
+    cuda::inverse_norms(codec.view(), c.centroids, tokens.view(), c.n, inverse_norm_edges().data(),
+                        norms.poison(0xff).data(), nullptr);
     tally.same(got, want, c.describe("cuda decompress"));
+    tally.same(norms, want_norms, c.describe("cuda inverse_norms"));
   });
 }
 

@@ -248,10 +248,10 @@ class Float16Codec:
     def encode(self, embeddings: npt.NDArray[Any]) -> Columns:
         """See `Codec.encode`."""
         codes, _ = ops.assign(embeddings, self.centroids)
-        return {
-            "codes": codes,
-            "embeddings": embeddings.astype(np.float16, copy=False),
-        }
+        vectors: Any = embeddings  # or a tensor: see `device`
+        on_host = isinstance(embeddings, np.ndarray)
+        halves = vectors.astype(np.float16, copy=False) if on_host else vectors.half()
+        return {"codes": codes, "embeddings": halves}
 
     def decode(self, columns: Columns) -> npt.NDArray[np.float32]:
         """See `Codec.decode`; the vectors are returned as they were stored."""

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from colbert_fast.arrays import as_array
+from colbert_fast.compress.device import BuildDevice, place
 from colbert_fast.kernels import ops
 
 __all__ = ["fit_centroids"]
@@ -27,6 +29,7 @@ def fit_centroids(
     iterations: int = 4,
     seed: int = 42,
     on_iteration: Callable[[], object] | None = None,
+    device: BuildDevice = "cpu",
 ) -> npt.NDArray[np.float32]:
     """Cluster unit vectors by cosine (spherical k-means, Lloyd's iterations).
 
@@ -48,6 +51,9 @@ def fit_centroids(
         Of the random start.
     on_iteration
         Called after every step (for a progress bar).
+    device
+        Where points are assigned and summed. With "cuda" all of them are copied there, and every
+        centroid is looked at.
 
     Returns
     -------
@@ -70,28 +76,33 @@ def fit_centroids(
     rng = np.random.default_rng(seed)
     start = rng.choice(len(points), num_centroids, replace=False)
     centroids = _unit_rows(points[start].astype(np.float32))
+    placed = place(points, device)
     for step in range(iterations):
-        centroids, restarted = _lloyd_step(points, centroids)
+        codes, best = _assign(placed, place(centroids, device))
+        sums, counts = map(as_array, ops.accumulate(placed, codes, num_centroids))
+        centroids, restarted = _means(points, as_array(best), sums, counts)
         logger.debug("k-means step %d: %d clusters restarted", step + 1, restarted)
         if on_iteration is not None:
             on_iteration()
     return centroids
 
 
-def _lloyd_step(
-    points: npt.NDArray[Any], centroids: npt.NDArray[np.float32]
+def _means(
+    points: npt.NDArray[Any],
+    best: npt.NDArray[np.float32],
+    sums: npt.NDArray[np.float32],
+    counts: npt.NDArray[np.int64],
 ) -> tuple[npt.NDArray[np.float32], int]:
-    codes, best = _assign(points, centroids)
-    sums, counts = ops.accumulate(points, codes, len(centroids))
+    """The next centroids, and how many had to start anew."""
     dead = np.flatnonzero((counts == 0) | (np.linalg.norm(sums, axis=1) < _SMALLEST_NORM))
     if len(dead):
         sums[dead] = points[_worst_served(points, best, len(dead))]
     return _unit_rows(sums), len(dead)
 
 
-def _assign(
-    points: npt.NDArray[Any], centroids: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+def _assign(points: Any, centroids: Any) -> tuple[Any, Any]:
+    if not isinstance(points, np.ndarray):
+        return ops.assign(points, centroids)
     codes, best = np.empty(len(points), np.int32), np.empty(len(points), np.float32)
     for start in range(0, len(points), _BLOCK):
         block = slice(start, start + _BLOCK)

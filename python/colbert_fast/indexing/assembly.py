@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from colbert_fast.compress.codec import Codec
+from colbert_fast.compress.device import BuildDevice, encoder_of
 from colbert_fast.indexing.ingest import Chunk
 from colbert_fast.kernels import ops
 from colbert_fast.search.snapshot import Snapshot
@@ -34,16 +35,21 @@ _LISTS_AT_ONCE = 1 << 26  # bytes; the lists take about one for each token
 
 
 def encode_segment(
-    folder: Path, codec: Codec, chunks: Iterable[Chunk], advance: Callable[[int], object]
+    folder: Path,
+    codec: Codec,
+    chunks: Iterable[Chunk],
+    advance: Callable[[int], object],
+    *,
+    device: BuildDevice = "cpu",
 ) -> SegmentRecord:
     """Compress `chunks` into the segment `folder`, which exists, and make its inverted lists.
 
     `advance` is told of each chunk's number of tokens when it is done.
     """
-    total, measured = 0.0, 0
+    total, measured, encode = 0.0, 0, encoder_of(codec, device)
     with SegmentWriter(folder, codec.columns()) as segment:
         for chunk in chunks:
-            columns = codec.encode(chunk.embeddings)
+            columns = encode(chunk.embeddings)
             segment.append(columns, chunk.doclens)
             norms = residual_norms(
                 chunk.embeddings[::_MEASURED], columns["codes"][::_MEASURED], codec

@@ -108,6 +108,7 @@ def build_index(
                 ),
                 lambda spill, complete: given or fit(spill, complete, expected, options),
                 progress=options.progress,
+                device=options.device,
             )
             store.close()
         codec_folder = save_codec(transaction, codec)
@@ -192,11 +193,12 @@ def encode_stream(
     choose: Callable[[Spill, bool], Fitted],
     *,
     progress: bool,
+    device: BuildDevice = "cpu",
 ) -> tuple[Fitted, SegmentRecord]:
     """Write the columns and lists of the segment `folder`, which exists.
 
     `choose` is given the vectors that were spilled, and whether these are all; the codec that it
-    returns encodes the segment.
+    returns encodes the segment, on `device`.
     """
     with Spill(folder.with_name(SPILL)) as spill:
         first_left = _fill(spill, chunks)
@@ -209,7 +211,9 @@ def encode_stream(
         )
         total = spill.num_tokens if complete else None
         with progress_bar("compressing", "token", total, progress) as bar:
-            return fitted, encode_segment(folder, fitted.codec, everything, bar.update)
+            return fitted, encode_segment(
+                folder, fitted.codec, everything, bar.update, device=device
+            )
 
 
 def _fill(spill: Spill, chunks: Iterator[Chunk]) -> Chunk | None:
@@ -266,6 +270,7 @@ def fit(spill: Spill, complete: bool, expected: int | None, options: BuildOption
             iterations=options.kmeans_iterations,
             seed=options.seed,
             on_iteration=bar.update,
+            device=options.device,
         )
     heldout = sample[-held:]
     codec: Codec = Float16Codec.fit(centroids)

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from colbert_fast.compress.codec import check_nbits
+from colbert_fast.compress.device import BuildDevice, check_build_device
 from colbert_fast.storage.manifest import CODECS, CodecName
 
 __all__ = ["BuildOptions"]
@@ -25,9 +26,11 @@ class BuildOptions:
     resume: bool = False
     codec_from: Path | None = None
     memory_budget: int | None = None
+    device: BuildDevice = "cpu"
     progress: bool = True
 
     def __post_init__(self) -> None:
+        check_build_device(self.device)
         if self.codec not in CODECS:
             raise ValueError(f"codec must be one of {CODECS}, got {self.codec!r}")
         if self.codec != "float16":

@@ -10,7 +10,7 @@ from colbert_fast import _core
 from colbert_fast._version import __version__
 from colbert_fast.errors import BackendUnavailable
 
-__all__ = ["backend_info", "cuda", "get_num_threads", "set_num_threads"]
+__all__ = ["backend_info", "cuda", "get_num_threads", "has_cuda", "set_num_threads"]
 
 
 def get_num_threads() -> int:
@@ -34,6 +34,11 @@ def _cuda_module() -> Any:
     if util.find_spec("colbert_fast._cuda") is None:
         return None
     return import_module("colbert_fast._cuda")
+
+
+def has_cuda() -> bool:
+    """Whether this build has CUDA kernels, wherever it runs."""
+    return _cuda_module() is not None
 
 
 def cuda() -> Any:

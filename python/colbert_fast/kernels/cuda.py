@@ -19,9 +19,11 @@ __all__ = [
     "byte_scores",
     "documents_of",
     "is_cuda",
+    "narrow_centroids",
     "quantise_centroids",
     "residual_maxsim",
     "run",
+    "sort_by_code",
 ]
 
 Tensor = Any
@@ -65,6 +67,38 @@ def documents_of(like: Any, doclens: Any) -> tuple[Any, ...]:
         raise TypeError(f"`doclens` must be on {like.device}, got an array on the CPU")
     torch = sys.modules["torch"]
     return torch.cumsum(doclens, 0, dtype=torch.int64) - doclens, doclens
+
+
+def narrow_centroids(centroids: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """What `assign` needs of centroids float32 (K, dim) for the tensor cores; of more dimensions
+    than these take nothing.
+
+    Returns
+    -------
+    rows : float16 (K, dim)
+    longest : float32 (1,)
+        The greatest length of a centroid; infinite if float16 cannot hold all.
+    """
+    if not is_cuda(centroids) or centroids.shape[1] > backend.cuda().max_mma_dim:
+        return None, None  # `assign` says what is wrong with arrays on the CPU
+    torch = sys.modules["torch"]
+    rows, longest = torch.empty_like(centroids, dtype=torch.float16), centroids.new_zeros((1,))
+    run("narrow_centroids", centroids, rows, longest)
+    return rows, longest
+
+
+def sort_by_code(codes: Tensor, num_centroids: int) -> tuple[Tensor, Tensor]:
+    """The points of each centroid, in ascending order: ``order[first[c]:first[c + 1]]``.
+
+    Returns
+    -------
+    order : int64 (n,)
+    first : int64 (num_centroids + 1,)
+    """
+    torch = sys.modules["torch"]
+    ascending, order = torch.sort(codes, stable=True)
+    ids = torch.arange(num_centroids + 1, dtype=codes.dtype, device=codes.device)
+    return order, torch.searchsorted(ascending, ids)
 
 
 def quantise_centroids(centroids: Tensor) -> CentroidBytes:

@@ -161,6 +161,7 @@ def compress(embeddings: Array, centroids: Array, cutoffs: Array) -> tuple[Array
     embeddings : float32, float16 or bfloat16 (n, dim)
     centroids : float32 (K, dim)
     cutoffs : float32 (2 ** nbits - 1,), ascending
+        On the CPU also where the rest is on a CUDA device.
 
     Returns
     -------
@@ -170,9 +171,13 @@ def compress(embeddings: Array, centroids: Array, cutoffs: Array) -> tuple[Array
     n, dim = _shape(embeddings, "embeddings", 2)
     (n_cutoffs,) = _shape(cutoffs, "cutoffs", 1)
     nbits = (n_cutoffs + 1).bit_length() - 1
-    codes = _empty(embeddings, (n,), "int32")
     residuals = _empty(embeddings, (n, dim * nbits // 8), "uint8")
-    _core.compress(embeddings, centroids, cutoffs, codes, residuals)
+    if cuda.is_cuda(embeddings):
+        codes, _ = assign(embeddings, centroids)
+        cuda.run("compress", embeddings, centroids, codes, cutoffs, residuals)
+    else:
+        codes = _empty(embeddings, (n,), "int32")
+        _core.compress(embeddings, centroids, cutoffs, codes, residuals)
     return codes, residuals
 
 
@@ -192,7 +197,7 @@ def compress_trellis(
     embeddings : float32, float16 or bfloat16 (n, dim)
     centroids : float32 (K, dim)
     weights : float32 (16,) by window for `nbits` 1 to 3, else (2 ** nbits,) by bucket
-        Fitted to residuals of unit length.
+        Fitted to residuals of unit length. On the CPU also where the rest is on a CUDA device.
     nbits : 1, 2, 3, 4 or 8
 
     Returns
@@ -205,10 +210,14 @@ def compress_trellis(
     """
     _check_nbits(nbits)
     n, dim = _shape(embeddings, "embeddings", 2)
-    codes = _empty(embeddings, (n,), "int32")
     residuals = _empty(embeddings, (n, dim * nbits // 8), "uint8")
     scales = _empty(embeddings, (n,), "uint8")
-    _core.compress_trellis(embeddings, centroids, weights, codes, residuals, scales)
+    if cuda.is_cuda(embeddings):
+        codes, _ = assign(embeddings, centroids)
+        cuda.run("compress_trellis", embeddings, centroids, codes, weights, residuals, scales)
+    else:
+        codes = _empty(embeddings, (n,), "int32")
+        _core.compress_trellis(embeddings, centroids, weights, codes, residuals, scales)
     return codes, residuals, scales
 
 
@@ -264,7 +273,7 @@ def inverse_norms(
     """
     (n,) = _shape(codes, "codes", 1)
     norms = _empty(codes, (n,), "uint8")
-    _core.inverse_norms(codes, residuals, centroids, weights, scales, norms)
+    cuda.run("inverse_norms", codes, residuals, centroids, weights, scales, norms)
     return norms
 
 
@@ -405,7 +414,9 @@ def maxsim_grad_query(documents: Array, doclens: Array, argmax: Array, grad: Arr
     return out
 
 
-def maxsim_grad_documents(query: Array, doclens: Array, argmax: Array, grad: Array) -> Array:
+def maxsim_grad_documents(
+    query: Array, doclens: Array, argmax: Array, grad: Array, *, n_tokens: int | None = None
+) -> Array:
     """Gradient of `maxsim` by the documents: each token gets the query tokens that met it.
 
     Parameters
@@ -414,6 +425,8 @@ def maxsim_grad_documents(query: Array, doclens: Array, argmax: Array, grad: Arr
     doclens : int32 (n_docs,)
     argmax, grad
         As of `maxsim_grad_query`.
+    n_tokens : int, optional
+        What `doclens` sum to. Without it a CUDA device is waited for.
 
     Returns
     -------
@@ -422,7 +435,11 @@ def maxsim_grad_documents(query: Array, doclens: Array, argmax: Array, grad: Arr
     """
     _, _, dim = _shape(query, "query", 3)
     _shape(doclens, "doclens", 1)
-    out = _empty(query, (max(int(doclens.sum()), 0), dim), "float32")
+    if n_tokens is None:
+        n_tokens = max(int(doclens.sum()), 0)
+    out = _empty(query, (n_tokens, dim), "float32")
+    if cuda.is_cuda(query):
+        out.zero_()  # rows that no document has, if lengths sum to less, are not written
     where = cuda.documents_of(query, doclens)
     cuda.run("maxsim_grad_documents", query, *where, argmax, grad, out)
     return out
@@ -682,7 +699,7 @@ def assign(points: Array, centroids: Array, *, exact: bool = True) -> tuple[Arra
     """
     n, _ = _shape(points, "points", 2)
     codes, best = _empty(points, (n,), "int32"), _empty(points, (n,), "float32")
-    how = () if cuda.is_cuda(points) else (exact,)
+    how = cuda.narrow_centroids(centroids) if cuda.is_cuda(points) else (exact,)
     cuda.run("assign", points, centroids, codes, best, *how)
     return codes, best
 
@@ -703,6 +720,10 @@ def accumulate(points: Array, codes: Array, num_centroids: int) -> tuple[Array, 
     """
     _, dim = _shape(points, "points", 2)
     sums = _empty(points, (num_centroids, dim), "float32")
+    if cuda.is_cuda(points):
+        order, first = cuda.sort_by_code(codes, num_centroids)
+        cuda.run("accumulate", points, order, first, sums)
+        return sums, first[1:] - first[:-1]
     counts = _empty(points, (num_centroids,), "int64")
     _core.accumulate(points, codes, sums, counts)
     return sums, counts

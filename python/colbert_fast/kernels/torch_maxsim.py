@@ -66,11 +66,18 @@ def maxsim_grad_query(
 
 
 def maxsim_grad_documents(
-    query: torch.Tensor, doclens: torch.Tensor, argmax: torch.Tensor, grad: torch.Tensor
+    query: torch.Tensor,
+    doclens: torch.Tensor,
+    argmax: torch.Tensor,
+    grad: torch.Tensor,
+    *,
+    n_tokens: int | None = None,
 ) -> torch.Tensor:
     """Gradient by the documents: float32 (n_tokens, dim)."""
     dim = query.shape[2]
-    out = query.new_zeros((int(doclens.sum()) + 1, dim))
+    if n_tokens is None:
+        n_tokens = int(doclens.sum())
+    out = query.new_zeros((n_tokens + 1, dim))
     for one, weights, rows in zip(query, grad, _rows(doclens, argmax), strict=True):
         out.index_add_(0, rows.reshape(-1), (weights[:, None, None] * one).reshape(-1, dim))
     return out[:-1]

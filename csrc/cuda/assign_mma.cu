@@ -1,0 +1,240 @@
+// Nearest centroids by tensor cores: float16 estimates of a known error, then exact products with
+// the few centroids that it leaves.
+//
+// With x and c rounded to float16,
+//   |x.c - x16.c16| <= |x| dc + (|c| + dc) dx,   d = 2^-11 |.| + 2^-25 sqrt(dim),
+// and the two float32 sums, here and of the exact product, are off by less than 2^-15 |x| |c|
+// together. A centroid whose estimate lies more than twice that below the best cannot be the
+// nearest. Of each of its points a lane keeps in registers the two best of the centroids that it
+// sees, a quarter of all, and the third's estimate: a point to which a lane's third is as near is
+// compared with all centroids, and so is one that float16 cannot hold.
+#include <type_traits>
+
+#include "cuda/tile.cuh"
+
+namespace colbert_fast::cuda {
+namespace {
+
+constexpr unsigned kThreads = 128, kPoints = 32; // of a block and of a warp
+constexpr unsigned kCentroids = 64, kDim = kMaxMmaDim, kBlocks = kDim / 16;
+// Rows are padded so that eight lanes, which read sixteen bytes each of two rows, meet all banks.
+constexpr unsigned kStride = kDim + 32;
+constexpr float kLongest = 60000.0f; // no value of such a vector is beyond float16
+constexpr float kRelative = 0x1p-11f, kAbsolute = 0x1p-25f * 11.5f, kSums = 0x1p-15f;
+
+struct Shared {
+  std::uint16_t centroids[2][kCentroids][kStride];
+};
+
+struct BestThree {
+  float first = kMinusInf, second = kMinusInf, third = kMinusInf;
+  std::int32_t first_at = 0, second_at = 0;
+  __device__ void offer(float x, std::int32_t at) { // above the third
+    if (x > first) {
+      third = second, second = first, second_at = first_at;
+      first = x, first_at = at;
+    } else if (x > second) {
+      third = second, second = x, second_at = at;
+    } else {
+      third = x;
+    }
+  }
+};
+
+// The next centroids on their way into shared memory; past the end the last one again, past `dim`
+// zeros.
+__device__ void fetch(Shared &shared, unsigned half, const std::uint16_t *rows, unsigned first,
+                      unsigned n, unsigned dim) {
+  for (unsigned i = threadIdx.x; i < kCentroids * kDim / 8; i += kThreads) {
+    const unsigned row = i / (kDim / 8), d = i % (kDim / 8) * 8;
+    const std::size_t from = min_of(first + row, n - 1);
+    copy_16(&shared.centroids[half][row][d], rows + from * dim + (d < dim ? d : 0), d >= dim);
+  }
+}
+
+// The chain of `assign`.
+template <class T>
+__device__ float exact_product(const T *point, const float *centroid, unsigned dim) {
+  float sum = 0.0f;
+#pragma unroll 8
+  for (unsigned d = 0; d < dim; ++d) sum = fmaf(centroid[d], to_float(point[d]), sum);
+  return sum;
+}
+
+// How far below the best estimate the nearest centroid's can lie; infinite for what float16 cannot
+// hold.
+template <class T> __device__ float window_of(float length, float longest) {
+  if (!(length < kLongest && longest < kLongest)) return HUGE_VALF;
+  const float of_centroid = kRelative * longest + kAbsolute;
+  const float of_point = std::is_same_v<T, Half> ? 0.0f : kRelative * length + kAbsolute;
+  const float error =
+      length * of_centroid + (longest + of_centroid) * of_point + kSums * length * longest;
+  return 2.01f * error; // the hundredth covers the rounding of lengths and of this
+}
+
+// Two neighbouring values of a point as float16; zeros past the end.
+template <class T>
+__device__ std::uint32_t pair_of(const T *point, unsigned d, unsigned dim, float &squares) {
+  if (d >= dim) return 0;
+  const float low = to_float(point[d]), high = to_float(point[d + 1]);
+  squares = fmaf(low, low, fmaf(high, high, squares));
+  return float_to_half(low) | static_cast<std::uint32_t>(float_to_half(high)) << 16;
+}
+
+// A warp's 32 points as the left side of products. A lane's eight dimensions of 32 follow one
+// another, here and in the centroids' rows: any order will do that both have.
+struct Points {
+  std::uint32_t halves[2][kBlocks][4];
+  float window[4]; // of points 0, 8, 16, 24 + lane / 4
+
+  template <class T>
+  __device__ std::size_t load(const T *points, std::size_t n, unsigned dim, float longest) {
+    const unsigned lane = threadIdx.x % kWarp, t = lane % 4;
+    const std::size_t first =
+        static_cast<std::size_t>(blockIdx.x) * kThreads + threadIdx.x / kWarp * kPoints + lane / 4;
+#pragma unroll
+    for (unsigned i = 0; i < 4; ++i) {
+      const T *point = points + min_of(first + 8 * i, n - 1) * dim;
+      float squares = 0.0f;
+#pragma unroll
+      for (unsigned k = 0; k < kBlocks; ++k) {
+        const unsigned d = k / 2 * 32 + 8 * t + k % 2 * 4;
+        halves[i / 2][k][i % 2] = pair_of(point, d, dim, squares);
+        halves[i / 2][k][i % 2 + 2] = pair_of(point, d + 2, dim, squares);
+      }
+      squares += __shfl_xor_sync(kAllLanes, squares, 1);
+      squares += __shfl_xor_sync(kAllLanes, squares, 2);
+      window[i] = window_of<T>(sqrtf(squares), longest);
+    }
+    return first;
+  }
+};
+
+// Estimates for 64 centroids, of which those past the end do not count.
+__device__ void offer_tile(const Shared &shared, unsigned half, const Points &points,
+                           unsigned first, unsigned n_centroids, BestThree (&best)[4]) {
+  const unsigned lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+  for (unsigned n = 0; n < kCentroids; n += 8) {
+    float d[2][4] = {};
+#pragma unroll
+    for (unsigned k = 0; k < kBlocks; k += 2) {
+      const uint4 row =
+          *reinterpret_cast<const uint4 *>(&shared.centroids[half][n + g][16 * k + 8 * t]);
+#pragma unroll
+      for (unsigned m = 0; m < 2; ++m) {
+        mma<DType::f16>(d[m], points.halves[m][k], {row.x, row.y});
+        mma<DType::f16>(d[m], points.halves[m][k + 1], {row.z, row.w});
+      }
+    }
+#pragma unroll
+    for (unsigned i = 0; i < 4; ++i)
+#pragma unroll
+      for (unsigned c = 0; c < 2; ++c) {
+        const float x = d[i / 2][i % 2 * 2 + c];
+        const unsigned at = first + n + 2 * t + c;
+        if (x > best[i].third && at < n_centroids) best[i].offer(x, static_cast<std::int32_t>(at));
+      }
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    assign_mma_kernel(const T *points, std::size_t n, unsigned dim, const float *centroids,
+                      unsigned n_centroids, const std::uint16_t *rows, const float *longest,
+                      std::int32_t *codes, float *products) {
+  auto &shared = shared_memory<Shared>();
+  const unsigned lane = threadIdx.x % kWarp;
+  Points tile;
+  const std::size_t mine = tile.load(points, n, dim, *longest);
+  BestThree best[4];
+  fetch(shared, 0, rows, 0, n_centroids, dim);
+  copy_commit();
+  for (unsigned first = 0; first < n_centroids; first += kCentroids) {
+    const unsigned half = first / kCentroids % 2;
+    if (first + kCentroids < n_centroids)
+      fetch(shared, 1 - half, rows, first + kCentroids, n_centroids, dim);
+    copy_commit();
+    copy_wait<1>();
+    __syncthreads();
+    offer_tile(shared, half, tile, first, n_centroids, best);
+    __syncthreads();
+  }
+#pragma unroll
+  for (unsigned i = 0; i < 4; ++i) {
+    const std::size_t point = mine + 8 * i;
+    const T *x = points + min_of(point, n - 1) * dim;
+    float top = best[i].first;
+    for (int other = 1; other < 4; other *= 2) {
+      const float theirs = __shfl_xor_sync(kAllLanes, top, other);
+      if (theirs > top) top = theirs;
+    }
+    const float limit = top - tile.window[i];
+    const bool crowded = !(tile.window[i] < HUGE_VALF) || best[i].third >= limit;
+    const unsigned of_warp = __ballot_sync(kAllLanes, crowded && point < n);
+    const bool screened = (of_warp >> lane / 4 * 4 & 15u) == 0;
+    const auto product = [&](std::int32_t c) {
+      return exact_product(x, centroids + static_cast<std::size_t>(c) * dim, dim);
+    };
+    Best nearest{kMinusInf, 0};
+    if (screened && best[i].first >= limit)
+      nearest.offer(product(best[i].first_at), best[i].first_at);
+    if (screened && best[i].second >= limit)
+      nearest.merge({product(best[i].second_at), best[i].second_at});
+    nearest.reduce(4);
+    if (screened && lane % 4 == 0 && point < n)
+      codes[point] = nearest.index, products[point] = nearest.value;
+    for (unsigned g = 0; g < 8; ++g) { // the warp together, centroids in the lanes
+      if ((of_warp >> 4 * g & 15u) == 0) continue;
+      const std::size_t at = mine - lane / 4 + g + 8 * i;
+      Best found{kMinusInf, 0};
+      for (unsigned c = lane; c < n_centroids; c += kWarp)
+        found.offer(
+            exact_product(points + at * dim, centroids + static_cast<std::size_t>(c) * dim, dim),
+            static_cast<std::int32_t>(c));
+      found.reduce(kWarp);
+      if (lane == 0) codes[at] = found.index, products[at] = found.value;
+    }
+  }
+}
+
+// A warp to a centroid.
+__global__ void __launch_bounds__(kThreads)
+    narrow_kernel(const float *centroids, std::size_t n, unsigned dim, std::uint16_t *rows,
+                  float *longest) {
+  const std::size_t c =
+      (static_cast<std::size_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp * dim;
+  if (c >= n * dim) return;
+  const unsigned lane = threadIdx.x % kWarp;
+  float squares = 0.0f;
+  for (unsigned d = lane; d < dim; d += kWarp) {
+    rows[c + d] = float_to_half(centroids[c + d]);
+    squares = fmaf(centroids[c + d], centroids[c + d], squares);
+  }
+  for (int half = 16; half > 0; half /= 2) squares += __shfl_xor_sync(kAllLanes, squares, half);
+  const float length = sqrtf(squares);
+  // Of numbers that are not negative, bits are in the numbers' order.
+  if (lane == 0)
+    atomicMax(reinterpret_cast<unsigned *>(longest),
+              __float_as_uint(length < kLongest ? length : HUGE_VALF));
+}
+
+} // namespace
+
+void narrow_centroids(const float *centroids, std::size_t n, std::size_t dim, std::uint16_t *rows,
+                      float *longest, Stream stream) {
+  launch(narrow_kernel, ceil_div(n * kWarp, kThreads), 1, kThreads, 0, stream, centroids, n,
+         static_cast<unsigned>(dim), rows, longest);
+}
+
+void assign_mma(const void *points, DType type, std::size_t n, std::size_t dim,
+                const float *centroids, std::size_t n_centroids, const std::uint16_t *rows,
+                const float *longest, std::int32_t *codes, float *best, Stream stream) {
+  with_type(type, [&](auto element) {
+    using T = decltype(element);
+    launch(assign_mma_kernel<T>, ceil_div(n, kThreads), 1, kThreads, sizeof(Shared), stream,
+           static_cast<const T *>(points), n, static_cast<unsigned>(dim), centroids,
+           static_cast<unsigned>(n_centroids), rows, longest, codes, best);
+  });
+}
+
+} // namespace colbert_fast::cuda
