@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from colbert_fast.compress.codec import Codec, Float16Codec, ResidualCodec, check_dim
+from colbert_fast.compress.device import BuildDevice
 from colbert_fast.compress.kmeans import fit_centroids
 from colbert_fast.indexing.assembly import encode_segment, residual_norms
 from colbert_fast.indexing.estimate import BASE_BYTES, announced
