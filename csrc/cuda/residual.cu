@@ -102,7 +102,7 @@ void decompress(const Decoder &decoder, std::size_t n_centroids, const Residuals
   with_bits(decoder.nbits, [&](auto b) {
     launch(decompress_kernel<decltype(b)::value>, ceil_div(n * kLanes, kThreads), 1, kThreads,
            256 * sizeof(float), stream, tables_of(decoder), decoder.centroids,
-           SafeCodes{tokens.codes, n_centroids - 1}, tokens.packed, tokens.scales, n,
+           SafeCodes(stored(tokens), n_centroids), tokens.packed, tokens.scales, n,
            static_cast<unsigned>(decoder.dim), out);
   });
 }
