@@ -33,7 +33,8 @@ void check_at_most(std::int64_t value, std::int64_t most, const char *name) {
 class BoundSearcher {
 public:
   BoundSearcher(const py::dict &arrays, const py::object &weights) : arrays_(arrays) {
-    const cuda::Arguments arguments(py::object(arrays["centroids"]), "centroids", 0);
+    const py::object first = arrays["centroids"];
+    const cuda::Arguments arguments(first, "centroids", 0);
     const auto array = [&](const char *name, DType dtype,
                            std::initializer_list<std::int64_t> shape) {
       return arguments.in(py::object(arrays[name]), name, {dtype}, shape);
@@ -109,7 +110,8 @@ private:
       index_.embeddings = rows.as<const std::uint16_t>();
       return rows.shape[0];
     }
-    const View packed = arguments.in(py::object(arrays_["residuals"]), "residuals", {DType::u8}, {kAny, kAny});
+    const View packed =
+        arguments.in(py::object(arrays_["residuals"]), "residuals", {DType::u8}, {kAny, kAny});
     const int nbits = nbits_of_rows(packed.shape[1], dim);
     const View w = expect(weights, "weights", {DType::f32}, {kAny});
     check_weights(w, nbits);
