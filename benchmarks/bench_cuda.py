@@ -17,6 +17,9 @@ import torch
 
 from colbert_fast.kernels import cuda, ops
 from colbert_fast.kernels.backend import backend_info
+from colbert_fast.kernels.backend import cuda as kernels
+from colbert_fast.search.device import DeviceSearcher
+from colbert_fast.search.params import SearchParams
 
 DIM, QUERY_TOKENS, REPEATS = 128, 32, 50
 
@@ -194,6 +197,92 @@ def bench_build(floor: Floor, nbits: int = 2, n: int = 1 << 16, k: int = 1 << 14
     row(name, compress, least, lambda: torch.bucketize(points - centroids[codes], cutoffs))
 
 
+class Collection(NamedTuple):
+    """Documents of a few topics each, as an index and as the vectors that it stands for."""
+
+    searcher: DeviceSearcher
+    vectors: torch.Tensor  # bfloat16 (n_docs, length, DIM)
+    doclens: torch.Tensor
+
+    @classmethod
+    def make(cls, nbits: int, n_docs: int, length: int, k: int) -> Collection:
+        n, topics, centroids = n_docs * length, 12, unit(k, DIM)
+        of_document = torch.randint(k, (n_docs, topics), device="cuda")
+        chosen = torch.randint(topics, (n_docs, length), device="cuda")
+        codes = of_document.gather(1, chosen).flatten().to(torch.int32)
+        residuals = torch.randint(256, (n, DIM * nbits // 8), device="cuda", dtype=torch.uint8)
+        weights = torch.randn(16, generator=torch.Generator().manual_seed(1)).sort().values / 24
+        doclens = torch.full((n_docs,), length, dtype=torch.int32, device="cuda")
+        lists = ops.build_lists(codes.cpu().numpy(), doclens.cpu().numpy(), k)
+        packed = ops.pack_codes(codes.cpu().numpy(), max(1, (k - 1).bit_length()))
+        padding = torch.zeros(kernels().list_padding, dtype=torch.uint8)
+        host = {
+            "codes": torch.from_numpy(packed),
+            "counts": torch.from_numpy(lists.counts),
+            "offsets": torch.from_numpy(lists.offsets),
+            "data": torch.cat([torch.from_numpy(lists.data), padding]),
+        }
+        arrays: dict[str, Any] = {
+            **{name: tensor.cuda() for name, tensor in host.items()},
+            **cuda.quantise_centroids(centroids)._asdict(),
+            "centroids": centroids,
+            "doclens": doclens,
+            "first": torch.arange(n_docs, device="cuda") * length,
+            "residuals": residuals,
+            **dict.fromkeys(("scales", "inverse_norms", "embeddings")),
+        }
+        vectors = ops.decompress(codes, residuals, centroids, weights).view(n_docs, length, DIM)
+        return cls(DeviceSearcher(arrays, weights.numpy()), vectors.bfloat16(), doclens)
+
+    def queries(self, batch: int) -> torch.Tensor:
+        """Noisy tokens of one document each."""
+        n_docs, length, _ = self.vectors.shape
+        documents = torch.randint(n_docs, (batch, 1), device="cuda")
+        tokens = torch.randint(length, (batch, QUERY_TOKENS), device="cuda")
+        return torch.nn.functional.normalize(
+            self.vectors[documents, tokens].float() + unit(batch, QUERY_TOKENS, DIM) * 0.7, dim=-1
+        )
+
+
+def bench_search(floor: Floor, batch: int, n_docs: int, length: int, *, ndocs: int) -> None:
+    k, nbits, depth = 1 << 13, 2, 10
+    collection = Collection.make(nbits, n_docs, length, k)
+    queries, core = collection.queries(batch), collection.searcher._core
+    ids = torch.empty((batch, depth), dtype=torch.int64, device="cuda")
+    scores = torch.empty((batch, depth), device="cuda")
+    damaged = torch.zeros(1, dtype=torch.int32, device="cuda")
+
+    def search(kind: str) -> None:
+        size = core.workspace(batch, QUERY_TOKENS, depth, 4, ndocs, kind)
+        workspace = torch.empty(size, dtype=torch.uint8, device="cuda")
+        stream = torch.cuda.current_stream().cuda_stream
+        core.search(
+            queries, 4, ndocs, kind, None, None, None, workspace, ids, scores, damaged, stream
+        )
+
+    def plain() -> torch.Tensor:
+        half = queries.bfloat16()
+        similarities = [(query @ collection.vectors.mT).amax(-1).sum(-1) for query in half]
+        return torch.stack(similarities).topk(depth).indices
+
+    search("exhaustive")
+    truth = ids.tolist()
+    host = [*queries.cpu().numpy()]
+    moved = k * (DIM + 2 * QUERY_TOKENS * batch)
+    moved += batch * ndocs * length * (DIM * nbits // 8 + 3 + QUERY_TOKENS)
+    least = floor.of(moved, 2 * batch * QUERY_TOKENS * DIM * (k + ndocs * length), torch.bfloat16)
+    for kind in ("filter", "scan"):
+        search(kind)
+        same = [set(a) & set(b) for a, b in zip(ids.tolist(), truth, strict=True)]
+        recall = sum(map(len, same)) / (batch * depth)
+        assert recall >= 0.9, recall
+        name = f"{batch} queries, {n_docs} x {length}, {kind}, recall {recall:.3f}"
+        row(name, lambda kind=kind: search(kind), least, plain)
+    params = SearchParams.resolve(depth, ndocs=ndocs)
+    name = f"{batch} queries, {n_docs} x {length}, from numpy to numpy"
+    row(name, lambda: collection.searcher.search(host, params), least, plain)
+
+
 def main() -> None:
     torch.manual_seed(1)
     floor = Floor.measure()
@@ -207,6 +296,8 @@ def main() -> None:
     for nbits in (1, 2, 4):
         bench_residuals(floor, nbits, 4096, 70)
     bench_build(floor)
+    for batch in (1, 64):
+        bench_search(floor, batch, 14_286, 70, ndocs=1024)
 
 
 if __name__ == "__main__":

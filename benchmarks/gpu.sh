@@ -21,14 +21,16 @@ build() {
 }
 
 tests() {
-  "$python" -m pytest -q tests/test_cuda.py tests/test_build_cuda.py tests/test_cuda_binary.py
+  "$python" -m pytest -q tests/test_cuda.py tests/test_cuda_search.py tests/test_build_cuda.py \
+    tests/test_cuda_binary.py
 }
 
 sanitizer() { # a few of the tests: the tools slow kernels down a hundredfold
   local tool
   for tool in memcheck racecheck; do
     timeout 120 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      "$python" -m pytest -q tests/test_cuda.py -k "8-96 or 15-128 or test_pack_and_unpack"
+      "$python" -m pytest -q tests/test_cuda.py tests/test_cuda_search.py \
+      -k "8-96 or 15-128 or test_pack_and_unpack or 2-100"
   done
 }
 

@@ -156,9 +156,10 @@ void residual_maxsim(const py::object &query, const py::object &codes, const py:
   cuda::pack_query(q.as<const float>(), q.dim(0), q.dim(1), decoder.nbits,
                    level_step > 0.0f ? -tokens.tables.low() / level_step : 0.0f, levels,
                    arguments.stream());
-  cuda::residual_maxsim_i8(levels, q.dim(0), bytes.as<const std::uint8_t>(),
+  cuda::residual_maxsim_i8(levels, 1, q.dim(0), bytes.as<const std::uint8_t>(),
                            steps.as<const float>(), decoder, level_step, tokens.n_centroids,
-                           tokens.tokens, where, out.as<float>(), arguments.stream());
+                           cuda::stored(tokens.tokens), where, {nullptr, nullptr, where.count},
+                           out.as<float>(), arguments.stream());
 }
 
 } // namespace

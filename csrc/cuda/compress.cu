@@ -181,10 +181,8 @@ template <class T>
 Differences<T> differences(const void *points, std::size_t n, std::size_t dim,
                            const float *centroids, std::size_t n_centroids,
                            const std::int32_t *codes) {
-  return {static_cast<const T *>(points),
-          centroids,
-          {{codes, true}, n_centroids - 1},
-          n,
+  return {static_cast<const T *>(points), centroids,
+          SafeCodes({codes, 32, nullptr, nullptr, nullptr}, n_centroids), n,
           static_cast<unsigned>(dim)};
 }
 

@@ -33,6 +33,9 @@ inline void check(cudaError_t status) {
     throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(status));
 }
 
+// Blocks that fill any GPU: more work goes through them in strides.
+constexpr std::size_t kFullGrid = 2048;
+
 template <class T> struct Same {
   using type = T;
 };

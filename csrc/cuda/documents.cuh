@@ -17,6 +17,20 @@ __device__ inline Span span_of(const Documents &documents, std::size_t i) {
   return {static_cast<std::size_t>(first), static_cast<unsigned>(max_of<std::int64_t>(count, 0))};
 }
 
+// How many documents the list of query b has, and its i-th one.
+__device__ inline unsigned count_of(const DocumentLists &lists, unsigned b) {
+  return static_cast<unsigned>(lists.ids == nullptr ? lists.stride
+                                                    : static_cast<std::size_t>(lists.counts[b]));
+}
+__device__ inline std::size_t document_of(const DocumentLists &lists, unsigned b, unsigned i) {
+  return lists.ids == nullptr ? i : static_cast<std::size_t>(lists.ids[b * lists.stride + i]);
+}
+
+// Blocks for each of n_queries lists of up to `stride` documents, so many to a block.
+inline std::size_t blocks_of(std::size_t stride, std::size_t per_block, std::size_t n_queries) {
+  return min_of(ceil_div(stride, per_block), ceil_div(kFullGrid, n_queries));
+}
+
 __host__ __device__ inline std::size_t queries_per_document(const Pairs &pairs) {
   return pairs.own ? 1 : pairs.n_queries;
 }

@@ -25,6 +25,13 @@ struct Documents {
   std::size_t count, n_rows;
 };
 
+// Documents of a collection for each query: counts[b] ids from ids + b * stride on, or, where ids
+// is null, the first `stride` documents. Results lie where the ids do.
+struct DocumentLists {
+  const std::int32_t *ids, *counts;
+  std::size_t stride;
+};
+
 // -- maxsim --------------------------------------------------------------------------------------
 // Queries of nq tokens each; float32 arithmetic for any type of rows, the same bits as the CPU's.
 // `argmax` (n_queries, columns, nq) may be null.
@@ -100,6 +107,18 @@ void compress_trellis(const void *points, DType type, std::size_t n, const std::
                       const Decoder &decoder, std::size_t n_centroids, const float *scale_edges,
                       std::uint8_t *residuals, std::uint8_t *scales, Stream stream);
 
+// -- search --------------------------------------------------------------------------------------
+// Tokens whose codes have 16 or 32 bits each, or are packed (cpu/kernels.h; the padding is read).
+struct StoredTokens {
+  const void *codes;
+  int code_bits;
+  const std::uint8_t *packed, *scales, *inverse_norms;
+};
+inline StoredTokens stored(const Residuals &tokens) {
+  return {tokens.codes.data, tokens.codes.wide ? 32 : 16, tokens.packed, tokens.scales,
+          tokens.inverse_norms};
+}
+
 // A query as int8, in the order of dimensions that rows of `nbits` decode in (8: as they lie), with
 // what PanelsI8 and QueryPanels say of each token. For tokens from nq up to a multiple of 32:
 // zeros.
@@ -120,11 +139,13 @@ void quantise_centroids(const float *centroids, std::size_t n, std::size_t dim, 
 void byte_scores(const QueryBytes &query, std::size_t nq, std::size_t dim, const std::uint8_t *rows,
                  const float *scale, const float *longest, std::size_t n, std::uint8_t *table,
                  float *step, Stream stream);
-// The query is packed for the decoder's bits, which are not 8, and the zero point of its levels,
-// which are level_step apart. -inf for a document without tokens.
-void residual_maxsim_i8(const QueryBytes &query, std::size_t nq, const std::uint8_t *table,
-                        const float *step, const Decoder &decoder, float level_step,
-                        std::size_t n_centroids, const Residuals &tokens,
-                        const Documents &documents, float *scores, Stream stream);
+// Queries of nq tokens each (of several: a multiple of 32), packed and scored as one query. They
+// are packed for the decoder's bits, which are not 8, and the zero point of its levels, which are
+// level_step apart. -inf for a document without tokens.
+void residual_maxsim_i8(const QueryBytes &queries, std::size_t n_queries, std::size_t nq,
+                        const std::uint8_t *table, const float *step, const Decoder &decoder,
+                        float level_step, std::size_t n_centroids, const StoredTokens &tokens,
+                        const Documents &documents, const DocumentLists &lists, float *scores,
+                        Stream stream);
 
 } // namespace colbert_fast::cuda

@@ -12,6 +12,7 @@ void bind_compress(py::module_ &m);
 void bind_kmeans(py::module_ &m);
 void bind_maxsim(py::module_ &m);
 void bind_residual(py::module_ &m);
+void bind_search(py::module_ &m);
 
 PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
   m.doc() = "CUDA kernels of colbert_fast. Private: use colbert_fast.kernels.ops.";
@@ -25,4 +26,5 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
   bind_kmeans(m);
   bind_maxsim(m);
   bind_residual(m);
+  bind_search(m);
 }

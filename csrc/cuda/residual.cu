@@ -106,7 +106,7 @@ __global__ void inverse_norms_kernel(ValuesAndScales tables, Edges edges, Packed
 PackedTokens packed_tokens(const Decoder &decoder, std::size_t n_centroids, const Residuals &tokens,
                            std::size_t n) {
   return {decoder.centroids,
-          {tokens.codes, n_centroids - 1},
+          SafeCodes(stored(tokens), n_centroids),
           tokens.packed,
           tokens.scales,
           n,

@@ -43,11 +43,25 @@ template <class F> void with_bits(int nbits, F f) {
 
 // Ids at most `largest`, whatever is stored.
 struct SafeCodes {
-  Codes codes;
-  std::size_t largest;
+  const void *data;
+  unsigned bits;
+  std::uint32_t largest;
+
+  SafeCodes(const StoredTokens &tokens, std::size_t n_centroids)
+      : data(tokens.codes), bits(static_cast<unsigned>(tokens.code_bits)),
+        largest(static_cast<std::uint32_t>(n_centroids - 1)) {}
   __device__ std::size_t operator[](std::size_t i) const {
-    const std::size_t code = codes.wide ? static_cast<const std::uint32_t *>(codes.data)[i]
-                                        : static_cast<const std::uint16_t *>(codes.data)[i];
+    std::uint32_t code;
+    if (bits == 32) {
+      code = static_cast<const std::uint32_t *>(data)[i];
+    } else if (bits == 16) {
+      code = static_cast<const std::uint16_t *>(data)[i];
+    } else {
+      const std::size_t bit = i * bits;
+      const std::uint32_t *words = static_cast<const std::uint32_t *>(data) + bit / 32;
+      code = __funnelshift_r(words[0], words[1], static_cast<std::uint32_t>(bit % 32)) &
+             ((1u << bits) - 1);
+    }
     return min_of(code, largest);
   }
 };

@@ -155,75 +155,99 @@ struct ScoreShared {
   uint4 query[1]; // slabs * kSlabWords / 4
 };
 
-// A warp scores a document, eight tokens at a time.
+// A query of the batch: its tiles of tokens among all, whose rows of the table are `stride` long.
+struct QueryTiles {
+  QueryBytes query;
+  const std::uint8_t *table;
+  const float *step;
+  unsigned first, stride;
+};
+
+// The best cells of a lane's four query tokens in a tile, over its share of a document's tokens. A
+// warp takes eight tokens at a time.
+template <int B, bool kAligned>
+__device__ void best_cells(const ScoreShared &shared, const QueryTiles &queries, unsigned tile,
+                           const ScoreTables &tables, const SafeCodes &codes,
+                           const StoredTokens &tokens, unsigned dim, Span span, float (&best)[4]) {
+  const unsigned slabs = static_cast<unsigned>(slabs_of(dim)), packed_dim = dim * B / 8;
+  const unsigned lane = threadIdx.x % kWarp;
+  const unsigned q = (queries.first + tile) * kQueryTile + lane / 4 * 4;
+  float ratio[4];
+  std::int32_t start[4];
+  for (unsigned i = 0; i < 4; ++i) {
+    ratio[i] = ratio_of(queries.query.units[q + i], tables.step, queries.step[q + i]);
+    start[i] = queries.query.start[q + i];
+    best[i] = kMinusInf;
+  }
+  for (unsigned first = 0; first < span.count; first += kRows) {
+    const auto token = [&](unsigned i) { return span.first + min_of(first + i, span.count - 1); };
+    const std::uint8_t *row = tokens.packed + token(lane / 4) * packed_dim;
+    std::int32_t sums[4][2];
+    for (unsigned i = 0; i < 4; ++i) sums[i][0] = sums[i][1] = start[i];
+    for (unsigned slab = 0; slab < slabs; ++slab) {
+      std::uint32_t bytes[8];
+      load_slab<B, kAligned>(row, dim, slab, tables.levels, bytes);
+      add_products(shared.query + slab * (kSlabWords / 4), bytes, sums);
+    }
+    for (unsigned c = 0; c < 2; ++c) {
+      const std::size_t at = token(lane % 4 * 2 + c);
+      const float norm =
+          tokens.inverse_norms == nullptr ? 1.0f : shared.norms[tokens.inverse_norms[at]];
+      const float scale = tokens.scales == nullptr ? 1.0f : shared.scales[tokens.scales[at]];
+      const float zero = norm * static_cast<float>(-kTableZero), scaled = norm * scale;
+      const std::uint32_t bytes =
+          *reinterpret_cast<const std::uint32_t *>(queries.table + codes[at] * queries.stride + q);
+      for (unsigned i = 0; i < 4; ++i) {
+        const float centroid = fmaf(static_cast<float>(bytes >> 8 * i & 255u), norm, zero);
+        const float cell = fmaf(static_cast<float>(sums[i][c]) * ratio[i], scaled, centroid);
+        best[i] = cell > best[i] ? cell : best[i];
+      }
+    }
+  }
+}
+
+// A warp scores a document; blocks (x, query) go through the query's list in strides.
 template <int B, bool kAligned>
 __global__ void __launch_bounds__(kThreads)
-    residual_maxsim_kernel(QueryBytes query, unsigned nq, const std::uint8_t *table,
-                           const float *step, ScoreTables tables, SafeCodes codes,
-                           const std::uint8_t *packed, const std::uint8_t *scales,
-                           const std::uint8_t *inverse_norms, unsigned dim, Documents documents,
-                           float *scores) {
+    residual_maxsim_kernel(QueryTiles queries, unsigned nq, ScoreTables tables, SafeCodes codes,
+                           StoredTokens tokens, unsigned dim, Documents documents,
+                           DocumentLists lists, float *scores) {
   auto &shared = shared_memory<ScoreShared>();
-  const unsigned slabs = static_cast<unsigned>(slabs_of(dim)), packed_dim = dim * B / 8;
+  const unsigned slabs = static_cast<unsigned>(slabs_of(dim)), count = count_of(lists, blockIdx.y);
   const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const unsigned tiles = (nq + kQueryTile - 1) / kQueryTile, stride = tiles * kQueryTile;
-  const std::size_t document = static_cast<std::size_t>(blockIdx.x) * kWarps + warp;
-  const Span span = document < documents.count ? span_of(documents, document) : Span{0, 0};
+  const unsigned tiles = (nq + kQueryTile - 1) / kQueryTile, begin = blockIdx.x * kWarps;
+  queries.first = blockIdx.y * tiles, queries.stride = gridDim.y * tiles * kQueryTile;
   for (unsigned i = threadIdx.x; i < 256; i += kThreads)
     shared.scales[i] = tables.scales[i], shared.norms[i] = tables.norms[i];
-
-  float total = 0.0f; // of the lanes that are equal modulo 16, as on the CPU
-  for (unsigned tile = 0; tile < tiles; ++tile) {
-    __syncthreads();
-    stage_query(query, tile, slabs, shared.query);
-    __syncthreads();
-    const unsigned q = tile * kQueryTile + lane / 4 * 4;
-    float ratio[4], best[4];
-    std::int32_t start[4];
-    for (unsigned i = 0; i < 4; ++i) {
-      ratio[i] = ratio_of(query.units[q + i], tables.step, step[q + i]);
-      start[i] = query.start[q + i];
-      best[i] = kMinusInf;
-    }
-    for (unsigned first = 0; first < span.count; first += kRows) {
-      const auto token = [&](unsigned i) { return span.first + min_of(first + i, span.count - 1); };
-      const std::uint8_t *row = packed + token(lane / 4) * packed_dim;
-      std::int32_t sums[4][2];
-      for (unsigned i = 0; i < 4; ++i) sums[i][0] = sums[i][1] = start[i];
-      for (unsigned slab = 0; slab < slabs; ++slab) {
-        std::uint32_t bytes[8];
-        load_slab<B, kAligned>(row, dim, slab, tables.levels, bytes);
-        add_products(shared.query + slab * (kSlabWords / 4), bytes, sums);
+  for (unsigned first = begin; first < count; first += gridDim.x * kWarps) {
+    const unsigned at = first + warp;
+    const Span span = at < count ? span_of(documents, document_of(lists, blockIdx.y, at)) : Span{};
+    float total = 0.0f; // of the lanes that are equal modulo 16, as on the CPU
+    for (unsigned tile = 0; tile < tiles; ++tile) {
+      if (tiles > 1 || first == begin) {
+        __syncthreads();
+        stage_query(queries.query, queries.first + tile, slabs, shared.query);
+        __syncthreads();
       }
-      for (unsigned c = 0; c < 2; ++c) {
-        const std::size_t at = token(lane % 4 * 2 + c);
-        const float norm = inverse_norms == nullptr ? 1.0f : shared.norms[inverse_norms[at]];
-        const float scale = scales == nullptr ? 1.0f : shared.scales[scales[at]];
-        const float zero = norm * static_cast<float>(-kTableZero), scaled = norm * scale;
-        const std::uint32_t bytes =
-            *reinterpret_cast<const std::uint32_t *>(table + codes[at] * stride + q);
-        for (unsigned i = 0; i < 4; ++i) {
-          const float centroid = fmaf(static_cast<float>(bytes >> 8 * i & 255u), norm, zero);
-          const float cell = fmaf(static_cast<float>(sums[i][c]) * ratio[i], scaled, centroid);
-          best[i] = cell > best[i] ? cell : best[i];
+      float best[4];
+      best_cells<B, kAligned>(shared, queries, tile, tables, codes, tokens, dim, span, best);
+      for (unsigned i = 0; i < 4; ++i) {
+        for (int half = 1; half < 4; half *= 2) {
+          const float other = __shfl_xor_sync(kAllLanes, best[i], half);
+          best[i] = other > best[i] ? other : best[i];
         }
+        if (lane % 4 == 0) shared.best[warp][lane + i] = best[i];
       }
+      __syncwarp();
+      const float *step = queries.step + (queries.first + tile) * kQueryTile;
+      for (unsigned l = lane % kLanes; l < kQueryTile && tile * kQueryTile + l / 16 * 16 < nq;
+           l += kLanes)
+        total = fmaf(shared.best[warp][l], step[l], total);
     }
-    for (unsigned i = 0; i < 4; ++i) {
-      for (int half = 1; half < 4; half *= 2) {
-        const float other = __shfl_xor_sync(kAllLanes, best[i], half);
-        best[i] = other > best[i] ? other : best[i];
-      }
-      if (lane % 4 == 0) shared.best[warp][lane + i] = best[i];
-    }
-    __syncwarp();
-    for (unsigned l = lane % kLanes; l < kQueryTile && tile * kQueryTile + l / 16 * 16 < nq;
-         l += kLanes)
-      total = fmaf(shared.best[warp][l], step[tile * kQueryTile + l], total);
+    total = add_16_lanes(total);
+    if (lane == 0 && at < count)
+      scores[blockIdx.y * lists.stride + at] = span.count == 0 ? kMinusInf : total;
   }
-  total = add_16_lanes(total);
-  if (lane == 0 && document < documents.count)
-    scores[document] = span.count == 0 ? kMinusInf : total;
 }
 
 std::size_t query_bytes(std::size_t dim) { return slabs_of(dim) * kSlabWords * 4; }
@@ -258,10 +282,11 @@ void byte_scores(const QueryBytes &query, std::size_t nq, std::size_t dim, const
          longest, n, table, step);
 }
 
-void residual_maxsim_i8(const QueryBytes &query, std::size_t nq, const std::uint8_t *table,
-                        const float *step, const Decoder &decoder, float level_step,
-                        std::size_t n_centroids, const Residuals &tokens,
-                        const Documents &documents, float *scores, Stream stream) {
+void residual_maxsim_i8(const QueryBytes &queries, std::size_t n_queries, std::size_t nq,
+                        const std::uint8_t *table, const float *step, const Decoder &decoder,
+                        float level_step, std::size_t n_centroids, const StoredTokens &tokens,
+                        const Documents &documents, const DocumentLists &lists, float *scores,
+                        Stream stream) {
   ScoreTables tables{};
   for (std::size_t i = 0; i < 256; ++i)
     tables.scales[i] = decoder.scales[i], tables.norms[i] = decoder.norms[i];
@@ -273,11 +298,11 @@ void residual_maxsim_i8(const QueryBytes &query, std::size_t nq, const std::uint
     if constexpr (B != 8)
       launch(decoder.dim % 32 == 0 ? residual_maxsim_kernel<B, true>
                                    : residual_maxsim_kernel<B, false>,
-             ceil_div(documents.count, kWarps), 1, kThreads,
-             sizeof(ScoreShared) + query_bytes(decoder.dim), stream, query,
-             static_cast<unsigned>(nq), table, step, tables,
-             SafeCodes{tokens.codes, n_centroids - 1}, tokens.packed, tokens.scales,
-             tokens.inverse_norms, static_cast<unsigned>(decoder.dim), documents, scores);
+             blocks_of(lists.stride, kWarps, n_queries), n_queries, kThreads,
+             sizeof(ScoreShared) + query_bytes(decoder.dim), stream,
+             QueryTiles{queries, table, step, 0, 0}, static_cast<unsigned>(nq), tables,
+             SafeCodes(tokens, n_centroids), tokens, static_cast<unsigned>(decoder.dim), documents,
+             lists, scores);
   });
 }
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 release: str
+list_padding: int
 max_mma_dim: int
+max_top: int
 
 def device_count() -> int: ...
 def device_name(device: int) -> str: ...
@@ -94,3 +96,24 @@ def residual_maxsim(
     scores: Any,
     stream: int,
 ) -> None: ...
+
+class Searcher:
+    def __init__(self, arrays: dict[str, Any], weights: Any) -> None: ...
+    def workspace(
+        self, n_queries: int, nq: int, k: int, nprobe: int, ndocs: int, kind: str
+    ) -> int: ...
+    def search(
+        self,
+        queries: Any,
+        nprobe: int,
+        ndocs: int,
+        kind: str,
+        allowed: Any,
+        given: Any,
+        given_starts: Any,
+        workspace: Any,
+        ids: Any,
+        scores: Any,
+        damaged: Any,
+        stream: int,
+    ) -> None: ...

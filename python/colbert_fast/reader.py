@@ -48,7 +48,13 @@ class IndexReader:
         self._model_was_given = model is not None
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, model: ColBERT | None = None) -> Self:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        model: ColBERT | None = None,
+        device: str = "cpu",
+    ) -> Self:
         """Open the newest generation of an index by mapping its files.
 
         Only centroids and document lengths are read. What can be told from sizes, headers and
@@ -62,20 +68,29 @@ class IndexReader:
         model
             Encodes text queries. By default the model that the index was built with is loaded
             when the first text query comes.
+        device
+            Where to search: "cpu", or a CUDA device such as "cuda" or "cuda:1", which gets a copy
+            of the whole index here (torch is needed). There every document that probing finds is
+            scored in int8 or left out by fixed numbers, so a search may find others than the CPU's;
+            scores, and whatever ``exhaustive=True`` finds, are the same. No mode "plaid".
 
         Raises
         ------
         IndexFormatError
             There is no index, or a file is missing, truncated, foreign or of a newer version; the
             message names the file.
+        BackendUnavailable
+            This build or machine cannot search on `device`.
+        MemoryError
+            The index does not fit into the device's memory; the message says what it takes.
         ValueError
-            The model's dim is not the index's, or its weights are not those that the index was
-            built with.
+            `device` names none, the model's dim is not the index's, or its weights are not those
+            that the index was built with.
         """
         folder = Path(path).absolute()
         if is_building(folder):
             raise IndexFormatError(f"{folder}: an unfinished build; build the index again")
-        return cls(Snapshot.open(folder), model=model)
+        return cls(_opened(folder, device), model=model)
 
     @overload
     def search(self, query: str, k: int = ..., **options: Unpack[SearchOptions]) -> list[Hit]: ...
@@ -268,7 +283,7 @@ class IndexReader:
         old.check_open()
         if Manifest.read(old.path) == old.manifest:
             return False
-        fresh = Snapshot.open(old.path)
+        fresh = _opened(old.path, old.device)
         if self._model is not None and fresh.manifest.lineage != old.manifest.lineage:
             if self._model_was_given:
                 fresh.manifest.check_model(self._model)
@@ -393,3 +408,16 @@ class IndexReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _opened(path: Path, device: str) -> Snapshot:
+    """The newest generation, which lies on its device already."""
+    if device == "cpu":
+        return Snapshot.open(path)
+    from colbert_fast.search.device import check_device
+
+    check_device(device)
+    snapshot = Snapshot.open(path, device)
+    if snapshot.num_documents:
+        _ = snapshot.searcher
+    return snapshot

@@ -220,6 +220,12 @@ T __shfl_xor_sync(unsigned mask, T value, int bits, int line = __builtin_LINE())
   return __shfl_sync(mask, value, lane ^ bits, line);
 }
 
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned by, int line = __builtin_LINE()) {
+  const unsigned lane = cuda_on_host::self().index.x % 32;
+  return __shfl_sync(mask, value, static_cast<int>(lane < by ? lane : lane - by), line);
+}
+
 inline unsigned __ballot_sync(unsigned mask, bool value, int line = __builtin_LINE()) {
   cuda_on_host::check_mask(mask);
   cuda_on_host::put(value);
@@ -230,6 +236,13 @@ inline unsigned __ballot_sync(unsigned mask, bool value, int line = __builtin_LI
   return bits;
 }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(unsigned x) { return __builtin_ffs(static_cast<int>(x)); }
+inline unsigned __vmaxu4(unsigned x, unsigned y) {
+  unsigned most = 0;
+  for (unsigned byte = 0xff; byte != 0; byte <<= 8)
+    most |= (x & byte) > (y & byte) ? x & byte : y & byte;
+  return most;
+}
 
 template <class T> T atomicAdd(T *at, T value) {
   const T before = *at;
@@ -239,6 +252,11 @@ template <class T> T atomicAdd(T *at, T value) {
 template <class T> T atomicMax(T *at, T value) {
   const T before = *at;
   *at = before < value ? value : before;
+  return before;
+}
+template <class T> T atomicOr(T *at, T value) {
+  const T before = *at;
+  *at |= value;
   return before;
 }
 
@@ -254,6 +272,8 @@ inline std::uint32_t __funnelshift_r(std::uint32_t low, std::uint32_t high, std:
   return static_cast<std::uint32_t>(((std::uint64_t{high} << 32) | low) >> (shift & 31));
 }
 namespace colbert_fast::cuda {
+
+constexpr std::size_t kFullGrid = 6; // so few that strides are needed
 
 template <class T> struct Same {
   using type = T;

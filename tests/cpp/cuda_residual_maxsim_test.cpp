@@ -107,8 +107,9 @@ void score(Random &random, Tally &tally, std::size_t nq, std::size_t dim, int nb
                      codec.step() > 0.0f ? -codec.low() / codec.step() : 0.0f, for_levels.view(),
                      nullptr);
     Buffer<float> scores(n_docs);
-    cuda::residual_maxsim_i8(for_levels.view(), nq, table.data(), step.data(), decoder,
-                             codec.step(), k, tokens, {first.data(), lengths.data(), n_docs, n},
+    cuda::residual_maxsim_i8(for_levels.view(), 1, nq, table.data(), step.data(), decoder,
+                             codec.step(), k, cuda::stored(tokens),
+                             {first.data(), lengths.data(), n_docs, n}, {nullptr, nullptr, n_docs},
                              scores.poison(0xff).data(), nullptr);
     tally.same(scores, want_scores, "cuda residual_maxsim_i8, " + what);
   });

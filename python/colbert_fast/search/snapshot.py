@@ -22,6 +22,7 @@ from colbert_fast.storage.manifest import STORE, Manifest, SegmentRecord
 from colbert_fast.storage.segments import Column, Segment, open_npy
 
 if TYPE_CHECKING:
+    from colbert_fast.search.device import DeviceSearcher
     from colbert_fast.search.pipeline import Searcher
     from colbert_fast.search.tuning import Tuning
 
@@ -49,11 +50,14 @@ class Snapshot:
         False where a document is deleted; None if none is.
     tuning
         Where whoever searches keeps what `Tuning.read` gave.
+    device
+        Where it searches: "cpu", or a CUDA device as torch names it.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, device: str = "cpu") -> None:
         self.path = path
         self.manifest = manifest
+        self.device = device
         self.closed = False
         self.tuning: Tuning | None = None
         check_sizes(path, manifest.files)
@@ -94,8 +98,8 @@ class Snapshot:
         return cls.open(path) if manifest is None else cls(path, manifest)
 
     @classmethod
-    def open(cls, path: Path) -> Snapshot:
-        """The newest generation of the index at `path`.
+    def open(cls, path: Path, device: str = "cpu") -> Snapshot:
+        """The newest generation of the index at `path`, to be searched on `device`.
 
         Raises
         ------
@@ -106,7 +110,7 @@ class Snapshot:
         for attempt in itertools.count(1):
             manifest = Manifest.read(path)
             try:
-                return cls(path, manifest)
+                return cls(path, manifest, device)
             except IndexFormatError:
                 # A commit may have removed the files of a manifest that was read before it.
                 if attempt == _ATTEMPTS or Manifest.read(path) == manifest:
@@ -114,8 +118,12 @@ class Snapshot:
         raise AssertionError("not reached")
 
     @functools.cached_property
-    def searcher(self) -> Searcher:
-        """The pipeline over all segments."""
+    def searcher(self) -> Searcher | DeviceSearcher:
+        """The pipeline over all segments; on a GPU they are copied there on first use."""
+        if self.device != "cpu":
+            from colbert_fast.search.device import DeviceSearcher
+
+            return DeviceSearcher.of(self.segments, self.codec, self.device)
         from colbert_fast.search.pipeline import Searcher
 
         return Searcher.of(self.segments, self.codec)

@@ -1,0 +1,301 @@
+"""The query pipeline on a GPU: the index lies there as one collection, and so does every search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from colbert_fast.errors import BackendUnavailable, MissingDependencyError
+from colbert_fast.kernels import backend, cuda, ops
+from colbert_fast.storage.codes import CodePacker, code_bits
+
+if TYPE_CHECKING:
+    from colbert_fast.compress.codec import Codec
+    from colbert_fast.search.params import SearchParams
+    from colbert_fast.storage.segments import Segment
+
+__all__ = ["DeviceSearcher", "check_device"]
+
+_BLOCK = 256  # queries at once, or as many as work in
+_WORKSPACE = 1 << 30  # bytes
+_COPIED = 1 << 26  # bytes that go to the device at once
+_REPACKED = 1 << 22  # codes
+_TILE = 32  # query tokens: queries are padded to a multiple
+_LARGEST = 1e15  # value in a query, as on the CPU: so that no sum overflows
+
+# Up to so many times ndocs documents are all scored in int8: about what it costs to find the ndocs
+# best of them. Reckoned, not measured.
+_SCANNED = 4
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingDependencyError(
+            'searching on a GPU needs the package torch: pip install "colbert-fast[encode]"'
+        ) from error
+    return torch
+
+
+def check_device(device: str) -> Any:
+    """The torch device that `device` names, if the kernels of `_cuda` can run on it.
+
+    Raises
+    ------
+    ValueError
+        It is no CUDA device.
+    BackendUnavailable
+        This build has no CUDA kernels, or this machine no such GPU.
+    MissingDependencyError
+        torch is not installed.
+    """
+    kind, _, number = str(device).partition(":")
+    if kind != "cuda" or not (number.isdecimal() or str(device) == "cuda"):
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', got {device!r}")
+    count, torch = backend.cuda().device_count(), _torch()
+    if not torch.cuda.is_available():
+        raise BackendUnavailable(f"device={device!r}: this torch sees no CUDA device")
+    if number and int(number) >= count:
+        raise BackendUnavailable(f"device={device!r}: this machine has {count} CUDA devices")
+    return torch.device("cuda", int(number) if number else torch.cuda.current_device())
+
+
+class DeviceSearcher:
+    """`pipeline.Searcher` on a CUDA device.
+
+    Scores are the same bits as the CPU's. Which documents get one differs in mode "default":
+    centroids are probed by int8 scores, the best ndocs of all candidates by approximate scores get
+    int8 scores, and the max(4 k, 128) best of these exact ones; up to 4 ndocs documents skip
+    probing. Any number of threads may search; each search has its own memory on the device.
+
+    Parameters
+    ----------
+    arrays
+        What `_cuda.Searcher` reads, as tensors on the device.
+    weights : float32 (2 ** nbits,) or (16,), or None
+        As for `pipeline.Searcher`.
+    """
+
+    def __init__(self, arrays: dict[str, Any], weights: NDArray[np.float32] | None) -> None:
+        self._device = arrays["centroids"].device
+        self._num_centroids = arrays["centroids"].shape[0]
+        self._num_documents = arrays["doclens"].shape[0]
+        residuals = arrays["residuals"]
+        self._int8 = residuals is not None and residuals.shape[1] < arrays["centroids"].shape[1]
+        self._core = backend.cuda().Searcher(arrays, weights)
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], codec: Codec, device: str) -> DeviceSearcher:
+        """The searcher over segments that `codec` encoded, copied to `device`.
+
+        Raises
+        ------
+        MemoryError
+            They do not fit.
+        """
+        torch, where = _torch(), check_device(device)
+        host = _collection(segments, codec)
+        padding = backend.cuda().list_padding
+        needed = sum(_bytes_of(each) for each in host.values()) + padding
+        needed += codec.centroids.size + 4 * len(codec.centroids)  # the same as bytes
+        with torch.cuda.device(where):
+            free, _ = torch.cuda.mem_get_info(where)
+            problem = (
+                f"the index needs {needed:,} bytes on {where}, of which {free:,} are free: search "
+                'on the CPU (device="cpu"), or on a GPU with more memory'
+            )
+            if needed > free:
+                raise MemoryError(problem)
+            try:
+                arrays = {
+                    name: _upload(each, where, padding if name == "data" else 0)
+                    for name, each in host.items()
+                }
+                arrays |= cuda.quantise_centroids(arrays["centroids"])._asdict()
+            except torch.OutOfMemoryError as error:
+                raise MemoryError(problem) from error
+            torch.cuda.synchronize(where)
+        return cls(arrays, getattr(codec, "weights", None))
+
+    def search(
+        self,
+        queries: Sequence[NDArray[np.float32]],
+        params: SearchParams,
+        *,
+        subset: NDArray[np.bool_] | None = None,
+        candidates: Sequence[NDArray[np.int64]] | None = None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Documents by descending MaxSim; arguments and results as for `pipeline.Searcher`.
+
+        Raises
+        ------
+        ValueError
+            Mode "plaid", more hits than can be sorted, or a query or candidate out of range.
+        MemoryError
+            The device has no room for the search.
+        RuntimeError
+            An inverted list is damaged.
+        """
+        if params.mode == "plaid" and candidates is None and not params.exhaustive:
+            raise ValueError(
+                'mode "plaid" runs on the CPU only: open the index with device="cpu", or leave '
+                "the mode out"
+            )
+        _check_queries(queries)
+        ids = np.full((len(queries), params.k), -1, np.int64)
+        scores = np.full((len(queries), params.k), -np.inf, np.float32)
+        allowed = self._num_documents if subset is None else int(np.count_nonzero(subset))
+        if allowed == 0 or len(queries) == 0:
+            return ids, scores
+        if candidates is not None:
+            self._check_candidates(candidates)
+        shape = self._shape(params, allowed, given=candidates is not None)
+        torch = _torch()
+        with torch.cuda.device(self._device):
+            mask = None if subset is None else self._tensor(subset)
+            for block in self._blocks(queries, params.k, shape):
+                given = None if candidates is None else candidates[block]
+                found = self._search_block(queries[block], params.k, shape, mask, given)
+                ids[block], scores[block] = found
+        return ids, scores
+
+    def _shape(self, params: SearchParams, allowed: int, *, given: bool) -> tuple[int, int, str]:
+        """nprobe, ndocs and the kind of search."""
+        scanned = given or allowed <= _SCANNED * params.ndocs
+        kind = "exhaustive" if params.exhaustive else "scan" if scanned else "filter"
+        if kind == "scan" and not self._int8:
+            kind = "exhaustive"
+        return min(params.nprobe, self._num_centroids), params.ndocs, kind
+
+    def _blocks(
+        self, queries: Sequence[NDArray[np.float32]], k: int, shape: tuple[int, int, str]
+    ) -> Iterator[slice]:
+        """Runs of queries whose workspace is of bearable size."""
+        size, longest = min(_BLOCK, len(queries)), _padded(queries)
+        while size > 1 and self._core.workspace(size, longest, k, *shape) > _WORKSPACE:
+            size = (size + 1) // 2
+        for start in range(0, len(queries), size):
+            yield slice(start, start + size)
+
+    def _search_block(
+        self,
+        queries: Sequence[NDArray[np.float32]],
+        k: int,
+        shape: tuple[int, int, str],
+        mask: Any,
+        candidates: Sequence[NDArray[np.int64]] | None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        torch, n, longest = _torch(), len(queries), _padded(queries)
+        rows = np.zeros((n, longest, queries[0].shape[1]), np.float32)
+        for row, query in zip(rows, queries, strict=True):
+            row[: len(query)] = query
+        given = starts = None
+        if candidates is not None:
+            given = self._tensor(np.concatenate(candidates))
+            ends = accumulate(map(len, candidates), initial=0)
+            starts = self._tensor(np.array([*ends], np.int64))
+        size = self._core.workspace(n, longest, k, *shape)
+        try:
+            workspace = torch.empty(size, dtype=torch.uint8, device=self._device)
+        except torch.OutOfMemoryError as error:
+            free, _ = torch.cuda.mem_get_info(self._device)
+            raise MemoryError(
+                f"{n} queries need {size:,} bytes on {self._device}, of which {free:,} are free"
+            ) from error
+        ids = torch.empty((n, k), dtype=torch.int64, device=self._device)
+        scores = torch.empty((n, k), dtype=torch.float32, device=self._device)
+        damaged = torch.zeros(1, dtype=torch.int32, device=self._device)
+        self._core.search(
+            self._tensor(rows), *shape, mask, given, starts, workspace, ids, scores, damaged,
+            torch.cuda.current_stream().cuda_stream,
+        )  # fmt: skip
+        if found := int(damaged.item()):
+            raise RuntimeError(f"`parts[0].lists`: list {found - 1} is corrupt")
+        return ids.cpu().numpy(), scores.cpu().numpy()
+
+    def _tensor(self, array: NDArray[Any]) -> Any:
+        return _torch().from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+    def _check_candidates(self, candidates: Sequence[NDArray[np.int64]]) -> None:
+        for each in candidates:
+            outside = each[(each < 0) | (each >= self._num_documents)]
+            if len(outside):
+                raise ValueError(
+                    f"`candidates` must lie in [0, {self._num_documents}), got {outside[0]}"
+                )
+
+
+def _check_queries(queries: Sequence[NDArray[np.float32]]) -> None:
+    for number, query in enumerate(queries):
+        if len(query) == 0:
+            raise ValueError(f"`queries`: query {number} has no tokens")
+        if not (np.abs(query) <= _LARGEST).all():
+            raise ValueError(f"`queries` must be finite and at most {_LARGEST:g}: query {number}")
+
+
+def _padded(queries: Sequence[NDArray[np.float32]]) -> int:
+    """Tokens that each query gets: those of the longest, up to a multiple of a tile."""
+    return -(-max(map(len, queries)) // _TILE) * _TILE
+
+
+def _collection(segments: Sequence[Segment], codec: Codec) -> dict[str, Any]:
+    """The arrays of `_cuda.Searcher` on the host; those of several parts as a list of these."""
+    doclens = np.concatenate([each.doclens for each in segments])
+    arrays: dict[str, Any] = {
+        "centroids": codec.centroids,
+        "doclens": doclens,
+        "first": np.cumsum(doclens, dtype=np.int64) - doclens,
+    }
+    for name in ("residuals", "scales", "inverse_norms", "embeddings"):
+        columns = [each.columns[name] for each in segments if name in each.columns]
+        arrays[name] = columns or None
+    k = len(codec.centroids)
+    only = segments[0]
+    if len(segments) == 1 and len(only.list_counts) == k:
+        arrays["codes"] = only.codes.packed
+        lists = ops.InvertedLists(only.list_counts, only.list_offsets, only.list_data)
+    else:
+        arrays["codes"] = _repacked(segments, k)
+        counts, offsets, blocks = ops.stream_lists(arrays["codes"], code_bits(k), doclens, k)
+        lists = ops.InvertedLists(counts, offsets, np.concatenate([*blocks]))
+    return arrays | lists._asdict()
+
+
+def _repacked(segments: Sequence[Segment], num_centroids: int) -> NDArray[np.uint8]:
+    """The codes of all segments, in the bits that this many centroids need."""
+    packer, packed = CodePacker(code_bits(num_centroids)), []
+    for segment in segments:
+        largest = np.int32(len(segment.list_counts) - 1)
+        for start in range(0, len(segment.codes), _REPACKED):
+            codes = segment.codes[start : start + _REPACKED]
+            packed.append(packer.pack(np.minimum(codes, largest)))
+    return np.concatenate([*packed, packer.finish()])
+
+
+def _bytes_of(array: Any) -> int:
+    if array is None:
+        return 0
+    return sum(map(_bytes_of, array)) if isinstance(array, list) else int(array.nbytes)
+
+
+def _upload(array: Any, device: Any, padding: int) -> Any:
+    """Rows on the device, with so many more of zeros. Maps are read a block at a time."""
+    if array is None:
+        return None
+    torch, parts = _torch(), array if isinstance(array, list) else [array]
+    rows = sum(map(len, parts)) + padding
+    dtype = torch.from_numpy(np.empty(0, parts[0].dtype)).dtype
+    out = torch.empty((rows, *parts[0].shape[1:]), dtype=dtype, device=device)
+    at, step = 0, max(1, _COPIED // max(1, parts[0][:1].nbytes))
+    for part in parts:
+        for start in range(0, len(part), step):
+            block = np.array(part[start : start + step])
+            out[at : at + len(block)] = torch.from_numpy(block).to(device)
+            at += len(block)
+    out[at:] = 0
+    return out
