@@ -252,6 +252,7 @@ def test_recipes_that_come_along(tmp_path):
     recipe = read_recipe(find_recipe("colbertv2"))
     assert [each.config(0).nway for each in recipe.rounds] == [64, 64]
     collection = Collection("mine", tmp_path)
-    assert read_recipe(find_recipe("mini"), collections=[collection]).collections == (collection,)
-    with pytest.raises(FileNotFoundError, match=r"no such file.*colbertv2, mini"):
+    for name in ("default", "mini"):
+        assert read_recipe(find_recipe(name), collections=[collection]).collections == (collection,)
+    with pytest.raises(FileNotFoundError, match=r"no such file.*colbertv2, default, mini"):
         find_recipe("colbertv3")

@@ -23,7 +23,7 @@ constexpr float kLongest = 60000.0f; // no value of such a vector is beyond floa
 constexpr float kRelative = 0x1p-11f, kAbsolute = 0x1p-25f * 11.5f, kSums = 0x1p-15f;
 
 struct Shared {
-  std::uint16_t centroids[2][kCentroids][kStride];
+  uint4 centroids[2][kCentroids][kStride / 8]; // eight float16 each
 };
 
 struct BestThree {
@@ -48,7 +48,7 @@ __device__ void fetch(Shared &shared, unsigned half, const std::uint16_t *rows, 
   for (unsigned i = threadIdx.x; i < kCentroids * kDim / 8; i += kThreads) {
     const unsigned row = i / (kDim / 8), d = i % (kDim / 8) * 8;
     const std::size_t from = min_of(first + row, n - 1);
-    copy_16(&shared.centroids[half][row][d], rows + from * dim + (d < dim ? d : 0), d >= dim);
+    copy_16(&shared.centroids[half][row][d / 8], rows + from * dim + (d < dim ? d : 0), d >= dim);
   }
 }
 
@@ -118,8 +118,7 @@ __device__ void offer_tile(const Shared &shared, unsigned half, const Points &po
     float d[2][4] = {};
 #pragma unroll
     for (unsigned k = 0; k < kBlocks; k += 2) {
-      const uint4 row =
-          *reinterpret_cast<const uint4 *>(&shared.centroids[half][n + g][16 * k + 8 * t]);
+      const uint4 row = shared.centroids[half][n + g][2 * k + t];
 #pragma unroll
       for (unsigned m = 0; m < 2; ++m) {
         mma<DType::f16>(d[m], points.halves[m][k], {row.x, row.y});

@@ -1,28 +1,19 @@
-"""Fit the default model's projection: principal directions of MiniLM's token vectors.
-
-``python -m colbert_fast.model.fit_projection passages.jsonl.gz ... --out FOLDER`` writes the Dense
-layer that `model/default/1_Dense` holds; the model card beside it says from what and why.
-"""
+"""A projection to start a training from: principal directions of an encoder's token vectors."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save_file
 
-from colbert_fast.corpus import read_corpus
 from colbert_fast.model.colbert import ColBERT
-from colbert_fast.model.default import load_default
 from colbert_fast.model.parts import Checkpoint
 from colbert_fast.model.projection import Dense, Projection
 
-__all__ = ["fit_projection"]
+__all__ = ["fit_projection", "principal_projection"]
 
 Matrix = npt.NDArray[np.float64]
 
@@ -59,18 +50,6 @@ def fit_projection(rows: Iterable[npt.NDArray[np.float32]], dim: int) -> Matrix:
     return turned
 
 
-def sample_texts(paths: Iterable[Path], count: int, seed: int) -> list[str]:
-    """`count` English texts (all ASCII) drawn from all files together."""
-    texts = [text for path in paths for text in _ascii_texts(path)]
-    chosen = np.random.default_rng(seed).permutation(len(texts))[:count]
-    return [texts[i] for i in chosen]
-
-
-def _ascii_texts(path: Path) -> Iterator[str]:
-    texts = (str(document["text"]) for document in read_corpus(path))
-    return (text for text in texts if text.isascii())
-
-
 def bare_model(parts: Checkpoint) -> ColBERT:
     """A model without its projection: unit token vectors of the backbone, in float32."""
     width = int(parts.backbone.config.hidden_size)
@@ -88,23 +67,3 @@ def principal_projection(
     with torch.no_grad():
         layer.linear.weight.copy_(torch.from_numpy(matrix))
     return Projection([layer])
-
-
-def main() -> None:
-    """Fit on a sample of the given files and write the weights in float16."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("corpus", nargs="+", type=Path, help="files or folders of passages")
-    parser.add_argument("--out", type=Path, required=True, help="folder for model.safetensors")
-    parser.add_argument("--texts", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dim", type=int, default=128)
-    options = parser.parse_args()
-    texts = sample_texts(options.corpus, options.texts, options.seed)
-    projection = principal_projection(load_default(), texts, options.dim)
-    weight = projection.dense_layers[0].linear.weight.detach().half().contiguous()
-    options.out.mkdir(parents=True, exist_ok=True)
-    save_file({"linear.weight": weight}, options.out / "model.safetensors")
-
-
-if __name__ == "__main__":
-    main()
