@@ -169,7 +169,7 @@ def test_no_more_are_picked_than_can_be_sorted() -> None:
     [
         ({"embeddings": fake(2, 12)}, ValueError, "`embeddings` must have a dimension"),
         ({"centroids": fake(0, 8)}, ValueError, "`centroids` must not be empty"),
-        ({"codes": fake(3, dtype=np.int32)}, ValueError, r"`codes` must be of shape \(2\)"),
+        ({"codes": fake(3, dtype=np.int32)}, ValueError, r"`codes` must be of shape \(2,\)"),
         ({"cutoffs": np.zeros(4, np.float32)}, ValueError, "`cutoffs` must hold 1, 3, 7, 15 or"),
         ({"cutoffs": fake(3)}, TypeError, "`cutoffs` must be on the CPU"),
         ({"residuals": fake(2, 3, dtype=np.uint8)}, ValueError, "`residuals` must be of shape"),

