@@ -53,7 +53,7 @@ def test_train(run, sources, tmp_path):
 
 
 def test_errors_of_recipes_are_one_line(run, sources, tmp_path):
-    assert "no such file, nor a recipe that comes along (colbertv2, mini)" in refused(
+    assert "no such file, nor a recipe that comes along (colbertv2, default, mini)" in refused(
         run("train", "colbertv3")
     )
     values = recipe_values(sources, tmp_path / "run")
