@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -43,8 +45,8 @@ def test_without_cuda_nothing_is_read(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "cuda", lambda: None)
-    monkeypatch.setattr(devices.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(backend, "cuda", lambda: SimpleNamespace(device_count=lambda: 1))
+    monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingDependencyError, match="encode"):
         devices.check_build_device("cuda")
 
@@ -65,7 +67,7 @@ def test_tensors_go_all_the_way(
 
     for module in (devices, kmeans):
         monkeypatch.setattr(module, "place", place)
-    monkeypatch.setattr(backend, "cuda", lambda: None)
+    monkeypatch.setattr(devices, "check_device", lambda _: None)
     texts = documents(rng)
     for device in ("cpu", "cuda"):
         Index.build(tmp_path / device, texts, codec=codec, device=device, progress=False).close()  # type: ignore[arg-type]

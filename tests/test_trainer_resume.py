@@ -145,6 +145,11 @@ def test_a_checkpoint_that_fails_is_not_there(
     assert_equal(output, straight)
 
 
+def test_other_errors_are_not_the_disks(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="NCCL"), checkpoints.disk_errors(tmp_path):
+        raise RuntimeError("NCCL error: unhandled system error")
+
+
 def test_a_finished_run_is_only_read(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     first = train_here(folder, output, max_steps=2)

@@ -326,6 +326,36 @@ def test_stored_texts_are_written_once(tmp_path):
     assert dict(Texts.open(path, cache=cache)) == {"1": "one more"}
 
 
+def test_an_interrupted_exchange_puts_the_old_folder_back(tmp_path, monkeypatch):
+    path, replace = tmp_path / "a", Path.replace
+    path.mkdir()
+    (path / "mark").write_text("old")
+
+    def interrupted(self, target):
+        replace(self, target)
+        if self == path:
+            raise KeyboardInterrupt
+
+    def write():
+        with replacing(path, folder_with="mark") as partial:
+            partial.mkdir()
+            (partial / "mark").write_text("new")
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert (path / "mark").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_folders_are_rooms_of_writers(tmp_path):
+    file = tmp_path / f"a.{32 * '0'}.partial"
+    file.write_text("someone's")
+    with replacing(tmp_path / "a") as partial:
+        partial.write_text("new")
+    assert file.read_text() == "someone's"
+
+
 def test_replacing_folders(tmp_path):
     path = tmp_path / "kept"
 

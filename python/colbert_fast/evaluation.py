@@ -29,6 +29,7 @@ __all__ = [
     "check_judged_documents",
     "check_measures",
     "evaluate",
+    "held_out_split",
     "load_beir",
     "measure",
     "read_qrels",
@@ -58,6 +59,11 @@ class BeirFolder:
     def documents(self) -> Iterator[dict[str, Any]]:
         """Stream the corpus, from its beginning each time: see `corpus.read_corpus`."""
         return read_corpus(self.path, layout="beir")
+
+
+def held_out_split(folder: Path) -> str | None:
+    """The split of a BEIR folder to measure on: "test", else "dev"; None if it has neither."""
+    return next((each for each in ("test", "dev") if any(folder.glob(f"qrels/{each}.tsv*"))), None)
 
 
 def load_beir(path: str | Path, *, split: str = "test") -> BeirFolder:

@@ -112,8 +112,8 @@ class Index(IndexReader):
         ------
         ValueError, TypeError
             An argument, a document, an id or a vector is not acceptable; documents are named by id.
-        BackendUnavailable
-            `device` is "cuda", and this build or machine has no CUDA.
+        BackendUnavailable, MemoryError
+            This build or machine has no CUDA; `device` has no room for the sample.
         IndexBusyError
             Another build for `path` is running.
         IndexExistsError

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from colbert_fast.errors import IndexFormatError
+from colbert_fast.kernels.cuda import check_device
 from colbert_fast.search.hybrid import find
 from colbert_fast.search.params import Mode, SearchOptions, SearchParams
 from colbert_fast.search.queries import (
@@ -90,7 +91,12 @@ class IndexReader:
         folder = Path(path).absolute()
         if is_building(folder):
             raise IndexFormatError(f"{folder}: an unfinished build; build the index again")
-        return cls(_opened(folder, device), model=model)
+        if device != "cpu":
+            check_device(device)
+        snapshot = Snapshot.open(folder, device)
+        if device != "cpu" and snapshot.num_documents:
+            _ = snapshot.searcher  # what does not fit is said now
+        return cls(snapshot, model=model)
 
     @overload
     def search(self, query: str, k: int = ..., **options: Unpack[SearchOptions]) -> list[Hit]: ...
@@ -272,7 +278,8 @@ class IndexReader:
     def refresh(self) -> bool:
         """Go over to the newest generation; returns whether there was a newer one.
 
-        Searches that are running end on the one that they began with.
+        Searches that are running end on the one that they began with. The next search copies the
+        new one to the `device`, in the place of the old one.
 
         Raises
         ------
@@ -283,7 +290,7 @@ class IndexReader:
         old.check_open()
         if Manifest.read(old.path) == old.manifest:
             return False
-        fresh = _opened(old.path, old.device)
+        fresh = Snapshot.open(old.path, old.device)
         if self._model is not None and fresh.manifest.lineage != old.manifest.lineage:
             if self._model_was_given:
                 fresh.manifest.check_model(self._model)
@@ -408,16 +415,3 @@ class IndexReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _opened(path: Path, device: str) -> Snapshot:
-    """The newest generation, which lies on its device already."""
-    if device == "cpu":
-        return Snapshot.open(path)
-    from colbert_fast.search.device import check_device
-
-    check_device(device)
-    snapshot = Snapshot.open(path, device)
-    if snapshot.num_documents:
-        _ = snapshot.searcher
-    return snapshot

@@ -44,9 +44,9 @@ def train(
     progress: ProgressOption = None,
 ) -> None:
     """Run a recipe from mining to evaluation; what a stopped run has done is kept."""
+    from colbert_fast.evaluation import held_out_split
     from colbert_fast.training.recipe import Collection, find_recipe, read_recipe
     from colbert_fast.training.run import run_recipe
-    from colbert_fast.training.validation import held_out_split
 
     given = None if data is None else [Collection(data.resolve().name, data)]
     values = read_recipe(find_recipe(recipe), collections=given)

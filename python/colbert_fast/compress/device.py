@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from importlib import util
 from typing import Any, Literal, TypeAlias
 
 import numpy.typing as npt
 
 from colbert_fast.arrays import as_array
 from colbert_fast.compress.codec import Codec, Columns
-from colbert_fast.errors import MissingDependencyError
-from colbert_fast.kernels import backend
+from colbert_fast.kernels.cuda import check_device, import_torch
 
 __all__ = ["BuildDevice", "check_build_device", "encoder_of", "place"]
 
@@ -32,20 +30,27 @@ def check_build_device(device: str) -> None:
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
     if device == "cuda":
-        backend.cuda()
-        if util.find_spec("torch") is None:
-            raise MissingDependencyError(
-                "device='cuda' needs torch: pip install 'colbert-fast[encode]'"
-            )
+        check_device(device)
 
 
 def place(array: npt.NDArray[Any], device: BuildDevice) -> Any:
-    """The array itself for "cpu", a copy on torch's current CUDA device for "cuda"."""
+    """The array itself for "cpu", a copy on torch's current CUDA device for "cuda".
+
+    Raises
+    ------
+    MemoryError
+        It does not fit there.
+    """
     if device == "cpu":
         return array
-    import torch  # only arrays on a GPU need it
-
-    return torch.tensor(array, device="cuda")
+    torch = import_torch()
+    try:
+        return torch.tensor(array, device="cuda")
+    except torch.cuda.OutOfMemoryError as error:
+        raise MemoryError(
+            f"{array.nbytes:,} bytes do not fit on the GPU: build with device='cpu', or with a "
+            "smaller `memory_budget`"
+        ) from error
 
 
 def encoder_of(codec: Codec, device: BuildDevice) -> Callable[[npt.NDArray[Any]], Columns]:

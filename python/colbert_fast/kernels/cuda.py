@@ -12,12 +12,15 @@ import sys
 from typing import Any, NamedTuple
 
 from colbert_fast import _core
+from colbert_fast.errors import BackendUnavailable, MissingDependencyError
 from colbert_fast.kernels import backend
 
 __all__ = [
     "CentroidBytes",
     "byte_scores",
+    "check_device",
     "documents_of",
+    "import_torch",
     "is_cuda",
     "narrow_centroids",
     "quantise_centroids",
@@ -40,6 +43,46 @@ class CentroidBytes(NamedTuple):
 def is_cuda(array: Any) -> bool:
     """Whether an array lies on a CUDA device. (The device of a numpy array is a string.)"""
     return getattr(getattr(array, "device", None), "type", "cpu") == "cuda"
+
+
+def import_torch() -> Any:
+    """torch, for what takes numpy arrays and works on a GPU.
+
+    Raises
+    ------
+    MissingDependencyError
+        It is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingDependencyError(
+            'a GPU needs the package torch: pip install "colbert-fast[encode]"'
+        ) from error
+    return torch
+
+
+def check_device(device: str) -> Any:
+    """The torch device that `device` names, if the kernels of `_cuda` can run on it.
+
+    Raises
+    ------
+    ValueError
+        It is no CUDA device.
+    BackendUnavailable
+        This build has no CUDA kernels, or this machine no such GPU.
+    MissingDependencyError
+        torch is not installed.
+    """
+    kind, _, number = str(device).partition(":")
+    if kind != "cuda" or not (number.isdecimal() or str(device) == "cuda"):
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', got {device!r}")
+    count, torch = backend.cuda().device_count(), import_torch()
+    if not torch.cuda.is_available():
+        raise BackendUnavailable(f"device={device!r}: this torch sees no CUDA device")
+    if number and int(number) >= count:
+        raise BackendUnavailable(f"device={device!r}: this machine has {count} CUDA devices")
+    return torch.device("cuda", int(number) if number else torch.cuda.current_device())
 
 
 def run(kernel: str, *arguments: Any) -> None:

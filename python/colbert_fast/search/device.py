@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from colbert_fast.errors import BackendUnavailable, MissingDependencyError
 from colbert_fast.kernels import backend, cuda, ops
+from colbert_fast.kernels.cuda import check_device, import_torch
 from colbert_fast.storage.codes import CodePacker, code_bits
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from colbert_fast.search.params import SearchParams
     from colbert_fast.storage.segments import Segment
 
-__all__ = ["DeviceSearcher", "check_device"]
+__all__ = ["DeviceSearcher"]
 
 _BLOCK = 256  # queries at once, or as many as work in
 _WORKSPACE = 1 << 30  # bytes
@@ -30,39 +30,6 @@ _LARGEST = 1e15  # value in a query, as on the CPU: so that no sum overflows
 # Up to so many times ndocs documents are all scored in int8: about what it costs to find the ndocs
 # best of them. Reckoned, not measured.
 _SCANNED = 4
-
-
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingDependencyError(
-            'searching on a GPU needs the package torch: pip install "colbert-fast[encode]"'
-        ) from error
-    return torch
-
-
-def check_device(device: str) -> Any:
-    """The torch device that `device` names, if the kernels of `_cuda` can run on it.
-
-    Raises
-    ------
-    ValueError
-        It is no CUDA device.
-    BackendUnavailable
-        This build has no CUDA kernels, or this machine no such GPU.
-    MissingDependencyError
-        torch is not installed.
-    """
-    kind, _, number = str(device).partition(":")
-    if kind != "cuda" or not (number.isdecimal() or str(device) == "cuda"):
-        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', got {device!r}")
-    count, torch = backend.cuda().device_count(), _torch()
-    if not torch.cuda.is_available():
-        raise BackendUnavailable(f"device={device!r}: this torch sees no CUDA device")
-    if number and int(number) >= count:
-        raise BackendUnavailable(f"device={device!r}: this machine has {count} CUDA devices")
-    return torch.device("cuda", int(number) if number else torch.cuda.current_device())
 
 
 class DeviceSearcher:
@@ -98,13 +65,13 @@ class DeviceSearcher:
         MemoryError
             They do not fit.
         """
-        torch, where = _torch(), check_device(device)
+        torch, where = import_torch(), check_device(device)
         host = _collection(segments, codec)
         padding = backend.cuda().list_padding
         needed = sum(_bytes_of(each) for each in host.values()) + padding
         needed += codec.centroids.size + 4 * len(codec.centroids)  # the same as bytes
         with torch.cuda.device(where):
-            free, _ = torch.cuda.mem_get_info(where)
+            free = _free_bytes(where)
             problem = (
                 f"the index needs {needed:,} bytes on {where}, of which {free:,} are free: search "
                 'on the CPU (device="cpu"), or on a GPU with more memory'
@@ -117,7 +84,7 @@ class DeviceSearcher:
                     for name, each in host.items()
                 }
                 arrays |= cuda.quantise_centroids(arrays["centroids"])._asdict()
-            except torch.OutOfMemoryError as error:
+            except torch.cuda.OutOfMemoryError as error:
                 raise MemoryError(problem) from error
             torch.cuda.synchronize(where)
         return cls(arrays, getattr(codec, "weights", None))
@@ -155,7 +122,7 @@ class DeviceSearcher:
         if candidates is not None:
             self._check_candidates(candidates)
         shape = self._shape(params, allowed, given=candidates is not None)
-        torch = _torch()
+        torch = import_torch()
         with torch.cuda.device(self._device):
             mask = None if subset is None else self._tensor(subset)
             for block in self._blocks(queries, params.k, shape):
@@ -190,7 +157,7 @@ class DeviceSearcher:
         mask: Any,
         candidates: Sequence[NDArray[np.int64]] | None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        torch, n, longest = _torch(), len(queries), _padded(queries)
+        torch, n, longest = import_torch(), len(queries), _padded(queries)
         rows = np.zeros((n, longest, queries[0].shape[1]), np.float32)
         for row, query in zip(rows, queries, strict=True):
             row[: len(query)] = query
@@ -202,8 +169,8 @@ class DeviceSearcher:
         size = self._core.workspace(n, longest, k, *shape)
         try:
             workspace = torch.empty(size, dtype=torch.uint8, device=self._device)
-        except torch.OutOfMemoryError as error:
-            free, _ = torch.cuda.mem_get_info(self._device)
+        except torch.cuda.OutOfMemoryError as error:
+            free = _free_bytes(self._device)
             raise MemoryError(
                 f"{n} queries need {size:,} bytes on {self._device}, of which {free:,} are free"
             ) from error
@@ -219,7 +186,7 @@ class DeviceSearcher:
         return ids.cpu().numpy(), scores.cpu().numpy()
 
     def _tensor(self, array: NDArray[Any]) -> Any:
-        return _torch().from_numpy(np.ascontiguousarray(array)).to(self._device)
+        return import_torch().from_numpy(np.ascontiguousarray(array)).to(self._device)
 
     def _check_candidates(self, candidates: Sequence[NDArray[np.int64]]) -> None:
         for each in candidates:
@@ -228,6 +195,13 @@ class DeviceSearcher:
                 raise ValueError(
                     f"`candidates` must lie in [0, {self._num_documents}), got {outside[0]}"
                 )
+
+
+def _free_bytes(device: Any) -> int:
+    """Memory of the device that torch can have, what it holds unused among it."""
+    memory = import_torch().cuda
+    free, _ = memory.mem_get_info(device)
+    return int(free + memory.memory_reserved(device) - memory.memory_allocated(device))
 
 
 def _check_queries(queries: Sequence[NDArray[np.float32]]) -> None:
@@ -287,7 +261,7 @@ def _upload(array: Any, device: Any, padding: int) -> Any:
     """Rows on the device, with so many more of zeros. Maps are read a block at a time."""
     if array is None:
         return None
-    torch, parts = _torch(), array if isinstance(array, list) else [array]
+    torch, parts = import_torch(), array if isinstance(array, list) else [array]
     rows = sum(map(len, parts)) + padding
     dtype = torch.from_numpy(np.empty(0, parts[0].dtype)).dtype
     out = torch.empty((rows, *parts[0].shape[1:]), dtype=dtype, device=device)

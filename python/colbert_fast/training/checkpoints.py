@@ -117,12 +117,18 @@ def _check_record(path: Path, record: dict[str, Any]) -> None:
             raise ValueError(f"{name}: {path} was written with {old!r}, got {new!r}; cannot resume")
 
 
+# What the writer of torch.save says.
+_NOT_WRITTEN = re.compile(r"inline_container|PytorchStreamWriter|unexpected pos")
+
+
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
     """What torch and safetensors raise where they cannot write, a full disk say, as an OSError."""
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
+        if not isinstance(error, SafetensorError) and not _NOT_WRITTEN.search(str(error)):
+            raise
         raise OSError(f"{folder}: cannot be written: {error}") from error
 
 

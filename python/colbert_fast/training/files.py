@@ -28,8 +28,9 @@ _OLD = "old"  # in a writer's room: the folder that it replaces
 def replacing(path: Path, *, folder_with: str | None = None) -> Iterator[Path]:
     """A name to write a file or folder under, which becomes `path` unless the block fails.
 
-    Processes may write the same at once: each has its own name, and the last one's stays. What a
-    killed one has left beside `path` is removed, or put back, by the next.
+    Processes may write the same at once: each has its own name, and the last one's stays (of
+    folders that end at the same moment one may fail). What a killed one has left beside `path` is
+    removed, or put back, by the next.
 
     Parameters
     ----------
@@ -66,7 +67,7 @@ def _room(path: Path) -> Iterator[Path]:
         while True:
             room = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
             room.mkdir()
-            stack.callback(shutil.rmtree, room, ignore_errors=True)
+            stack.callback(_clear, room, path)
             try:
                 stack.enter_context(writer_lock(room, timeout=math.inf))
                 break
@@ -76,28 +77,29 @@ def _room(path: Path) -> Iterator[Path]:
 
 
 def _collect(path: Path) -> None:
-    """Remove the rooms of writers that were killed, with the old folder that one had put aside."""
+    """Clear the rooms of writers that were killed."""
     name = re.compile(re.escape(path.name) + r"\.[0-9a-f]{32}\.partial")
-    for room in [each for each in path.parent.iterdir() if name.fullmatch(each.name)]:
-        with suppress(IndexBusyError, FileNotFoundError), writer_lock(room):
-            if (room / _OLD).exists() and not path.exists():
-                (room / _OLD).replace(path)
-                sync_folder(path.parent)
-            shutil.rmtree(room, ignore_errors=True)
+    rooms = [each for each in path.parent.iterdir() if name.fullmatch(each.name) and each.is_dir()]
+    for room in rooms:
+        with suppress(IndexBusyError, FileNotFoundError, PermissionError), writer_lock(room):
+            _clear(room, path)
+
+
+def _clear(room: Path, path: Path) -> None:
+    """Remove a writer's room; the folder that it had put aside goes back if none is at `path`."""
+    old = room / _OLD
+    if old.exists() and not path.exists():
+        with suppress(FileNotFoundError):  # another writer has put it back
+            old.replace(path)
+            sync_folder(path.parent)
+    shutil.rmtree(room, ignore_errors=True)
 
 
 def _exchange(partial: Path, path: Path) -> None:
-    """Put a folder at `path`; what is there stays whole beside it until the new one is there."""
-    old = partial.with_name(_OLD)
-    if not path.exists():
-        partial.replace(path)
-        return
-    path.replace(old)
-    try:
-        partial.replace(path)
-    except BaseException:
-        old.replace(path)
-        raise
+    """Put a folder at `path`; what is there stays whole in the room until the new one is there."""
+    if path.exists():
+        path.replace(partial.with_name(_OLD))
+    partial.replace(path)
 
 
 def _check_replaceable(path: Path, folder_with: str | None) -> None:

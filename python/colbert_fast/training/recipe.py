@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from colbert_fast.errors import MissingDependencyError
+from colbert_fast.evaluation import held_out_split
 from colbert_fast.training.config import TEACHER_LOSSES, TrainingConfig
 from colbert_fast.training.sampling import check_draw
 
@@ -308,6 +309,9 @@ class Recipe(_Strict):
         missing = [path for path in self.evaluate if not path.is_dir()]
         if missing:
             raise ValueError(f"evaluate: no such folder: {missing[0]}")
+        bare = [path for path in self.evaluate if held_out_split(path) is None]
+        if bare:
+            raise ValueError(f"evaluate: {bare[0]} has no judgements of a split test or dev")
 
 
 def find_recipe(name: str) -> Path:

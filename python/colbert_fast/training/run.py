@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from colbert_fast.evaluation import DEFAULT_MEASURES
+from colbert_fast.evaluation import DEFAULT_MEASURES, held_out_split
 from colbert_fast.model import ColBERT
 from colbert_fast.storage.lock import writer_lock
 from colbert_fast.training.collections import LoadedCollection, load_collection, write_questions
@@ -19,7 +19,7 @@ from colbert_fast.training.stages import Stages
 from colbert_fast.training.start import make_start, resolve_model
 from colbert_fast.training.train_teacher import train_teacher
 from colbert_fast.training.tuple_stages import Teachers, mine_all, sample_all
-from colbert_fast.training.validation import Evaluation, held_out_split, measure
+from colbert_fast.training.validation import Evaluation, measure
 
 __all__ = ["run_recipe"]
 
@@ -169,7 +169,8 @@ class _Run:
         """Measure the first and the newest model on every folder of `recipe.evaluate`."""
         found = {}
         for path in self.recipe.evaluate:
-            split = held_out_split(path) or "test"  # which is then said to be missing
+            split = held_out_split(path)
+            assert split is not None  # the recipe was checked
             before = self._measure(f"start-evaluation-{path.name}", self.start, path, split)
             after = self._measure(f"evaluation-{path.name}", self.newest, path, split)
             found[path.name] = Evaluation(split, before, after)
@@ -183,7 +184,7 @@ class _Run:
     def _measure(self, name: str, trained: Path, path: Path, split: str) -> dict[str, float]:
         folder = self.stages.run(
             name,
-            {"folder": str(path), "measures": DEFAULT_MEASURES},
+            {"folder": str(path), "split": split, "measures": DEFAULT_MEASURES},
             lambda folder: measure(
                 trained / "final",
                 path,

@@ -11,10 +11,9 @@ from colbert_fast.evaluation import DEFAULT_MEASURES, evaluate, load_beir
 from colbert_fast.index import Index
 from colbert_fast.model import ColBERT
 
-__all__ = ["METRIC", "Evaluation", "held_out_split", "measure", "validate"]
+__all__ = ["METRIC", "Evaluation", "measure", "validate"]
 
 METRIC = "eval_nDCG@10"
-_HELD_OUT = ("test", "dev")
 
 
 class Evaluation(NamedTuple):
@@ -23,11 +22,6 @@ class Evaluation(NamedTuple):
     split: str
     start: dict[str, float]
     trained: dict[str, float]
-
-
-def held_out_split(folder: Path) -> str | None:
-    """The split of a BEIR folder to measure on: "test", else "dev"; None if it has neither."""
-    return next((each for each in _HELD_OUT if any(folder.glob(f"qrels/{each}.tsv*"))), None)
 
 
 def measure(

