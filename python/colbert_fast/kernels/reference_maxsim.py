@@ -98,10 +98,17 @@ def maxsim_grad_query(documents: Array, doclens: Int32, argmax: Int32, grad: Flo
     return cast(Float32, out.astype(np.float32))
 
 
-def maxsim_grad_documents(query: Float32, doclens: Int32, argmax: Int32, grad: Float32) -> Float32:
-    """Gradient of :func:`maxsim` by the documents: float32 (n, dim). Arguments as above."""
+def maxsim_grad_documents(
+    query: Float32,
+    doclens: Int32,
+    argmax: Int32,
+    grad: Float32,
+    *,
+    n_tokens: int | None = None,
+) -> Float32:
+    """Gradient of :func:`maxsim` by the documents: float32 (n_tokens, dim). Arguments as above."""
     query = query.astype(np.float64)
-    out = np.zeros((int(doclens.sum()), query.shape[2]))
+    out = np.zeros((int(doclens.sum()) if n_tokens is None else n_tokens, query.shape[2]))
     for b, column, token, row in _met(doclens, argmax):
         out[row] += grad[b, column] * query[b, token]
     return cast(Float32, out.astype(np.float32))
