@@ -75,7 +75,8 @@ template <int B> struct PackedRows {
   // What `value` needs of tokens first to first + n - 1; half a warp sums a token's squares, as
   // decompress does.
   __device__ void prepare(ExactShared &shared, std::size_t first, unsigned n, unsigned dim) const {
-    const unsigned own = threadIdx.x, half = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
+    constexpr auto kHalf = static_cast<unsigned>(kLanes); // a warp
+    const unsigned own = threadIdx.x, half = own / kHalf, lane = own % kHalf;
     __syncthreads();
     if (own < n) {
       shared.code[own] = static_cast<std::uint32_t>(codes[first + own]);
