@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kTileThreads)
 
 // A block finds the k best of column blockIdx.x of (n, stride) scores, best first, of equal ones
 // the lowest.
-__global__ void __launch_bounds__(kTopThreads)
+__global__ void __launch_bounds__(kTopThreads, 1)
     top_kernel(const float *scores, std::size_t n, unsigned stride, unsigned k, unsigned size,
                float *values, std::int32_t *ids, std::int64_t *indices) {
   auto &shared = shared_memory<TopShared>();

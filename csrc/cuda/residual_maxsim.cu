@@ -208,7 +208,7 @@ __device__ void best_cells(const ScoreShared &shared, const QueryTiles &queries,
 
 // A warp scores a document; blocks (x, query) go through the query's list in strides.
 template <int B, bool kAligned>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     residual_maxsim_kernel(QueryTiles queries, unsigned nq, ScoreTables tables, SafeCodes codes,
                            StoredTokens tokens, unsigned dim, Documents documents,
                            DocumentLists lists, float *scores) {

@@ -101,7 +101,7 @@ void ListBuilder::fill(std::size_t begin, std::size_t end, std::uint8_t *out) co
 }
 
 void ListBuilder::fill_range(std::size_t begin, std::size_t end, std::uint8_t *out) const {
-  std::memset(out, 0, static_cast<std::size_t>(offsets_[end] - offsets_[begin]));
+  std::fill_n(out, offsets_[end] - offsets_[begin], std::uint8_t{0});
   struct State {
     std::int64_t bit;
     std::int32_t last, left, width;
