@@ -3,14 +3,15 @@
     python bench_models.py BEIR/{cranfield,cisi,med} --cache FOLDER \
         --systems bm25 bi-encoder untrained default CHECKPOINT CHECKPOINT,nbits=2
 
-A system is one of the names above or a checkpoint folder, with options behind commas:
-`document_length=300`, `query_length=64`, and `nbits=2` for an index searched exhaustively instead
-of exact MaxSim over float16 vectors. A collection is a folder in BEIR layout, with `:dev` behind it
+A system is one of the names above, `teacher` (the sum that the default model learned from reranks
+BM25's best 100) or a checkpoint folder, with options behind commas: `document_length=300`,
+`query_length=64`, and `nbits=2` for an index searched exhaustively instead of exact MaxSim over
+float16 vectors. A collection is a folder in BEIR layout, with `:dev` behind it
 for another split than test. Cells are means of a measure over the queries in percent; `p` is that
 of the paired t-test of all queries of all collections together against the system of `--against`,
 and a cell's mark * says that the same test within the collection gives less than 0.05.
 
-Needs scipy and ir-measures, and for the system bm25 the packages bm25s and PyStemmer.
+Needs scipy and ir-measures, and for the systems bm25 and teacher the packages bm25s and PyStemmer.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from colbert_fast.training.files import replacing
 
 K = 100
 BI_ENCODER_LENGTH = 256  # what all-MiniLM-L6-v2 was made for
+TEACHER_MAXSIM = "untrained,query_length=64"
 
 
 class Collection(NamedTuple):
@@ -196,12 +198,30 @@ def compressed_scores(queries: Ragged, documents: Ragged, nbits: int) -> np.ndar
     return found
 
 
+def teacher(collection: Collection, cache: Path) -> np.ndarray:
+    """BM25's best K by the sum of z-scores that the default model is distilled from; -inf else."""
+    token_rows = token_vectors(System.parse(TEACHER_MAXSIM), collection, cache)
+    words = bm25(collection)
+    parts = ((words, 0.5), (bi_encoder(collection, cache), 1), (exact_scores(*token_rows), 1))
+    best = np.argsort(-words, axis=1, kind="stable")[:, :K]
+    total = np.zeros(best.shape)
+    for part, weight in parts:
+        mine = np.take_along_axis(part, best, axis=1)
+        spread = np.maximum(mine.std(axis=1, keepdims=True), 1e-9)
+        total += weight * (mine - mine.mean(axis=1, keepdims=True)) / spread
+    found = np.full(words.shape, -np.inf, np.float32)
+    np.put_along_axis(found, best, total.astype(np.float32), axis=1)
+    return found
+
+
 def scores(system: System, collection: Collection, cache: Path) -> np.ndarray:
     """Scores of every query with every document: float32 (queries, documents)."""
     if system.name == "bm25":
         return bm25(collection)
     if system.name == "bi-encoder":
         return bi_encoder(collection, cache)
+    if system.name == "teacher":
+        return teacher(collection, cache)
     queries, documents = token_vectors(system, collection, cache)
     if system.nbits is None:
         return exact_scores(queries, documents)
