@@ -31,15 +31,4 @@ inline std::size_t blocks_of(std::size_t stride, std::size_t per_block, std::siz
   return min_of(ceil_div(stride, per_block), ceil_div(kFullGrid, n_queries));
 }
 
-__host__ __device__ inline std::size_t queries_per_document(const Pairs &pairs) {
-  return pairs.own ? 1 : pairs.n_queries;
-}
-__device__ inline std::size_t first_query(const Pairs &pairs, std::size_t document) {
-  return pairs.own ? document / pairs.columns : 0;
-}
-// Where the results of a query and a document are.
-__device__ inline std::size_t cell_of(const Pairs &pairs, std::size_t query, std::size_t document) {
-  return query * pairs.columns + document - (pairs.own ? query * pairs.columns : 0);
-}
-
 } // namespace colbert_fast::cuda

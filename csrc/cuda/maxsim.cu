@@ -17,10 +17,10 @@ __global__ void __launch_bounds__(kTileThreads)
     maxsim_kernel(const float *queries, unsigned nq, unsigned dim, const T *rows,
                   Documents documents, Pairs pairs, float *scores, std::int32_t *argmax) {
   auto &shared = shared_memory<MaxSimShared>();
-  const std::size_t per_document = queries_per_document(pairs);
+  const std::size_t per_document = pairs.queries_per_document();
   const std::size_t document = blockIdx.x / per_document;
-  const std::size_t b = first_query(pairs, document) + blockIdx.x % per_document;
-  const std::size_t cell = cell_of(pairs, b, document);
+  const std::size_t b = pairs.first_query(document) + blockIdx.x % per_document;
+  const std::size_t cell = pairs.at(b, document);
   const float *query = queries + b * nq * dim;
   const Span span = span_of(documents, document);
   const T *tokens = rows + span.first * dim;
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kGradThreads)
   const std::size_t row = at / width, b = row / nq;
   if (row >= pairs.n_queries * nq) return;
   const std::size_t q = row % nq, d = at % width * 4;
-  const std::size_t first = pairs.own ? b * pairs.columns : 0;
+  const std::size_t first = pairs.first_document(b);
   float sum[4] = {};
 #pragma unroll 4
   for (std::size_t c = 0; c < pairs.columns; ++c) {
@@ -105,9 +105,9 @@ __global__ void __launch_bounds__(kGradThreads)
     grad_documents_kernel(const float *queries, const float *grad, const std::int32_t *argmax,
                           unsigned nq, unsigned dim, Documents documents, Pairs pairs, float *out) {
   auto &shared = shared_memory<GradShared>();
-  const std::size_t document = blockIdx.x, b = first_query(pairs, document);
+  const std::size_t document = blockIdx.x, b = pairs.first_query(document);
   const Span span = span_of(documents, document);
-  const std::size_t n = queries_per_document(pairs) * nq;
+  const std::size_t n = pairs.queries_per_document() * nq;
   const unsigned held = static_cast<unsigned>(kSums) / dim;
   for (unsigned t = 0; t < span.count; t += held) {
     const unsigned count = min_of(held, span.count - t);
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kGradThreads)
     for (std::size_t first = 0; first < n; first += kGradThreads) {
       __syncthreads();
       if (const std::size_t i = first + threadIdx.x; i < n) {
-        const std::size_t cell = cell_of(pairs, b + i / nq, document);
+        const std::size_t cell = pairs.at(b + i / nq, document);
         shared.weight[threadIdx.x] = grad[cell];
         shared.met[threadIdx.x] = argmax[cell * nq + i % nq];
       }
@@ -143,7 +143,7 @@ void maxsim(const float *queries, std::size_t nq, std::size_t dim, const void *r
             Stream stream) {
   with_type(type, [&](auto element) {
     using T = decltype(element);
-    launch(maxsim_kernel<T>, documents.count * queries_per_document(pairs), 1, kTileThreads,
+    launch(maxsim_kernel<T>, documents.count * pairs.queries_per_document(), 1, kTileThreads,
            sizeof(MaxSimShared), stream, queries, static_cast<unsigned>(nq),
            static_cast<unsigned>(dim), static_cast<const T *>(rows), documents, pairs, scores,
            argmax);

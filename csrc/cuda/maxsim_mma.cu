@@ -42,10 +42,10 @@ __global__ void __launch_bounds__(kThreads)
                       const std::uint16_t *rows, Documents documents, Pairs pairs, float *scores,
                       std::int32_t *argmax) {
   auto &shared = shared_memory<Shared>();
-  const std::size_t per_document = queries_per_document(pairs);
+  const std::size_t per_document = pairs.queries_per_document();
   const std::size_t document = blockIdx.x / per_document;
-  const std::size_t b = first_query(pairs, document) + blockIdx.x % per_document;
-  const std::size_t cell = cell_of(pairs, b, document);
+  const std::size_t b = pairs.first_query(document) + blockIdx.x % per_document;
+  const std::size_t cell = pairs.at(b, document);
   const std::uint16_t *query = queries + b * nq * dim;
   const Span span = span_of(documents, document);
   const std::uint16_t *tokens = rows + span.first * dim;
@@ -121,7 +121,7 @@ void maxsim_mma(const void *queries, std::size_t nq, std::size_t dim, const void
                 const Documents &documents, const Pairs &pairs, float *scores, std::int32_t *argmax,
                 Stream stream) {
   launch(type == DType::f16 ? maxsim_mma_kernel<DType::f16> : maxsim_mma_kernel<DType::bf16>,
-         documents.count * queries_per_document(pairs), 1, kThreads, sizeof(Shared), stream,
+         documents.count * pairs.queries_per_document(), 1, kThreads, sizeof(Shared), stream,
          static_cast<const std::uint16_t *>(queries), static_cast<unsigned>(nq),
          static_cast<unsigned>(dim), static_cast<const std::uint16_t *>(rows), documents, pairs,
          scores, argmax);

@@ -284,15 +284,12 @@ def _indexed(
     """An index of the documents: the one at `index_path`, or a new one."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "mining.cf") if index_path is None else Path(index_path)
-        record, digest = Path(f"{path}.documents"), _digest(documents.pairs())
+        keep = index_path is not None
+        if keep:
+            _record(path, _digest(documents.pairs()))
         if path.exists():
-            if record.exists() and record.read_text(encoding="utf-8") != digest:
-                raise ValueError(f"{path}: an index of other documents; remove it")
             index = Index.open(path, model=model)
         else:
-            keep = index_path is not None
-            with replacing(record) as partial:
-                partial.write_text(digest, encoding="utf-8")
             index = Index.build(
                 path, documents.pairs(), model=model, resume=keep, progress=progress
             )
@@ -302,3 +299,13 @@ def _indexed(
                     f"{path}: an index of {len(index)} documents, for {len(documents)}; remove it"
                 )
             yield index
+
+
+def _record(path: Path, digest: str) -> None:
+    """Keep beside an index what documents it is of, or see that it is of these."""
+    record = Path(f"{path}.documents")
+    if not path.exists():
+        with replacing(record) as partial:
+            partial.write_text(digest, encoding="utf-8")
+    elif record.exists() and record.read_text(encoding="utf-8") != digest:
+        raise ValueError(f"{path}: an index of other documents; remove it")
