@@ -11,14 +11,16 @@ constexpr unsigned kRun = 8; // gaps that a lane reads in a row
 constexpr std::size_t kChunkWords = 1024;
 
 __global__ void __launch_bounds__(kThreads)
-    fill_kernel(std::uint32_t *seen, std::size_t n_words, std::uint32_t value) {
+    fill_kernel(std::uint32_t *bits, std::size_t n_words, std::uint32_t value) {
   const std::size_t step = std::size_t{gridDim.x} * kThreads;
   for (std::size_t i = std::size_t{blockIdx.x} * kThreads + threadIdx.x; i < n_words; i += step)
-    seen[i] = value;
+    bits[i] = value;
 }
 
-__device__ void set_bit(std::uint32_t *seen, std::size_t document) {
-  atomicOr(seen + document / 32, std::uint32_t{1} << document % 32);
+// Whether it was set before.
+__device__ bool set_bit(std::uint32_t *bits, std::size_t i) {
+  const std::uint32_t bit = std::uint32_t{1} << i % 32;
+  return (atomicOr(bits + i / 32, bit) & bit) != 0;
 }
 
 // The gaps of a list (search/lists.h): `width` bits each from bit `start` of the data on. Reads
@@ -83,20 +85,19 @@ __device__ bool mark_list(const Gaps &gaps, std::size_t n_docs, std::uint32_t *s
   return whole;
 }
 
-// A warp for each cell of each query; the first of several equal cells does it.
+// A warp for each cell of each query; of several equal cells one does it, whichever comes first.
 __global__ void __launch_bounds__(kThreads)
     mark_lists_kernel(Lists lists, std::size_t n_docs, const std::int32_t *cells, unsigned n_cells,
-                      std::uint32_t *seen, std::int32_t *damaged) {
+                      std::uint32_t *probed, std::uint32_t *seen, std::int32_t *damaged) {
   const unsigned at = blockIdx.x * kWarps + threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   cells += std::size_t{blockIdx.y} * n_cells;
   if (at >= n_cells) return;
   const std::int32_t cell = cells[at];
   if (cell < 0 || static_cast<std::size_t>(cell) >= lists.n_lists) return;
-  bool again = false;
-  for (unsigned i = lane; i < at; i += kWarp) again = again || cells[i] == cell;
+  const auto c = static_cast<std::size_t>(cell);
+  const bool again = lane == 0 && set_bit(probed + blockIdx.y * words_of(lists.n_lists), c);
   if (__ballot_sync(kAllLanes, again) != 0) return;
   Gaps gaps;
-  const auto c = static_cast<std::size_t>(cell);
   const bool opened = open_list(lists, c, gaps);
   const bool whole = mark_list(gaps, n_docs, seen + blockIdx.y * words_of(n_docs));
   if (lane == 0 && !(opened && whole)) atomicMax(damaged, cell + 1);
@@ -189,16 +190,16 @@ __global__ void __launch_bounds__(kThreads)
 
 } // namespace
 
-void fill_bitmaps(std::uint32_t *seen, std::size_t n_words, bool value, Stream stream) {
-  launch(fill_kernel, min_of(ceil_div(n_words, kThreads), kFullGrid), 1, kThreads, 0, stream, seen,
+void fill_bitmaps(std::uint32_t *bits, std::size_t n_words, bool value, Stream stream) {
+  launch(fill_kernel, min_of(ceil_div(n_words, kThreads), kFullGrid), 1, kThreads, 0, stream, bits,
          n_words, value ? ~0u : 0u);
 }
 
 void mark_lists(const Lists &lists, std::size_t n_docs, const std::int32_t *cells,
-                std::size_t n_queries, std::size_t cells_per_query, std::uint32_t *seen,
-                std::int32_t *damaged, Stream stream) {
+                std::size_t n_queries, std::size_t cells_per_query, std::uint32_t *probed,
+                std::uint32_t *seen, std::int32_t *damaged, Stream stream) {
   launch(mark_lists_kernel, ceil_div(cells_per_query, kWarps), n_queries, kThreads, 0, stream,
-         lists, n_docs, cells, static_cast<unsigned>(cells_per_query), seen, damaged);
+         lists, n_docs, cells, static_cast<unsigned>(cells_per_query), probed, seen, damaged);
 }
 
 void mark_given(const SearchSelection &selection, std::size_t n_docs, std::size_t n_queries,

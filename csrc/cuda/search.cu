@@ -32,7 +32,7 @@ struct Workspace {
   std::uint32_t *byte_counts;
   Cut *cuts;
   std::int32_t *cells;
-  std::uint32_t *seen, *hit_counts;
+  std::uint32_t *probed, *seen, *hit_counts;
   Hits found, kept, finalists;
 
   Workspace(const SearchIndex &index, const SearchShape &shape, Carver &carver) {
@@ -48,6 +48,7 @@ struct Workspace {
       byte_counts = carver.take<std::uint32_t>(probe_counts(index.n_centroids, n_tokens));
       cuts = carver.take<Cut>(n_tokens);
       cells = carver.take<std::int32_t>(n_tokens * shape.nprobe);
+      probed = carver.take<std::uint32_t>(shape.n_queries * words_of(index.n_centroids));
       kept = hits(carver, shape.n_queries, min_of(shape.ndocs, n_docs));
     }
     seen = carver.take<std::uint32_t>(shape.n_queries * words_of(n_docs));
@@ -98,8 +99,9 @@ struct Search {
     } else if (!all) {
       probe(work.table, work.step, index.n_centroids, n_tokens(), shape.nprobe, work.byte_counts,
             work.cuts, work.cells, stream);
+      fill_bitmaps(work.probed, shape.n_queries * words_of(index.n_centroids), false, stream);
       mark_lists(index.lists, n_docs, work.cells, shape.n_queries, shape.nq * shape.nprobe,
-                 work.seen, damaged, stream);
+                 work.probed, work.seen, damaged, stream);
     }
     collect_hits(work.seen, index.documents, selection.allowed, shape.n_queries, work.hit_counts,
                  work.found, stream);

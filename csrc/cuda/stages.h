@@ -30,17 +30,16 @@ void probe(const std::uint8_t *table, const float *step, std::size_t n_centroids
            std::size_t n_tokens, std::size_t nprobe, std::uint32_t *counts, Cut *cuts,
            std::int32_t *cells, Stream stream);
 
-// Bitmaps of documents: words_of(n_docs) to a query.
-__host__ __device__ constexpr std::size_t words_of(std::size_t n_docs) {
-  return (n_docs + 31) / 32;
-}
+// Bitmaps of n documents or lists: words_of(n) to a query.
+__host__ __device__ constexpr std::size_t words_of(std::size_t n) { return (n + 31) / 32; }
 // All bits 0, or all 1.
-void fill_bitmaps(std::uint32_t *seen, std::size_t n_words, bool value, Stream stream);
-// Set the documents that the lists of each query's cells hold. A list that is not what it claims to
-// be, as read_list tells, ends where that shows.
+void fill_bitmaps(std::uint32_t *bits, std::size_t n_words, bool value, Stream stream);
+// Set the documents that the lists of each query's cells hold, in `seen`, and those lists in
+// `probed`, which the caller has cleared: of equal cells one is read. A list that is not what it
+// claims to be, as read_list tells, ends where that shows.
 void mark_lists(const Lists &lists, std::size_t n_docs, const std::int32_t *cells,
-                std::size_t n_queries, std::size_t cells_per_query, std::uint32_t *seen,
-                std::int32_t *damaged, Stream stream);
+                std::size_t n_queries, std::size_t cells_per_query, std::uint32_t *probed,
+                std::uint32_t *seen, std::int32_t *damaged, Stream stream);
 void mark_given(const SearchSelection &selection, std::size_t n_docs, std::size_t n_queries,
                 std::uint32_t *seen, Stream stream);
 // The documents that are set, allowed and have tokens; others are no longer set. hits.stride is
