@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -226,8 +227,36 @@ def test_an_index_that_does_not_fit(recorded: Any, monkeypatch: pytest.MonkeyPat
     import torch
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 2000))
-    with pytest.raises(MemoryError, match=r"needs [\d,]+ bytes on cpu, of which 1,000 are free"):
+    with pytest.raises(MemoryError, match=r"needs [\d,]+ bytes on cpu, or .* 1,000 are free"):
         _ = recorded("2").searcher
+
+
+@pytest.mark.parametrize(("name", "vectors"), [("two", "residuals"), ("float16", "embeddings")])
+def test_vectors_stay_on_the_host_where_they_do_not_fit(
+    recorded: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    vectors: str,
+) -> None:
+    def searcher(free: int) -> Any:
+        monkeypatch.setattr(device, "_free_bytes", lambda _: free)
+        return recorded(name).searcher
+
+    with pytest.raises(MemoryError) as caught:
+        searcher(0)
+    whole, rest = (int(n.replace(",", "")) for n in re.findall(r"[\d,]{4,}", str(caught.value)))
+    with pytest.raises(MemoryError, match=f"with its {vectors} on the host"):
+        searcher(rest - 1)
+    for free in (rest, whole + whole // 8 - 1):
+        snapshot, kept = recorded(name), searcher(free)._core.arrays[vectors]
+        column = np.concatenate([each.columns[vectors] for each in snapshot.segments])
+        assert isinstance(kept, np.ndarray)
+        assert same_bits(kept, column)
+        assert column.nbytes == whole - rest
+        assert f"{vectors} stay in the host's memory" in caplog.records.pop().message
+    assert not isinstance(searcher(whole + whole // 8)._core.arrays[vectors], np.ndarray)
+    assert not caplog.records
 
 
 def arrays_of(nbits: int = 2, **change: Any) -> dict[str, Any]:
@@ -269,6 +298,16 @@ def test_wrong_arrays_are_named(name: str, value: Any, says: str) -> None:
 
     with pytest.raises((TypeError, ValueError), match=says):
         _cuda.Searcher(arrays_of(**{name: value}), np.zeros(16, np.float32))
+
+
+@needs_build
+@pytest.mark.skipif(backend.has_cuda(), reason="there is a GPU, which pins memory")
+def test_memory_that_cannot_be_pinned() -> None:
+    from colbert_fast import _cuda
+
+    arrays = arrays_of(residuals=np.zeros((9, 8), np.uint8))
+    with pytest.raises(MemoryError, match="the host cannot pin 72 bytes of residuals: "):
+        _cuda.Searcher(arrays, np.zeros(16, np.float32))
 
 
 @needs_build
@@ -336,6 +375,19 @@ def test_default_search_finds_the_best(folder: Path, name: str, ndocs: int) -> N
         assert set(ours) <= set(all_)
         assert [score for _, score in ours] == sorted((score for _, score in ours), reverse=True)
         assert len(set(ours) & set(all_[:10])) >= 9
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("name", ["two", "float16", "4"])
+def test_vectors_on_the_host_give_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    whole = Index.open(folder / name, device="cuda")
+    monkeypatch.setattr(device, "_ROOM", 1e-9)
+    with Index.open(folder / name, device="cuda") as split:
+        for options in ({"ndocs": 100}, {"exhaustive": True}):
+            found = pairs(split.search(queries(), 10, **options))
+            assert found == pairs(whole.search(queries(), 10, **options))
 
 
 @pytest.mark.usefixtures("gpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from colbert_fast import ShardedIndex
 from colbert_fast.errors import IndexFormatError
+from colbert_fast.reader import IndexReader
+from colbert_fast.search.snapshot import Snapshot
 from fakes import WordModel
 from synthetic import brute_force, clustered, make, sentences
 
@@ -99,3 +102,33 @@ def test_shards_that_do_not_fit(tmp_path: Path, rng: np.random.Generator) -> Non
         ShardedIndex([])
     with pytest.raises(IndexFormatError, match="no such file"):
         ShardedIndex([tmp_path / "a", tmp_path / "c"])
+
+
+def test_a_device_for_all_shards_or_one_for_each(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = clustered(rng, 40)
+    folders = [tmp_path / f"{start}" for start in range(0, 40, 10)]
+    for start, folder in zip(range(0, 40, 10), folders, strict=True):
+        make(folder, rows[start : start + 10], ids=range(start, start + 10))
+    expected = ShardedIndex(folders).search(rows[:3])
+    opened: list[str] = []
+    together = threading.Barrier(4, timeout=60)
+
+    class Waiting(IndexReader):
+        def search(self, *args: Any, **options: Any) -> Any:
+            together.wait()
+            return super().search(*args, **options)
+
+    def open_on(path: Any, *, model: Any, device: str) -> IndexReader:
+        opened.append(device)
+        return Waiting(Snapshot.open(path), model=model)
+
+    monkeypatch.setattr(IndexReader, "open", open_on)
+    devices = ["cuda:0", "cuda:0", "cuda:1", "cpu"]
+    for given in (devices, "cuda"):
+        with ShardedIndex(folders, device=given) as index:
+            assert index.search(rows[:3]) == expected
+    assert opened == [*devices, *["cuda"] * 4]
+    with pytest.raises(ValueError, match="device: got 1 for 4 indexes"):
+        ShardedIndex(folders, device=["cuda:0"])

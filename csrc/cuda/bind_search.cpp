@@ -1,9 +1,13 @@
-// Whole searches: an index whose arrays lie on a device, and batches of queries over it.
+// Whole searches: an index whose arrays lie on a device (its vectors perhaps on the host), and
+// batches of queries over it.
 #include <memory>
+#include <optional>
+#include <stdexcept>
 #include <string>
 
 #include "checks.h"
 #include "cuda/arguments.h"
+#include "cuda/runtime.h"
 #include "cuda/search.h"
 #include "packed_codes.h"
 
@@ -101,17 +105,35 @@ public:
   }
 
 private:
+  // On the device, or on the host, where they are pinned.
+  View vectors(const cuda::Arguments &arguments, const char *name, DType dtype, std::int64_t dim) {
+    const py::object rows = arrays_[name];
+    if (as_view(rows, name).device != kHost) return arguments.in(rows, name, {dtype}, {kAny, dim});
+    View view = expect(rows, name, {dtype}, {kAny, dim});
+    const std::size_t n_bytes = view.dim(0) * view.dim(1) * (dtype == DType::u8 ? 1 : 2);
+    if (n_bytes == 0) return view;
+    if (reinterpret_cast<std::uintptr_t>(view.data) % 16 != 0)
+      throw py::value_error(std::string("`") + name + "` must start at a multiple of 16 bytes");
+    try {
+      pinned_.emplace(view.data, n_bytes);
+    } catch (const std::runtime_error &error) {
+      PyErr_Format(PyExc_MemoryError, "the host cannot pin %zu bytes of %s: %s", n_bytes, name,
+                   error.what());
+      throw py::error_already_set();
+    }
+    view.data = pinned_->on_device();
+    return view;
+  }
+
   // Residuals with their columns, or embeddings; returns the number of tokens.
   std::int64_t check_vectors(const cuda::Arguments &arguments, const float *centroids,
                              std::int64_t dim, const py::object &weights) {
     if (weights.is_none()) {
-      const View rows =
-          arguments.in(py::object(arrays_["embeddings"]), "embeddings", {DType::f16}, {kAny, dim});
+      const View rows = vectors(arguments, "embeddings", DType::f16, dim);
       index_.embeddings = rows.as<const std::uint16_t>();
       return rows.shape[0];
     }
-    const View packed =
-        arguments.in(py::object(arrays_["residuals"]), "residuals", {DType::u8}, {kAny, kAny});
+    const View packed = vectors(arguments, "residuals", DType::u8, kAny);
     const int nbits = nbits_of_rows(packed.shape[1], dim);
     const View w = expect(weights, "weights", {DType::f32}, {kAny});
     check_weights(w, nbits);
@@ -150,7 +172,8 @@ private:
             static_cast<std::size_t>(ndocs),     kind_of(kind, index_)};
   }
 
-  py::dict arrays_; // keeps the tensors
+  py::dict arrays_; // keeps the memory
+  std::optional<cuda::Pinned> pinned_;
   std::unique_ptr<CodecTables> codec_;
   cuda::SearchIndex index_{};
 };

@@ -25,4 +25,17 @@ std::string release() {
   return std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
 }
 
+Pinned::Pinned(void *host, std::size_t n_bytes) : host_(host) {
+  cudaError_t status = cudaHostRegister(host, n_bytes, cudaHostRegisterDefault);
+  if (status == cudaSuccess) {
+    status = cudaHostGetDevicePointer(&on_device_, host, 0);
+    if (status == cudaSuccess) return;
+    cudaHostUnregister(host);
+  }
+  cudaGetLastError(); // or the next launch would report it
+  throw std::runtime_error(cudaGetErrorString(status));
+}
+
+Pinned::~Pinned() { cudaHostUnregister(host_); }
+
 } // namespace colbert_fast::cuda

@@ -1,6 +1,7 @@
 // What the machine offers.
 #pragma once
 
+#include <cstddef>
 #include <string>
 
 namespace colbert_fast::cuda {
@@ -12,5 +13,20 @@ std::string problem();
 // The name of a GPU, and the CUDA release that the kernels were compiled with, such as "13.0".
 std::string device_name(int device);
 std::string release();
+
+// Memory of the host that kernels read over the bus while this lives.
+class Pinned {
+public:
+  // Throws std::runtime_error where the system refuses to pin it.
+  Pinned(void *host, std::size_t n_bytes);
+  ~Pinned();
+  Pinned(const Pinned &) = delete;
+  Pinned &operator=(const Pinned &) = delete;
+  // Where kernels see it.
+  void *on_device() const { return on_device_; }
+
+private:
+  void *host_, *on_device_ = nullptr;
+};
 
 } // namespace colbert_fast::cuda

@@ -15,8 +15,8 @@
 
 namespace colbert_fast::cuda {
 
-// The arrays of an index on the device; `decoder` has its centroids there and its tables on the
-// host.
+// The arrays of an index on the device, or residuals and embeddings in pinned memory of the host;
+// `decoder` has its centroids on the device and its tables on the host.
 struct SearchIndex {
   std::size_t n_centroids, dim;
   // Centroids as bytes, of quantise_centroids; not read in exhaustive searches.

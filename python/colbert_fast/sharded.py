@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from colbert_fast.reader import IndexReader
@@ -32,21 +33,39 @@ class ShardedIndex:
         Folders of indexes.
     model
         Encodes text queries; by default the one that the first index was built with.
+    device
+        Where to search, as for `Index.open`: one for all shards, or one for each, so that several
+        GPUs hold a collection and search at the same time. Shards take the room on a device in
+        their order.
 
     Raises
     ------
-    IndexFormatError
+    IndexFormatError, BackendUnavailable, MemoryError
         As for `Index.open`.
     ValueError
-        There is no index, or they differ in dim or in the model's weights.
+        There is no index, they differ in dim or in the model's weights, or there are more or fewer
+        devices than indexes.
     """
 
     def __init__(
-        self, paths: Iterable[str | os.PathLike[str]], *, model: ColBERT | None = None
+        self,
+        paths: Iterable[str | os.PathLike[str]],
+        *,
+        model: ColBERT | None = None,
+        device: str | Sequence[str] = "cpu",
     ) -> None:
-        self.shards = [IndexReader.open(each, model=model) for each in paths]
-        if not self.shards:
+        folders = list(paths)
+        if not folders:
             raise ValueError("paths: there is no index")
+        devices = [device] * len(folders) if isinstance(device, str) else list(device)
+        if len(devices) != len(folders):
+            raise ValueError(f"device: got {len(devices)} for {len(folders)} indexes")
+        self.shards = [
+            IndexReader.open(folder, model=model, device=each)
+            for folder, each in zip(folders, devices, strict=True)
+        ]
+        # A thread waits for its GPU; on the CPU a search has all threads already.
+        self._pool = ThreadPoolExecutor(len(folders)) if {*devices} != {"cpu"} else None
         manifests = [shard.manifest for shard in self.shards]
         for shard, manifest in zip(self.shards, manifests, strict=True):
             if manifest.dim != manifests[0].dim:
@@ -83,7 +102,8 @@ class ShardedIndex:
             options["texts"] = said
         if options.get("filter") is not None:
             options["filter"] = self._condition(options["filter"])
-        answers = [shard.search(vectors, k, **options) for shard in self.shards]
+        each_shard: Any = map if self._pool is None else self._pool.map
+        answers = [*each_shard(lambda shard: shard.search(vectors, k, **options), self.shards)]
         merged = [
             heapq.nsmallest(k, (hit for hits in row for hit in hits), key=_by_score)
             for row in zip(*answers, strict=True)
@@ -107,6 +127,8 @@ class ShardedIndex:
         """Let go of the files of all shards."""
         for shard in self.shards:
             shard.close()
+        if self._pool is not None:
+            self._pool.shutdown()
 
     def __len__(self) -> int:
         return sum(map(len, self.shards))

@@ -1,7 +1,8 @@
-"""The query pipeline on a GPU: the index lies there as one collection, and so does every search."""
+"""The query pipeline on a GPU, where the index lies as one collection."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["DeviceSearcher"]
 
+logger = logging.getLogger(__name__)
+
 _BLOCK = 256  # queries at once, or as many as work in
 _WORKSPACE = 1 << 30  # bytes
+_ROOM = 8  # searches may have an eighth of the index's size; a query takes some hundredths of that
 _COPIED = 1 << 26  # bytes that go to the device at once
 _REPACKED = 1 << 22  # codes
 _TILE = 32  # query tokens: queries are padded to a multiple
@@ -43,7 +47,8 @@ class DeviceSearcher:
     Parameters
     ----------
     arrays
-        What `_cuda.Searcher` reads, as tensors on the device.
+        What `_cuda.Searcher` reads, as tensors on the device; residuals or embeddings may be an
+        array on the host, which is pinned and read over the bus.
     weights : float32 (2 ** nbits,) or (16,), or None
         As for `pipeline.Searcher`.
     """
@@ -60,34 +65,46 @@ class DeviceSearcher:
     def of(cls, segments: Sequence[Segment], codec: Codec, device: str) -> DeviceSearcher:
         """The searcher over segments that `codec` encoded, copied to `device`.
 
+        Where they do not fit, the residuals or embeddings stay on the host: but for exhaustive
+        searches they are read of few documents only.
+
         Raises
         ------
         MemoryError
-            They do not fit.
+            The rest does not fit either, or the host has no room for them.
         """
         torch, where = import_torch(), check_device(device)
         host = _collection(segments, codec)
         padding = backend.cuda().list_padding
+        vectors = "residuals" if host["embeddings"] is None else "embeddings"
+        movable = _bytes_of(host[vectors])
         needed = sum(_bytes_of(each) for each in host.values()) + padding
         needed += codec.centroids.size + 4 * len(codec.centroids)  # the same as bytes
         with torch.cuda.device(where):
             free = _free_bytes(where)
             problem = (
-                f"the index needs {needed:,} bytes on {where}, of which {free:,} are free: search "
-                'on the CPU (device="cpu"), or on a GPU with more memory'
+                f"the index needs {needed:,} bytes on {where}, or {needed - movable:,} with its "
+                f"{vectors} on the host; {free:,} are free: search on the CPU "
+                '(device="cpu"), or on a GPU with more memory'
             )
-            if needed > free:
+            if needed - movable > free:
                 raise MemoryError(problem)
+            arrays: dict[str, Any] = {}
+            if needed + needed // _ROOM > free:
+                logger.warning(
+                    "%s stay in the host's memory, since %s has %s bytes free, not %s and an "
+                    "eighth more for searches: they take longer, exhaustive ones much longer",
+                    *(vectors, where, f"{free:,}", f"{needed:,}"),
+                )
+                arrays[vectors] = np.concatenate(host.pop(vectors))
             try:
-                arrays = {
-                    name: _upload(each, where, padding if name == "data" else 0)
-                    for name, each in host.items()
-                }
+                for name, each in host.items():
+                    arrays[name] = _upload(each, where, padding if name == "data" else 0)
                 arrays |= cuda.quantise_centroids(arrays["centroids"])._asdict()
             except torch.cuda.OutOfMemoryError as error:
                 raise MemoryError(problem) from error
             torch.cuda.synchronize(where)
-        return cls(arrays, getattr(codec, "weights", None))
+            return cls(arrays, getattr(codec, "weights", None))
 
     def search(
         self,
