@@ -213,6 +213,14 @@ def test_given_queries(fresh: Index) -> None:
     assert fresh.search(queries, 5, recall=1.0) == fresh.search(queries, 5, exhaustive=True)
 
 
+def test_the_last_tuning_counts(fresh: Index) -> None:
+    query = pseudo_queries(fresh._snapshot, 1, seed=3).vectors[0]
+    fresh.tune(0.9, k=5, num_queries=12, progress=False)
+    assert len(fresh.search(query, 5, recall=0.8)) == 5
+    fresh.tune(0.9, k=20, num_queries=12, progress=False)
+    assert len(fresh.search(query, 20, recall=0.8)) == 20
+
+
 def test_fewer_documents_than_hits(tmp_path: Path) -> None:
     rows = unit(np.random.default_rng(0).standard_normal((3, 4, 16)))
     with make(tmp_path / "few.cf", list(rows), num_centroids=2) as index:

@@ -73,7 +73,9 @@ class IndexReader:
             Where to search: "cpu", or a CUDA device such as "cuda" or "cuda:1", which gets a copy
             of the whole index here (torch is needed). There every document that probing finds is
             scored in int8 or left out by fixed numbers, so a search may find others than the CPU's;
-            scores, and whatever ``exhaustive=True`` finds, are the same. No mode "plaid".
+            scores, and whatever ``exhaustive=True`` finds, are the same. No mode "plaid". What does
+            not fit into the device's memory of the residuals or embeddings stays in the host's, all
+            of it; then ``exhaustive=True`` and `tune` read all of that over the bus for each query.
 
         Raises
         ------
@@ -83,7 +85,8 @@ class IndexReader:
         BackendUnavailable
             This build or machine cannot search on `device`.
         MemoryError
-            The index does not fit into the device's memory; the message says what it takes.
+            The index does not fit into the device's memory, even without its residuals; the message
+            says what it takes.
         ValueError
             `device` names none, the model's dim is not the index's, or its weights are not those
             that the index was built with.
@@ -163,6 +166,8 @@ class IndexReader:
         IndexFormatError
             A file turns out to be damaged.
         """
+        snapshot = self._snapshot
+        snapshot.check_open()
         params = SearchParams.resolve(
             k,
             nprobe=nprobe,
@@ -172,10 +177,8 @@ class IndexReader:
             exhaustive=exhaustive,
             bm25_weight=bm25_weight,
             recall=recall,
-            tuning=None if recall is None else self._tuning(),
+            tuning=None if recall is None else snapshot.read_tuning(),
         )
-        snapshot = self._snapshot
-        snapshot.check_open()
         queries, single = read_queries(query)
         mask = read_mask(subset, filter, snapshot)
         given = read_candidates(candidates, queries, single, params, snapshot)
@@ -259,21 +262,13 @@ class IndexReader:
         snapshot.check_open()
         tuning = tune(snapshot, given, options)
         tuning.write(snapshot.path, snapshot.manifest)
+        snapshot.tuning = tuning
         return tuning
 
     @property
     def tuning(self) -> Tuning | None:
         """What `tune` stored; None if it was never called. IndexFormatError if it is damaged."""
         return Tuning.read(self._snapshot.path, self._snapshot.manifest)
-
-    def _tuning(self) -> Tuning | None:
-        """The same for a search: it is read once."""
-        snapshot = self._snapshot
-        if snapshot.tuning is None:
-            snapshot.tuning = self.tuning
-        if snapshot.tuning is not None:
-            snapshot.tuning.check_growth(len(self))
-        return snapshot.tuning
 
     def refresh(self) -> bool:
         """Go over to the newest generation; returns whether there was a newer one.
@@ -343,16 +338,8 @@ class IndexReader:
             A file is damaged; the message names it, and the bytes among which the damage is. Or two
             documents have the same id.
         """
-        snapshot = self._snapshot
-        snapshot.check_open()
-        try:
-            snapshot.verify()
-        except IndexFormatError:
-            if Manifest.read(snapshot.path).generation == snapshot.manifest.generation:
-                raise
-            # A commit has removed files of this generation: the newest is what there is to verify.
-            Snapshot.open(snapshot.path).verify()
-        Tuning.read(snapshot.path, snapshot.manifest)
+        self._snapshot.check_open()
+        self._snapshot.verify_what_is_there()
 
     def export(
         self,

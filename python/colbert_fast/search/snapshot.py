@@ -15,6 +15,7 @@ import numpy.typing as npt
 from colbert_fast.compress.codec import Codec, open_codec
 from colbert_fast.errors import IndexFormatError
 from colbert_fast.search.bm25 import BM25
+from colbert_fast.search.tuning import Tuning
 from colbert_fast.storage.documents import DocumentId, DocumentStore
 from colbert_fast.storage.files import check_checksums, check_sizes
 from colbert_fast.storage.library import Library
@@ -24,7 +25,6 @@ from colbert_fast.storage.segments import Column, Segment, open_npy
 if TYPE_CHECKING:
     from colbert_fast.search.device import DeviceSearcher
     from colbert_fast.search.pipeline import Searcher
-    from colbert_fast.search.tuning import Tuning
 
 __all__ = ["Snapshot", "read_live"]
 
@@ -49,7 +49,7 @@ class Snapshot:
     live : bool (n_rows,)
         False where a document is deleted; None if none is.
     tuning
-        Where whoever searches keeps what `Tuning.read` gave.
+        What `read_tuning` read, or a later `tune` of the same reader found.
     device
         Where it searches: "cpu", or a CUDA device as torch names it.
     """
@@ -119,7 +119,7 @@ class Snapshot:
 
     @functools.cached_property
     def searcher(self) -> Searcher | DeviceSearcher:
-        """The pipeline over all segments; on a GPU they are copied there on first use."""
+        """The pipeline over all segments; for a GPU they are copied on first use."""
         if self.device != "cpu":
             from colbert_fast.search.device import DeviceSearcher
 
@@ -128,10 +128,28 @@ class Snapshot:
 
         return Searcher.of(self.segments, self.codec)
 
+    def read_tuning(self) -> Tuning | None:
+        """What `tune` stored, for searches: it is read once."""
+        if self.tuning is None:
+            self.tuning = Tuning.read(self.path, self.manifest)
+        if self.tuning is not None:
+            self.tuning.check_growth(self.num_documents)
+        return self.tuning
+
     @functools.cached_property
     def bm25(self) -> BM25:
         """The ranking of the stored texts."""
         return BM25([store.texts for store in self.library.stores])
+
+    def verify_what_is_there(self) -> None:
+        """`verify` this generation, or the newest if a commit has removed files of this one."""
+        try:
+            self.verify()
+        except IndexFormatError:
+            if Manifest.read(self.path).generation == self.manifest.generation:
+                raise
+            Snapshot.open(self.path).verify()
+        Tuning.read(self.path, self.manifest)
 
     def check_codes(self) -> None:
         """Read all codes and check that each names a centroid."""
