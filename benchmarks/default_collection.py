@@ -1,17 +1,20 @@
 """The collection that the default model is trained on, from judged collections and plain passages.
 
-    python default_collection.py --beir BEIR --passages passages*.jsonl.gz --out FOLDER
+    python default_collection.py --beir BEIR --passages passages*.jsonl.gz --out FOLDER \
+        [--written default_questions.jsonl.gz]
 
 Writes a folder in BEIR layout whose train split has the labelled questions of six collections'
 train splits, and questions made of their passages and of English prose (`pseudo_queries`). No test
 or development question is in it, no passage that one of those has as an answer, and none that also
 is in LiveQA; except that sentences of Climate-FEVER are answers to questions of several splits, and
-so are kept.
+so are kept. `--written` adds questions that a language model wrote for some of the passages; those
+beside this file are for 12,000 passages of prose and seed 0.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -104,6 +107,16 @@ def prose(files: Iterable[Path], most: int, seed: int) -> Iterator[tuple[str, st
     yield from (chosen[place] for place in rng.permutation(len(chosen))[:most].tolist())
 
 
+def add_written(made: Collection, file: Path) -> int:
+    """Put in the questions that were written for passages of the collection; returns how many."""
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        for number, each in enumerate(map(json.loads, lines)):
+            if each["document"] in made.documents:
+                made.queries[f"written-{number}"] = each["text"]
+                made.positives[f"written-{number}"] = [each["document"]]
+    return sum(name.startswith("written-") for name in made.queries)
+
+
 def write(made: Collection, out: Path) -> None:
     (out / "qrels").mkdir(parents=True)
     for name, texts in (("corpus", made.documents), ("queries", made.queries)):
@@ -124,6 +137,7 @@ def main() -> None:
     parser.add_argument("--passages", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--prose", type=int, default=6000, help="passages of prose")
+    parser.add_argument("--written", type=Path, help="jsonl.gz of document, text")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     made = Collection()
@@ -133,12 +147,13 @@ def main() -> None:
     labelled = len(made.queries)
     made.documents.update(prose(options.passages, options.prose, options.seed))
     pseudo = pseudo_queries(made.documents, seed=options.seed)
+    written = add_written(made, options.written) if options.written else 0
     made.documents.update(pseudo.documents)
     made.queries.update(pseudo.queries)
     made.positives.update({name: list(judged) for name, judged in pseudo.positives.items()})
     write(made, options.out)
-    print(f"{len(made.documents):,} passages, {labelled:,} labelled questions, "
-          f"{len(made.queries) - labelled:,} made ones")  # fmt: skip
+    print(f"{len(made.documents):,} passages, {labelled:,} labelled questions, {written:,} written "
+          f"ones, {len(made.queries) - labelled - written:,} made ones")  # fmt: skip
 
 
 if __name__ == "__main__":
