@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -65,6 +68,21 @@ def test_two_processes_evaluate_as_one(tmp_path: Path) -> None:
         values += [entry[METRIC] for entry in history if METRIC in entry]
     assert len(values) == 2
     assert values[0] == pytest.approx(values[1], abs=0.02)
+
+
+def test_a_process_leaves_its_group_before_it_ends(tmp_path: Path) -> None:
+    script = f"""
+        import atexit, torch.distributed as dist
+        from colbert_fast.training.distributed import leave_at_exit
+        atexit.register(lambda: print("in a group:", dist.is_initialized()))
+        store = dist.FileStore({str(tmp_path / "store")!r}, 1)
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+        leave_at_exit()
+        leave_at_exit()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "in a group: False\n"
 
 
 def test_an_evaluation_may_take_hours() -> None:

@@ -93,7 +93,7 @@ class DeviceSearcher:
             if needed + needed // _ROOM > free:
                 logger.warning(
                     "%s stay in the host's memory, since %s has %s bytes free, not %s and an "
-                    "eighth more for searches: they take longer, exhaustive ones much longer",
+                    "eighth more for work: searches take longer, exhaustive ones much longer",
                     *(vectors, where, f"{free:,}", f"{needed:,}"),
                 )
                 arrays[vectors] = np.concatenate(host.pop(vectors))

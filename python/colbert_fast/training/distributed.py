@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 from datetime import timedelta
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["barrier", "broadcast", "gather_rows", "processes", "rank"]
+__all__ = ["barrier", "broadcast", "gather_rows", "leave_at_exit", "processes", "rank"]
 
 
 def processes() -> int:
@@ -21,6 +22,18 @@ def processes() -> int:
 def rank() -> int:
     """The number of this one."""
     return dist.get_rank() if processes() > 1 else 0
+
+
+@functools.cache
+def leave_at_exit() -> None:
+    """Let this process leave the group before it ends: threads of a group that is still there when
+    C++ destroys what is static abort the process now and then."""
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def barrier() -> None:

@@ -32,7 +32,7 @@ from colbert_fast.training.checkpoints import (
     prune,
 )
 from colbert_fast.training.config import TEACHER_LOSSES, TrainingConfig
-from colbert_fast.training.distributed import barrier, broadcast, processes, rank
+from colbert_fast.training.distributed import barrier, broadcast, leave_at_exit, processes, rank
 from colbert_fast.training.objective import objective
 from colbert_fast.training.parameters import dropout, frozen_parameters, without_gradient
 from colbert_fast.training.stored import Quantizer, pool_rows
@@ -128,6 +128,8 @@ def train(
     arguments = _arguments(model, output, config, steps, progress=progress)
     arguments._n_gpu = 1  # a process uses its own GPU only
     _check_device(model.device, arguments.device)
+    if processes() > 1:
+        leave_at_exit()
     if config.batch_size % processes():
         raise ValueError(
             f"batch_size: want a multiple of the {processes()} processes, got {config.batch_size}"
