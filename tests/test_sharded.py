@@ -129,6 +129,8 @@ def test_a_device_for_all_shards_or_one_for_each(
     for given in (devices, "cuda"):
         with ShardedIndex(folders, device=given) as index:
             assert index.search(rows[:3]) == expected
+        with pytest.raises(ValueError, match="is closed"):
+            index.search(rows[0])
     assert opened == [*devices, *["cuda"] * 4]
     with pytest.raises(ValueError, match="device: got 1 for 4 indexes"):
         ShardedIndex(folders, device=["cuda:0"])

@@ -127,8 +127,6 @@ class ShardedIndex:
         """Let go of the files of all shards."""
         for shard in self.shards:
             shard.close()
-        if self._pool is not None:
-            self._pool.shutdown()
 
     def __len__(self) -> int:
         return sum(map(len, self.shards))

@@ -286,7 +286,7 @@ def _indexed(
         path = Path(scratch, "mining.cf") if index_path is None else Path(index_path)
         keep = index_path is not None
         if keep:
-            _record(path, _digest(documents.pairs()))
+            _claim_index(path, _digest(documents.pairs()))
         if path.exists():
             index = Index.open(path, model=model)
         else:
@@ -301,8 +301,8 @@ def _indexed(
             yield index
 
 
-def _record(path: Path, digest: str) -> None:
-    """Keep beside an index what documents it is of, or see that it is of these."""
+def _claim_index(path: Path, digest: str) -> None:
+    """Write down beside an index what documents it is of, or see that it is of these."""
     record = Path(f"{path}.documents")
     if not path.exists():
         with replacing(record) as partial:
