@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,6 +75,54 @@ def test_tensors_go_all_the_way(
         Index.build(tmp_path / device, texts, codec=codec, device=device, progress=False).close()  # type: ignore[arg-type]
     assert set(placed) == {"cpu", "cuda"}
     assert files(tmp_path / "cuda") == files(tmp_path / "cpu")
+
+
+@dataclass(frozen=True)
+class _Codec:
+    """Of a codec, what compression on a GPU asks for; its one column are the embeddings."""
+
+    centroids: Any = ()
+
+    def encode(self, embeddings: Any) -> dict[str, Any]:
+        return {"codes": embeddings}
+
+
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch, codec: Any) -> Any:
+    """`encode_each` on a GPU that is the CPU, whose streams do nothing."""
+    torch: Any = pytest.importorskip("torch", reason="tensors are torch's")
+    monkeypatch.setattr(devices, "place", lambda array, _: torch.tensor(array))
+    return lambda chunks: devices.encode_each(codec, chunks, "cuda")
+
+
+def test_a_chunk_is_under_way_while_the_one_before_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encode, read = on_the_cpu(monkeypatch, _Codec()), []
+
+    def chunks() -> Iterator[SimpleNamespace]:
+        for number in range(5):
+            read.append(number)
+            yield SimpleNamespace(embeddings=np.full((3, 4), number, np.float16))
+
+    written = []
+    for number, (chunk, columns) in enumerate(encode(chunks())):
+        np.testing.assert_array_equal(columns["codes"], chunk.embeddings)
+        written.append(int(columns["codes"][0, 0]))
+        assert len(read) == min(number + 2, 5)
+    assert written == [0, 1, 2, 3, 4]
+    assert list(encode(())) == []
+
+
+def test_a_full_gpu_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch: Any = pytest.importorskip("torch", reason="tensors are torch's")
+
+    class Full(_Codec):
+        def encode(self, embeddings: Any) -> dict[str, Any]:  # noqa: ARG002
+            raise torch.cuda.OutOfMemoryError
+
+    encode = on_the_cpu(monkeypatch, Full())
+    with pytest.raises(MemoryError, match="24 bytes do not fit on the GPU: build with"):
+        list(encode([SimpleNamespace(embeddings=np.zeros((3, 4), np.float16))]))
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from colbert_fast.compress.codec import Codec
-from colbert_fast.compress.device import BuildDevice, encoder_of
+from colbert_fast.compress.device import BuildDevice, encode_each
 from colbert_fast.indexing.ingest import Chunk
 from colbert_fast.kernels import ops
 from colbert_fast.search.snapshot import Snapshot
@@ -46,10 +46,9 @@ def encode_segment(
 
     `advance` is told of each chunk's number of tokens when it is done.
     """
-    total, measured, encode = 0.0, 0, encoder_of(codec, device)
+    total, measured = 0.0, 0
     with SegmentWriter(folder, codec.columns()) as segment:
-        for chunk in chunks:
-            columns = encode(chunk.embeddings)
+        for chunk, columns in encode_each(codec, chunks, device):
             segment.append(columns, chunk.doclens)
             norms = residual_norms(
                 chunk.embeddings[::_MEASURED], columns["codes"][::_MEASURED], codec
