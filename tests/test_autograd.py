@@ -246,15 +246,49 @@ def test_ops_maxsim_keeps_gradients() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "built", "kernels"),
-    [("cpu", False, ops), ("cuda", True, ops), ("cuda", False, torch_maxsim), ("mps", True, None)],
+    ("device", "capable", "kernels"),
+    [
+        ("cpu", None, ops),
+        ("cuda:0", [True], ops),
+        ("cuda:1", [True, False], torch_maxsim),
+        ("cuda:0", [], torch_maxsim),  # the driver is older than the build
+        ("cuda:0", None, torch_maxsim),
+        ("mps", [True], torch_maxsim),
+    ],
 )
 def test_which_kernels_run(
-    device: str, built: bool, kernels: Any, monkeypatch: pytest.MonkeyPatch
+    device: str, capable: list[bool] | None, kernels: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(autograd.backend, "has_cuda", lambda: built)
+    """`capable`: which GPUs a build with CUDA can run on; None is one without."""
+    module = None
+    if capable is not None:
+        module = SimpleNamespace(device_count=lambda: len(capable), can_run=capable.__getitem__)
+    monkeypatch.setattr(autograd.backend, "_cuda_module", lambda: module)
     tensor: Any = SimpleNamespace(device=torch.device(device))
-    assert autograd._kernels_of(tensor) is (kernels or torch_maxsim)
+    assert autograd._kernels_of(tensor) is kernels
+
+
+def test_a_gradient_may_be_a_part_of_another(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of `cat` is, and CUDA's kernels read from multiples of 16 bytes only."""
+    doclens, met = torch.tensor([2, 1, 3], dtype=torch.int32), []
+
+    def grad_query(*arguments: Any) -> Any:
+        met.append(arguments[-1].data_ptr() % 16)
+        return ops.maxsim_grad_query(*arguments)
+
+    kernels = SimpleNamespace(maxsim=ops.maxsim, maxsim_grad_query=grad_query)
+    monkeypatch.setattr(autograd, "_kernels_of", lambda _: kernels)
+    query, documents = (torch.from_numpy(unit_vectors(rng, n, 8)) for n in (4, 6))
+    query.requires_grad_()
+    weights = torch.arange(6.0)
+    parts = [autograd.maxsim(query, documents, doclens) for _ in range(2)]
+    (torch.cat(parts) * weights).sum().backward()
+    assert met == [0, 0]
+    once = query.detach().clone().requires_grad_()
+    (autograd.maxsim(once, documents, doclens) * (weights[:3] + weights[3:])).sum().backward()
+    torch.testing.assert_close(query.grad, once.grad)
 
 
 @pytest.mark.parametrize("own", [None, OWN])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,11 +53,8 @@ def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
         devices.check_build_device("cuda")
 
 
-@pytest.mark.parametrize("codec", CODECS)
-def test_tensors_go_all_the_way(
-    codec: Any, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without a GPU: on the CPU, as tensors, which the same code takes to the same files."""
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let the GPU be the CPU, whose streams do nothing; returns what is placed and sent, later."""
     torch: Any = pytest.importorskip("torch", reason="tensors are torch's")
     from colbert_fast.compress import kmeans
 
@@ -67,13 +64,29 @@ def test_tensors_go_all_the_way(
         placed.append(device)
         return array if device == "cpu" else torch.tensor(array)
 
+    def send(array: np.ndarray, _: Any) -> Any:
+        placed.append("sent")
+        return torch.tensor(array)
+
     for module in (devices, kmeans):
         monkeypatch.setattr(module, "place", place)
+    monkeypatch.setattr(devices, "send", send)
     monkeypatch.setattr(devices, "check_device", lambda _: None)
+    for name in ("Stream", "Event"):
+        monkeypatch.setattr(torch.cuda, name, getattr(torch.cpu, name))
+    return placed
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_tensors_go_all_the_way(
+    codec: Any, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a GPU: on the CPU, as tensors, which the same code takes to the same files."""
+    placed = on_the_cpu(monkeypatch)
     texts = documents(rng)
     for device in ("cpu", "cuda"):
         Index.build(tmp_path / device, texts, codec=codec, device=device, progress=False).close()  # type: ignore[arg-type]
-    assert set(placed) == {"cpu", "cuda"}
+    assert set(placed) == {"cpu", "cuda", "sent"}
     assert files(tmp_path / "cuda") == files(tmp_path / "cpu")
 
 
@@ -81,23 +94,18 @@ def test_tensors_go_all_the_way(
 class _Codec:
     """Of a codec, what compression on a GPU asks for; its one column are the embeddings."""
 
-    centroids: Any = ()
+    centroids: np.ndarray = field(default_factory=lambda: np.zeros((1, 4), np.float32))
 
     def encode(self, embeddings: Any) -> dict[str, Any]:
         return {"codes": embeddings}
 
 
-def on_the_cpu(monkeypatch: pytest.MonkeyPatch, codec: Any) -> Any:
-    """`encode_each` on a GPU that is the CPU, whose streams do nothing."""
-    torch: Any = pytest.importorskip("torch", reason="tensors are torch's")
-    monkeypatch.setattr(devices, "place", lambda array, _: torch.tensor(array))
-    return lambda chunks: devices.encode_each(codec, chunks, "cuda")
-
-
 def test_a_chunk_is_under_way_while_the_one_before_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    encode, read = on_the_cpu(monkeypatch, _Codec()), []
+    on_the_cpu(monkeypatch)
+    codec: Any = _Codec()
+    read = []
 
     def chunks() -> Iterator[SimpleNamespace]:
         for number in range(5):
@@ -105,12 +113,12 @@ def test_a_chunk_is_under_way_while_the_one_before_is_written(
             yield SimpleNamespace(embeddings=np.full((3, 4), number, np.float16))
 
     written = []
-    for number, (chunk, columns) in enumerate(encode(chunks())):
+    for number, (chunk, columns) in enumerate(devices.encode_each(codec, chunks(), "cuda")):
         np.testing.assert_array_equal(columns["codes"], chunk.embeddings)
         written.append(int(columns["codes"][0, 0]))
         assert len(read) == min(number + 2, 5)
     assert written == [0, 1, 2, 3, 4]
-    assert list(encode(())) == []
+    assert not list(devices.encode_each(codec, (), "cuda"))
 
 
 def test_a_full_gpu_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,9 +128,11 @@ def test_a_full_gpu_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
         def encode(self, embeddings: Any) -> dict[str, Any]:  # noqa: ARG002
             raise torch.cuda.OutOfMemoryError
 
-    encode = on_the_cpu(monkeypatch, Full())
-    with pytest.raises(MemoryError, match="24 bytes do not fit on the GPU: build with"):
-        list(encode([SimpleNamespace(embeddings=np.zeros((3, 4), np.float16))]))
+    on_the_cpu(monkeypatch)
+    codec: Any = Full()
+    chunk = SimpleNamespace(embeddings=np.zeros((3, 4), np.float16))
+    with pytest.raises(MemoryError, match=r"24 bytes .* GPU: build with device='cpu', or free"):
+        list(devices.encode_each(codec, [chunk], "cuda"))
 
 
 @pytest.mark.parametrize("codec", CODECS)

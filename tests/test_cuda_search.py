@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,14 +71,34 @@ def test_a_build_without_cuda_is_told_at_once(
 
 def test_a_gpu_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch", reason="tensors on a GPU are torch's")
-    module = SimpleNamespace(release="13.0", device_count=lambda: 1)
+    module = SimpleNamespace(
+        release="13.0", device_count=lambda: 1, can_run=lambda _: False, device_name=str
+    )
     monkeypatch.setattr(backend, "_cuda_module", lambda: module)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(BackendUnavailable, match=r"'cuda:0': .* compute capability 8\.0"):
+        Index.open(folder / "2", device="cuda:0")
+    assert backend.backend_info()["cuda_devices"] == []
     with pytest.raises(BackendUnavailable, match="'cuda:7': this machine has 1 CUDA"):
         Index.open(folder / "2", device="cuda:7")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BackendUnavailable, match="this torch sees no CUDA"):
         Index.open(folder / "2", device="cuda:0")
+
+
+def test_an_index_is_copied_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+
+    def make(_: Snapshot) -> object:
+        time.sleep(0.05)
+        made.append(object())
+        return made[0]
+
+    monkeypatch.setattr(Snapshot, "_make_searcher", make)
+    snapshot = Snapshot.open(folder / "2")
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda _: snapshot.searcher, range(8))) == {made[0]}
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize("name", ["2", "two"])
@@ -301,7 +323,7 @@ def test_wrong_arrays_are_named(name: str, value: Any, says: str) -> None:
 
 
 @needs_build
-@pytest.mark.skipif(backend.has_cuda(), reason="there is a GPU, which pins memory")
+@pytest.mark.skipif(bool(backend.backend_info()["cuda_devices"]), reason="a GPU pins memory")
 def test_memory_that_cannot_be_pinned() -> None:
     from colbert_fast import _cuda
 
@@ -415,6 +437,7 @@ def test_a_search_can_be_captured(folder: Path) -> None:
         kind = (4, 50, "filter", None, None, None)
         searcher._core.search(rows, *kind, workspace, *out, damaged, stream)
 
+    search()  # loads the kernels
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         search()

@@ -4,7 +4,7 @@
 // With x and c rounded to float16,
 //   |x.c - x16.c16| <= |x| dc + (|c| + dc) dx,   d = 2^-11 |.| + 2^-25 sqrt(dim),
 // and the two float32 sums, here and of the exact product, are off by less than 2^-15 |x| |c|
-// together. A centroid whose estimate lies more than twice that below the best cannot be the
+// together if a sum loses no more than truncating each product would: twice that is allowed. A centroid whose estimate lies more than twice that below the best cannot be the
 // nearest. Of each of its points a lane keeps in registers the two best of the centroids that it
 // sees, a quarter of all, and the third's estimate: a point to which a lane's third is as near is
 // compared with all centroids, and so is one that float16 cannot hold.
@@ -20,7 +20,7 @@ constexpr unsigned kCentroids = 64, kDim = kMaxMmaDim, kBlocks = kDim / 16;
 // Rows are padded so that eight lanes, which read sixteen bytes each of two rows, meet all banks.
 constexpr unsigned kStride = kDim + 32;
 constexpr float kLongest = 60000.0f; // no value of such a vector is beyond float16
-constexpr float kRelative = 0x1p-11f, kAbsolute = 0x1p-25f * 11.5f, kSums = 0x1p-15f;
+constexpr float kRelative = 0x1p-11f, kAbsolute = 0x1p-25f * 11.5f, kSums = 0x1p-14f;
 
 struct Shared {
   uint4 centroids[2][kCentroids][kStride / 8]; // eight float16 each
@@ -116,6 +116,7 @@ __device__ void offer_tile(const Shared &shared, unsigned half, const Points &po
   const unsigned lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   for (unsigned n = 0; n < kCentroids; n += 8) {
     float d[2][4] = {};
+    __syncwarp();
 #pragma unroll
     for (unsigned k = 0; k < kBlocks; k += 2) {
       const uint4 row = shared.centroids[half][n + g][2 * k + t];

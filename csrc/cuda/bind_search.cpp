@@ -163,6 +163,7 @@ private:
     if (nq < 1 || nq % 32 != 0)
       throw py::value_error("`queries` must have a multiple of 32 tokens each, got " +
                             std::to_string(nq));
+    check_at_most(n_queries * (nq / 32), 0xffff, "tiles of 32 query tokens");
     check_at_most(k, cuda::kMaxTop, "k");
     check_at_most(nprobe, static_cast<std::int64_t>(index_.n_centroids), "nprobe");
     if (ndocs < 1)

@@ -19,6 +19,7 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
   m.attr("release") = cuda::release();
   m.attr("max_mma_dim") = cuda::kMaxMmaDim;
   m.def("device_count", &cuda::device_count);
+  m.def("can_run", &cuda::can_run, py::arg("device"));
   m.def("device_name", &cuda::device_name, py::arg("device"));
   m.def("problem", &cuda::problem);
   bind_candidates(m);

@@ -6,9 +6,11 @@
 
 namespace colbert_fast::cuda {
 
-// GPUs that can run the kernels; 0 where `problem` says why.
+// GPUs, if one of them can run the kernels; else 0, and `problem` says why.
 int device_count();
-// Why there is none: no driver, one too old, no device. Empty if there is one.
+// Whether this one can: tensor cores and copies past the registers want Ampere.
+bool can_run(int device);
+// Why there is none: no driver, one too old, no device, none that can. Empty if there is one.
 std::string problem();
 // The name of a GPU, and the CUDA release that the kernels were compiled with, such as "13.0".
 std::string device_name(int device);

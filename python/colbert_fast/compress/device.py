@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, cast
@@ -15,7 +13,7 @@ from colbert_fast.arrays import as_array
 from colbert_fast.compress.codec import Codec, Columns
 from colbert_fast.kernels.cuda import check_device, import_torch
 
-__all__ = ["BuildDevice", "check_build_device", "encode_each", "place"]
+__all__ = ["BuildDevice", "check_build_device", "encode_each", "place", "room_for", "send"]
 
 BuildDevice: TypeAlias = Literal["cpu", "cuda"]
 
@@ -44,19 +42,41 @@ def check_build_device(device: str) -> None:
         check_device(device)
 
 
-def place(array: npt.NDArray[Any], device: BuildDevice) -> Any:
-    """The array itself for "cpu", a copy on torch's current CUDA device for "cuda".
+@contextmanager
+def room_for(array: npt.NDArray[Any], device: BuildDevice, advice: str) -> Iterator[None]:
+    """Raise MemoryError where a GPU has no room for an array and what is made of it.
 
-    Raises
-    ------
-    MemoryError
-        It does not fit there.
+    `advice` says what else to do than to build on the CPU.
     """
     if device == "cpu":
-        return array
+        yield
+        return
+    try:
+        yield
+    except import_torch().cuda.OutOfMemoryError as error:
+        raise MemoryError(
+            f"{array.nbytes:,} bytes and what is computed of them do not fit on the GPU: build "
+            f"with device='cpu', or {advice}"
+        ) from error
+
+
+def place(array: npt.NDArray[Any], device: BuildDevice) -> Any:
+    """The array itself for "cpu", a copy on torch's current CUDA device for "cuda"."""
+    return array if device == "cpu" else import_torch().tensor(array, device="cuda")
+
+
+def send(array: npt.NDArray[Any], copies: Any) -> Any:
+    """A copy on the GPU, on its way there by the stream `copies`, for which the current one waits.
+
+    The host goes on at once: it reads the array into pinned memory.
+    """
     torch = import_torch()
-    with _room_for(array):
-        return torch.tensor(array, device="cuda")
+    now = torch.cuda.current_stream()
+    with torch.cuda.stream(copies):
+        sent = torch.from_numpy(array).pin_memory().to("cuda", non_blocking=True)
+    now.wait_stream(copies)
+    sent.record_stream(now)
+    return sent
 
 
 def encode_each(
@@ -64,8 +84,7 @@ def encode_each(
 ) -> Iterator[tuple[Vectors, Columns]]:
     """Every chunk with its columns: `codec.encode` of its embeddings, computed on `device`.
 
-    On a GPU two chunks are under way, each on a stream of its own: one is copied there while the
-    other is computed, and the caller has the columns of the one before meanwhile.
+    A GPU is a chunk ahead: it copies and computes one while the caller has the one before.
 
     Raises
     ------
@@ -76,42 +95,28 @@ def encode_each(
         yield from ((chunk, codec.encode(chunk.embeddings)) for chunk in chunks)
         return
     torch, known = import_torch(), cast("Any", codec)
-    there: Any = dataclasses.replace(known, centroids=place(codec.centroids, device))
-    where = there.centroids.device
-    gpu = torch.get_device_module(where)
-    streams = [gpu.Stream() for _ in range(2)]
-    for stream in streams:
-        stream.wait_stream(gpu.current_stream())  # which brings the centroids
+    with room_for(codec.centroids, device, "with fewer centroids"):
+        there: Codec = dataclasses.replace(known, centroids=place(codec.centroids, device))
+    copies = torch.cuda.Stream()
 
-    def start(chunk: Vectors, stream: Any) -> tuple[Vectors, dict[str, Any], Any]:
-        with gpu.stream(stream), _room_for(chunk.embeddings):
-            # Only pinned memory is copied while the host goes on.
-            pinned = torch.tensor(chunk.embeddings, pin_memory=where.type == "cuda")
-            columns = there.encode(pinned.to(where, non_blocking=True))
+    def start(chunk: Vectors) -> tuple[Vectors, dict[str, Any], Any]:
+        with room_for(chunk.embeddings, device, "free memory of the GPU"):
+            columns = there.encode(send(chunk.embeddings, copies))
+            # Into pinned memory; asked for later, they would wait for the next chunk too.
             found = {name: each.to("cpu", non_blocking=True) for name, each in columns.items()}
-            done = gpu.Event()
-            done.record(stream)
+        done = torch.cuda.Event()
+        done.record()
         return chunk, found, done
 
     def finish(chunk: Vectors, columns: dict[str, Any], done: Any) -> tuple[Vectors, Columns]:
         done.synchronize()
         return chunk, {name: as_array(column) for name, column in columns.items()}
 
-    under_way: deque[tuple[Vectors, dict[str, Any], Any]] = deque()
-    for chunk, stream in zip(chunks, itertools.cycle(streams), strict=False):
-        under_way.append(start(chunk, stream))
-        if len(under_way) == len(streams):
-            yield finish(*under_way.popleft())
-    yield from (finish(*each) for each in under_way)
-
-
-@contextmanager
-def _room_for(array: npt.NDArray[Any]) -> Iterator[None]:
-    """Say what to do where the GPU has no room for an array, or for what is made of it."""
-    try:
-        yield
-    except import_torch().cuda.OutOfMemoryError as error:
-        raise MemoryError(
-            f"{array.nbytes:,} bytes do not fit on the GPU: build with device='cpu', or with a "
-            "smaller `memory_budget`"
-        ) from error
+    before = None
+    for chunk in chunks:
+        started = start(chunk)
+        if before is not None:
+            yield finish(*before)
+        before = started
+    if before is not None:
+        yield finish(*before)

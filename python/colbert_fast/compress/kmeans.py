@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from colbert_fast.arrays import as_array
-from colbert_fast.compress.device import BuildDevice, place
+from colbert_fast.compress.device import BuildDevice, place, room_for
 from colbert_fast.kernels import ops
 
 __all__ = ["fit_centroids"]
@@ -76,10 +76,12 @@ def fit_centroids(
     rng = np.random.default_rng(seed)
     start = rng.choice(len(points), num_centroids, replace=False)
     centroids = _unit_rows(points[start].astype(np.float32))
-    placed = place(points, device)
+    with room_for(points, device, "with a smaller `memory_budget`"):
+        placed = place(points, device)
     for step in range(iterations):
-        codes, best = _assign(placed, place(centroids, device))
-        sums, counts = map(as_array, ops.accumulate(placed, codes, num_centroids))
+        with room_for(points, device, "with a smaller `memory_budget`"):
+            codes, best = _assign(placed, place(centroids, device))
+            sums, counts = map(as_array, ops.accumulate(placed, codes, num_centroids))
         centroids, restarted = _means(points, as_array(best), sums, counts)
         logger.debug("k-means step %d: %d clusters restarted", step + 1, restarted)
         if on_iteration is not None:

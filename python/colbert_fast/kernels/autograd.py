@@ -3,7 +3,7 @@
 Of what it computes on the way, only the argmax is kept for the backward. It is one operation to
 `torch.compile`, which neither looks into it nor breaks the graph at it.
 
-Tensors run the kernels of `ops` where this build has them for their device, else `torch_maxsim`.
+Tensors run the kernels of `ops` that run on their device, else `torch_maxsim`.
 On a CPU that is the same bits whatever the threads; on a CUDA device rows of 16 bits go through the
 tensor cores.
 """
@@ -39,8 +39,9 @@ torch.library.define(
 
 
 def _kernels_of(tensor: Tensor) -> Any:
-    kind = tensor.device.type
-    return ops if kind == "cpu" or (kind == "cuda" and backend.has_cuda()) else torch_maxsim
+    device = tensor.device
+    there = device.type == "cpu" or (device.type == "cuda" and backend.runs_on(device.index))
+    return ops if there else torch_maxsim
 
 
 def _for_tensor_cores(query: Tensor, documents: Tensor) -> bool:
@@ -103,7 +104,9 @@ def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():  # create_graph=True: the graph would lack this operation
         raise RuntimeError("maxsim has no second derivative: its gradient is for one backward")
     query, documents, doclens, argmax = ctx.saved_tensors
-    kernels, met = torch.ops.colbert_fast, (doclens, argmax, grad.contiguous())
+    # Not contiguous(): a part of a larger gradient may begin where the kernels cannot read.
+    grad = grad.clone(memory_format=torch.contiguous_format)
+    kernels, met = torch.ops.colbert_fast, (doclens, argmax, grad)
     by_query = by_documents = None
     if ctx.needs_input_grad[0]:
         by_query = kernels.maxsim_grad_query(documents, *met).to(query.dtype)

@@ -10,7 +10,7 @@ from colbert_fast import _core
 from colbert_fast._version import __version__
 from colbert_fast.errors import BackendUnavailable
 
-__all__ = ["backend_info", "cuda", "get_num_threads", "has_cuda", "set_num_threads"]
+__all__ = ["backend_info", "cuda", "get_num_threads", "runs_on", "set_num_threads"]
 
 
 def get_num_threads() -> int:
@@ -36,9 +36,10 @@ def _cuda_module() -> Any:
     return import_module("colbert_fast._cuda")
 
 
-def has_cuda() -> bool:
-    """Whether this build has CUDA kernels, wherever it runs."""
-    return _cuda_module() is not None
+def runs_on(device: int) -> bool:
+    """Whether the CUDA kernels of this build, if it has any, run on the GPU of this number."""
+    module = _cuda_module()
+    return module is not None and device < module.device_count() and bool(module.can_run(device))
 
 
 def cuda() -> Any:
@@ -83,7 +84,7 @@ def backend_info() -> dict[str, Any]:
         (None: not installed).
     """
     module = _cuda_module()
-    devices = range(0 if module is None else module.device_count())
+    devices = [*filter(runs_on, range(0 if module is None else module.device_count()))]
     return {
         "version": __version__,
         "isa": _core.isa(),

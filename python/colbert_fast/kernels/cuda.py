@@ -82,7 +82,12 @@ def check_device(device: str) -> Any:
         raise BackendUnavailable(f"device={device!r}: this torch sees no CUDA device")
     if number and int(number) >= count:
         raise BackendUnavailable(f"device={device!r}: this machine has {count} CUDA devices")
-    return torch.device("cuda", int(number) if number else torch.cuda.current_device())
+    index = int(number) if number else torch.cuda.current_device()
+    if not backend.runs_on(index):
+        raise BackendUnavailable(
+            f"device={device!r}: the kernels want compute capability 8.0 (Ampere) or more"
+        )
+    return torch.device("cuda", index)
 
 
 def run(kernel: str, *arguments: Any) -> None:

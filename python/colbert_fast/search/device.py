@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +142,10 @@ class DeviceSearcher:
         shape = self._shape(params, allowed, given=candidates is not None)
         torch = import_torch()
         with torch.cuda.device(self._device):
-            mask = None if subset is None else self._tensor(subset)
+            mask = None
+            if subset is not None:
+                with self._room_for("the documents of `subset`", len(subset)):
+                    mask = self._tensor(subset)
             for block in self._blocks(queries, params.k, shape):
                 given = None if candidates is None else candidates[block]
                 found = self._search_block(queries[block], params.k, shape, mask, given)
@@ -178,29 +182,34 @@ class DeviceSearcher:
         rows = np.zeros((n, longest, queries[0].shape[1]), np.float32)
         for row, query in zip(rows, queries, strict=True):
             row[: len(query)] = query
-        given = starts = None
-        if candidates is not None:
-            given = self._tensor(np.concatenate(candidates))
-            ends = accumulate(map(len, candidates), initial=0)
-            starts = self._tensor(np.array([*ends], np.int64))
         size = self._core.workspace(n, longest, k, *shape)
-        try:
+        with self._room_for(f"{n} queries", size):
+            given = starts = None
+            if candidates is not None:
+                given = self._tensor(np.concatenate(candidates))
+                ends = accumulate(map(len, candidates), initial=0)
+                starts = self._tensor(np.array([*ends], np.int64))
             workspace = torch.empty(size, dtype=torch.uint8, device=self._device)
-        except torch.cuda.OutOfMemoryError as error:
-            free = _free_bytes(self._device)
-            raise MemoryError(
-                f"{n} queries need {size:,} bytes on {self._device}, of which {free:,} are free"
-            ) from error
-        ids = torch.empty((n, k), dtype=torch.int64, device=self._device)
-        scores = torch.empty((n, k), dtype=torch.float32, device=self._device)
-        damaged = torch.zeros(1, dtype=torch.int32, device=self._device)
-        self._core.search(
-            self._tensor(rows), *shape, mask, given, starts, workspace, ids, scores, damaged,
-            torch.cuda.current_stream().cuda_stream,
-        )  # fmt: skip
+            ids = torch.empty((n, k), dtype=torch.int64, device=self._device)
+            scores = torch.empty((n, k), dtype=torch.float32, device=self._device)
+            damaged = torch.zeros(1, dtype=torch.int32, device=self._device)
+            self._core.search(
+                self._tensor(rows), *shape, mask, given, starts, workspace, ids, scores, damaged,
+                torch.cuda.current_stream().cuda_stream,
+            )  # fmt: skip
         if found := int(damaged.item()):
             raise RuntimeError(f"`parts[0].lists`: list {found - 1} is corrupt")
         return ids.cpu().numpy(), scores.cpu().numpy()
+
+    @contextmanager
+    def _room_for(self, what: str, n_bytes: int) -> Iterator[None]:
+        try:
+            yield
+        except import_torch().cuda.OutOfMemoryError as error:
+            free = _free_bytes(self._device)
+            raise MemoryError(
+                f"{what} need {n_bytes:,} bytes on {self._device}, of which {free:,} are free"
+            ) from error
 
     def _tensor(self, array: NDArray[Any]) -> Any:
         return import_torch().from_numpy(np.ascontiguousarray(array)).to(self._device)

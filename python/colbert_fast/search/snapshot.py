@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,6 +61,8 @@ class Snapshot:
         self.device = device
         self.closed = False
         self.tuning: Tuning | None = None
+        self._searcher: Searcher | DeviceSearcher | None = None
+        self._making_searcher = threading.Lock()
         check_sizes(path, manifest.files)
         self.codec: Codec = open_codec(
             path / manifest.codec_folder,
@@ -117,9 +120,15 @@ class Snapshot:
                     raise
         raise AssertionError("not reached")
 
-    @functools.cached_property
+    @property
     def searcher(self) -> Searcher | DeviceSearcher:
-        """The pipeline over all segments; for a GPU they are copied on first use."""
+        """The pipeline over all segments; for a GPU they are copied on first use, once."""
+        with self._making_searcher:
+            if self._searcher is None:
+                self._searcher = self._make_searcher()
+            return self._searcher
+
+    def _make_searcher(self) -> Searcher | DeviceSearcher:
         if self.device != "cpu":
             from colbert_fast.search.device import DeviceSearcher
 
@@ -222,7 +231,7 @@ class Snapshot:
         """Let go of the files; any later search raises ValueError."""
         self.closed = True
         self.segments = ()
-        self.__dict__.pop("searcher", None)
+        self._searcher = None
         self.library.close()
 
 

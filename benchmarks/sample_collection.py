@@ -1,0 +1,66 @@
+"""A small collection out of a judged one, hard where it is hard: for quick comparisons of models.
+
+    python sample_collection.py BEIR/medquad --split dev --queries 150 --documents 2500 --out FOLDER
+
+Draws questions of the split. Keeps the passages that are judged for them and BM25's best 40 for
+each, and others at random up to `--documents`. Writes a folder in BEIR layout with the same split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from colbert_fast.evaluation import load_beir
+from colbert_fast.training.mining import mine
+
+DEPTH = 40  # of BM25
+
+
+def sample(folder: Path, out: Path, *, split: str, queries: int, documents: int, seed: int) -> None:
+    """Write the sample; its texts are those of `folder`, in its order."""
+    beir = load_beir(folder, split=split)
+    texts = {str(each["id"]): str(each["text"]) for each in beir.documents()}
+    rng = np.random.default_rng(seed)
+    names = sorted(beir.qrels)
+    chosen = sorted(names[i] for i in rng.permutation(len(names))[:queries].tolist())
+    questions = {name: beir.queries[name] for name in chosen}
+    found = mine("bm25", questions, texts, depth=DEPTH, progress=False)
+    kept = {name for query in chosen for name in beir.qrels[query] if name in texts}
+    kept |= {name for ranking in found for name in ranking.document_ids}
+    others = [name for name in texts if name not in kept]
+    more = max(0, documents - len(kept))
+    kept |= {others[i] for i in rng.permutation(len(others))[:more].tolist()}
+    (out / "qrels").mkdir(parents=True)
+    for file, rows in (("corpus", texts), ("queries", questions)):
+        with (out / f"{file}.jsonl").open("w", encoding="utf-8") as lines:
+            for name, text in rows.items():
+                if name in kept or rows is questions:
+                    lines.write(json.dumps({"_id": name, "text": text}) + "\n")
+    with (out / "qrels" / f"{split}.tsv").open("w", encoding="utf-8") as lines:
+        lines.write("query-id\tcorpus-id\tscore\n")
+        for query in chosen:
+            for name, grade in beir.qrels[query].items():
+                lines.write(f"{query}\t{name}\t{grade}\n")
+    print(f"{out}: {len(questions):,} questions, {len(kept):,} passages")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--queries", type=int, default=150)
+    parser.add_argument("--documents", type=int, default=2500, help="at least so many")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    options = vars(parser.parse_args())
+    sample(options.pop("folder"), options.pop("out"), **options)
+
+
+if __name__ == "__main__":
+    main()
