@@ -1,4 +1,4 @@
-"""What changes of a large index cost: a million short documents made of real vectors and noise.
+"""What changes of a large index cost: a million documents made of real vectors and noise.
 
     python bench_updates.py DATA FOLDER --documents 1000000
 
@@ -20,7 +20,7 @@ import numpy as np
 from colbert_fast import Index
 from colbert_fast.search.snapshot import Snapshot
 
-TOKENS, ADDED, DELETED, QUERIES, ROUNDS = 20, 1000, 1000, 100, 5
+ADDED, DELETED, QUERIES, ROUNDS = 1000, 1000, 100, 5
 NOISE = 0.4  # length of the noise added to a unit vector
 
 SEARCHES = """
@@ -35,17 +35,17 @@ with open("/proc/self/status") as status:
 """
 
 
-def documents(source: Path, count: int, seed: int) -> Iterator[np.ndarray]:
-    """Documents of `TOKENS` vectors: a run of real ones, with noise of its own for each."""
+def documents(source: Path, count: int, tokens: int, seed: int) -> Iterator[np.ndarray]:
+    """Documents of so many vectors: a run of real ones, with noise of its own for each."""
     rng = np.random.default_rng(seed)
     real = np.load(source / "embeddings.npy", mmap_mode="r")
     noise = rng.standard_normal(1 << 22, np.float32) * np.float32(NOISE / real.shape[1] ** 0.5)
-    size = TOKENS * real.shape[1]
-    starts = rng.integers(len(real) - TOKENS, size=count)
+    size = tokens * real.shape[1]
+    starts = rng.integers(len(real) - tokens, size=count)
     offsets = rng.integers(len(noise) - size, size=count)
     for start, offset in zip(starts.tolist(), offsets.tolist(), strict=True):
-        added = noise[offset : offset + size].reshape(TOKENS, -1)
-        yield real[start : start + TOKENS].astype(np.float32) + added
+        added = noise[offset : offset + size].reshape(tokens, -1)
+        yield real[start : start + tokens].astype(np.float32) + added
 
 
 def best(work: Callable[[], object], rounds: int = ROUNDS) -> float:
@@ -62,7 +62,7 @@ def open_and_close(path: Path) -> None:
     Index.open(path).close()
 
 
-def measure(source: Path, path: Path, count: int) -> None:
+def measure(source: Path, path: Path, count: int, doclen: int) -> None:
     size = sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
     index = Index.open(path)
     tokens = index.manifest.num_tokens
@@ -79,7 +79,7 @@ def measure(source: Path, path: Path, count: int) -> None:
         f"RSS after {QUERIES} queries, % of index {100 * rss / size:7.1f} (peak {peak / size:.1%})"
     )
 
-    fresh = list(documents(source, ADDED, seed=1))
+    fresh = list(documents(source, ADDED, doclen, seed=1))
     vectors = np.concatenate(fresh)
     codec = Snapshot.open(path).codec
     compress = best(lambda: codec.encode(vectors))
@@ -101,15 +101,16 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--documents", type=int, default=1_000_000)
+    parser.add_argument("--tokens", type=int, default=20, help="of a document")
     parser.add_argument("--centroids", type=int)
     args = parser.parse_args()
-    source, path = args.data / "medium", args.folder / f"updates-{args.documents}"
+    source, path = args.data / "medium", args.folder / f"updates-{args.documents}-{args.tokens}"
     if not path.exists():
         start = time.perf_counter()
-        items = documents(source, args.documents, seed=0)
+        items = documents(source, args.documents, args.tokens, seed=0)
         Index.build(path, items, num_centroids=args.centroids, progress=False)
         print(f"built in {time.perf_counter() - start:.0f} s", flush=True)
-    measure(source, path, args.documents)
+    measure(source, path, args.documents, args.tokens)
 
 
 if __name__ == "__main__":

@@ -117,6 +117,44 @@ def test_an_id_that_is_there(tmp_path: Path, documents: list[np.ndarray]) -> Non
     )
 
 
+def test_ids_of_many_documents_are_looked_up(
+    tmp_path: Path, documents: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("colbert_fast.indexing.update._IDS_AT_ONCE", 8)
+    index = make(tmp_path / "a", documents[:20], num_centroids=16)
+    before, buffer = files(index.path), np.empty((1, DIM), np.float32)
+
+    def one_buffer() -> Iterator[np.ndarray]:
+        for each in documents[20:40]:
+            buffer[:] = each[:1]
+            yield buffer
+
+    for last in (0, 7, 8, 19):  # of a lookup, or in the middle of one
+        ids = [*range(100, 120)]
+        ids[last] = 11
+        with pytest.raises(ValueError, match="11 is in the index already"):
+            index.add(one_buffer(), ids=ids, progress=False)
+    assert files(index.path) == before
+    assert index.upsert(one_buffer(), ids=range(10, 30), progress=False) == 20
+    expected = dict(enumerate(documents[:10]))
+    expected |= {10 + i: each[:1] for i, each in enumerate(documents[20:40])}
+    check_content(index, expected, documents[25])
+
+
+def test_generations_share_centroids(tmp_path: Path, documents: list[np.ndarray]) -> None:
+    index = make(tmp_path / "a", documents[:100], num_centroids=16)
+    first = index._snapshot.codec
+    index.add(documents[100:110], progress=False)
+    assert index._snapshot.codec is first
+    index.compact(retrain=True, progress=False)
+    assert index._snapshot.codec is not first
+    again = index._snapshot.codec
+    make(tmp_path / "a", documents[100:200], num_centroids=16, overwrite=True)
+    assert index.refresh()
+    assert index._snapshot.codec is not again
+    check_content(index, dict(enumerate(documents[100:200])), documents[130])
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -285,7 +285,7 @@ class IndexReader:
         old.check_open()
         if Manifest.read(old.path) == old.manifest:
             return False
-        fresh = Snapshot.open(old.path, old.device)
+        fresh = Snapshot.open(old.path, old.device, before=old)
         if self._model is not None and fresh.manifest.lineage != old.manifest.lineage:
             if self._model_was_given:
                 fresh.manifest.check_model(self._model)

@@ -96,7 +96,7 @@ def encode_each(
         return
     torch, known = import_torch(), cast("Any", codec)
     with room_for(codec.centroids, device, "with fewer centroids"):
-        there: Codec = dataclasses.replace(known, centroids=place(codec.centroids, device))
+        there: Any = dataclasses.replace(known, centroids=place(codec.centroids, device))
     copies = torch.cuda.Stream()
 
     def start(chunk: Vectors) -> tuple[Vectors, dict[str, Any], Any]:

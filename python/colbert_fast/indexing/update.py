@@ -58,7 +58,8 @@ logger = logging.getLogger(__name__)
 _DRIFT = 1.1
 _TOKENS_PER_CENTROID = 64
 _SAMPLE_TOKENS = 1 << 18
-_GLANCE_TOKENS = 1 << 12  # of them, enough to tell the mean distance
+_IDS_AT_ONCE = 256
+_GLANCE_TOKENS = 1 << 11  # of them, enough to tell the mean distance
 _KMEANS_ITERATIONS = 4
 
 
@@ -131,16 +132,30 @@ def _checked(model: ColBERT, snapshot: Snapshot) -> ColBERT:
 def _new_or_replacing(
     documents: Iterator[Document], library: Library, replaced: list[int] | None
 ) -> Iterator[Document]:
-    """The documents; positions of the same id go into `replaced`, or are an error without it."""
+    """The documents; positions of the same id go into `replaced`, or are an error without it.
+
+    Ids are looked up many at once, some documents late: reading ahead instead would take a second
+    document from a source that fills the same buffer again.
+    """
+
+    def look_up(ids: list[DocumentId]) -> None:
+        found = library.find(ids)
+        if found and replaced is None:
+            raise ValueError(
+                f"ids must be unique: {min(found, key=ids.index)!r} is in the index already; "
+                "upsert() replaces documents"
+            )
+        if replaced is not None:
+            replaced.extend(found.values())
+
+    ids: list[DocumentId] = []
     for document in documents:
-        for position in library.find([document.id]).values():
-            if replaced is None:
-                raise ValueError(
-                    f"ids must be unique: {document.id!r} is in the index already; upsert() "
-                    "replaces documents"
-                )
-            replaced.append(position)
+        ids.append(document.id)
         yield document
+        if len(ids) == _IDS_AT_ONCE:
+            look_up(ids)
+            ids = []
+    look_up(ids)
 
 
 def _extended(snapshot: Snapshot, spill: Spill) -> Fitted:

@@ -55,7 +55,14 @@ class Snapshot:
         Where it searches: "cpu", or a CUDA device as torch names it.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        device: str = "cpu",
+        *,
+        before: Snapshot | None = None,
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self.device = device
@@ -64,12 +71,16 @@ class Snapshot:
         self._searcher: Searcher | DeviceSearcher | None = None
         self._making_searcher = threading.Lock()
         check_sizes(path, manifest.files)
-        self.codec: Codec = open_codec(
-            path / manifest.codec_folder,
-            manifest.codec,
-            nbits=manifest.nbits,
-            dim=manifest.dim,
-            num_centroids=manifest.num_centroids,
+        self.codec: Codec = (
+            before.codec
+            if before is not None and before.manifest.has_codec_of(manifest)
+            else open_codec(
+                path / manifest.codec_folder,
+                manifest.codec,
+                nbits=manifest.nbits,
+                dim=manifest.dim,
+                num_centroids=manifest.num_centroids,
+            )
         )
         self.segments: Sequence[Segment] = [
             Segment.open(
@@ -101,8 +112,10 @@ class Snapshot:
         return cls.open(path) if manifest is None else cls(path, manifest)
 
     @classmethod
-    def open(cls, path: Path, device: str = "cpu") -> Snapshot:
+    def open(cls, path: Path, device: str = "cpu", *, before: Snapshot | None = None) -> Snapshot:
         """The newest generation of the index at `path`, to be searched on `device`.
+
+        It has the centroids of the one `before` in memory if they are the same.
 
         Raises
         ------
@@ -113,7 +126,7 @@ class Snapshot:
         for attempt in itertools.count(1):
             manifest = Manifest.read(path)
             try:
-                return cls(path, manifest, device)
+                return cls(path, manifest, device, before=before)
             except IndexFormatError:
                 # A commit may have removed the files of a manifest that was read before it.
                 if attempt == _ATTEMPTS or Manifest.read(path) == manifest:

@@ -135,6 +135,10 @@ class Manifest:
         """Tokens in all segments, those of deleted documents included."""
         return sum(each.num_tokens for each in self.segments)
 
+    def has_codec_of(self, other: Manifest) -> bool:
+        """Whether both generations, of an index at one path, have the same codec's files."""
+        return (self.lineage, self.codec_folder) == (other.lineage, other.codec_folder)
+
     def write(self, folder: Path) -> None:
         """Write manifest.json into `folder`, in one step and for good."""
         body = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)[2:] + "\n"
