@@ -1,9 +1,10 @@
-"""A small collection out of a judged one, hard where it is hard: for quick comparisons of models.
+"""A small collection out of a judged one, with the passages that are easily confused.
 
     python sample_collection.py BEIR/medquad --split dev --queries 150 --documents 2500 --out FOLDER
 
-Draws questions of the split. Keeps the passages that are judged for them and BM25's best 40 for
-each, and others at random up to `--documents`. Writes a folder in BEIR layout with the same split.
+For quick comparisons of models. Draws questions of the split, keeps the passages that are judged
+for them and BM25's best 40 for each, and where these are fewer than `--documents` fills up with
+others at random. Writes a folder in BEIR layout with the same split.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ DEPTH = 40  # of BM25
 
 def sample(folder: Path, out: Path, *, split: str, queries: int, documents: int, seed: int) -> None:
     """Write the sample; its texts are those of `folder`, in its order."""
+    (out / "qrels").mkdir(parents=True)
     beir = load_beir(folder, split=split)
     texts = {str(each["id"]): str(each["text"]) for each in beir.documents()}
     rng = np.random.default_rng(seed)
@@ -34,7 +36,6 @@ def sample(folder: Path, out: Path, *, split: str, queries: int, documents: int,
     others = [name for name in texts if name not in kept]
     more = max(0, documents - len(kept))
     kept |= {others[i] for i in rng.permutation(len(others))[:more].tolist()}
-    (out / "qrels").mkdir(parents=True)
     for file, rows in (("corpus", texts), ("queries", questions)):
         with (out / f"{file}.jsonl").open("w", encoding="utf-8") as lines:
             for name, text in rows.items():
@@ -44,7 +45,8 @@ def sample(folder: Path, out: Path, *, split: str, queries: int, documents: int,
         lines.write("query-id\tcorpus-id\tscore\n")
         for query in chosen:
             for name, grade in beir.qrels[query].items():
-                lines.write(f"{query}\t{name}\t{grade}\n")
+                if name in kept:
+                    lines.write(f"{query}\t{name}\t{grade}\n")
     print(f"{out}: {len(questions):,} questions, {len(kept):,} passages")
 
 
@@ -55,7 +57,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--split", default="test")
     parser.add_argument("--queries", type=int, default=150)
-    parser.add_argument("--documents", type=int, default=2500, help="at least so many")
+    parser.add_argument("--documents", type=int, default=2500, help="fill up to so many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     options = vars(parser.parse_args())

@@ -70,7 +70,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     for module in (devices, kmeans):
         monkeypatch.setattr(module, "place", place)
-    monkeypatch.setattr(devices, "send", send)
+    monkeypatch.setattr(devices, "_send", send)
     monkeypatch.setattr(devices, "check_device", lambda _: None)
     for name in ("Stream", "Event"):
         monkeypatch.setattr(torch.cuda, name, getattr(torch.cpu, name))

@@ -71,14 +71,9 @@ def test_a_build_without_cuda_is_told_at_once(
 
 def test_a_gpu_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch", reason="tensors on a GPU are torch's")
-    module = SimpleNamespace(
-        release="13.0", device_count=lambda: 1, can_run=lambda _: False, device_name=str
-    )
+    module = SimpleNamespace(release="13.0", device_count=lambda: 1, can_run=lambda _: True)
     monkeypatch.setattr(backend, "_cuda_module", lambda: module)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(BackendUnavailable, match=r"'cuda:0': .* compute capability 8\.0"):
-        Index.open(folder / "2", device="cuda:0")
-    assert backend.backend_info()["cuda_devices"] == []
     with pytest.raises(BackendUnavailable, match="'cuda:7': this machine has 1 CUDA"):
         Index.open(folder / "2", device="cuda:7")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -99,6 +94,28 @@ def test_an_index_is_copied_once(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(lambda _: snapshot.searcher, range(8))) == {made[0]}
     assert len(made) == 1
+
+
+def test_a_gpu_that_is_too_old(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch", reason="tensors on a GPU are torch's")
+    able = [False, True]
+    module = SimpleNamespace(
+        release="13.0",
+        device_count=lambda: len(able),
+        can_run=able.__getitem__,
+        device_name=lambda _: "New",
+    )
+    monkeypatch.setattr(backend, "_cuda_module", lambda: module)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert backend.backend_info()["cuda_devices"] == ["cuda:1 New"]
+    with pytest.raises(BackendUnavailable, match=r"8\.0 .*, which cuda:1 has, but not cuda:0"):
+        Index.open(folder / "2", device="cuda:0")
+    with pytest.raises(BackendUnavailable, match="but not cuda:0"):
+        ops.cuda.run("maxsim", fake(2, 8, index=0))
+    able[:] = [False]
+    assert backend.backend_info()["cuda_devices"] == []
+    with pytest.raises(BackendUnavailable, match="which none here has"):
+        Index.open(folder / "2", device="cuda")
 
 
 @pytest.mark.parametrize("name", ["2", "two"])
@@ -143,6 +160,15 @@ def test_what_a_search_refuses(without_kernels: device.DeviceSearcher) -> None:
     ids, scores = without_kernels.search([query], params, subset=np.zeros(5, np.bool_))
     assert (ids == -1).all()
     assert (scores == -np.inf).all()
+
+
+def test_long_queries_go_in_smaller_blocks(without_kernels: device.DeviceSearcher) -> None:
+    without_kernels._core = SimpleNamespace(workspace=lambda *_: 0)
+    batch = [np.ones((1, DIM), np.float32)] * 300 + [np.ones((9000, DIM), np.float32)]
+    blocks = [*without_kernels._blocks(batch, 10, (2, 4, "filter"))]
+    assert [each.start for each in blocks] == [0, 232]  # of 282 tiles each
+    assert [each.stop - each.start for each in blocks] == [232, 232]
+    assert len([*without_kernels._blocks(batch[:300], 10, (2, 4, "filter"))]) == 2
 
 
 def test_small_collections_are_scanned(without_kernels: device.DeviceSearcher) -> None:

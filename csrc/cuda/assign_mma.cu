@@ -4,10 +4,11 @@
 // With x and c rounded to float16,
 //   |x.c - x16.c16| <= |x| dc + (|c| + dc) dx,   d = 2^-11 |.| + 2^-25 sqrt(dim),
 // and the two float32 sums, here and of the exact product, are off by less than 2^-15 |x| |c|
-// together if a sum loses no more than truncating each product would: twice that is allowed. A centroid whose estimate lies more than twice that below the best cannot be the
-// nearest. Of each of its points a lane keeps in registers the two best of the centroids that it
-// sees, a quarter of all, and the third's estimate: a point to which a lane's third is as near is
-// compared with all centroids, and so is one that float16 cannot hold.
+// together if tensor cores truncate each product; how they add is not documented, so 2^-14 is
+// allowed. A centroid whose estimate lies more than twice that whole error below the best cannot be
+// the nearest. Of each of its points a lane keeps in registers the two best of the centroids that
+// it sees, a quarter of all, and the third's estimate: a point to which a lane's third is as near
+// is compared with all centroids, and so is one that float16 cannot hold.
 #include <type_traits>
 
 #include "cuda/tile.cuh"
@@ -116,7 +117,7 @@ __device__ void offer_tile(const Shared &shared, unsigned half, const Points &po
   const unsigned lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   for (unsigned n = 0; n < kCentroids; n += 8) {
     float d[2][4] = {};
-    __syncwarp();
+    __syncwarp(); // the offers before may have parted the lanes
 #pragma unroll
     for (unsigned k = 0; k < kBlocks; k += 2) {
       const uint4 row = shared.centroids[half][n + g][2 * k + t];

@@ -163,14 +163,16 @@ private:
     if (nq < 1 || nq % 32 != 0)
       throw py::value_error("`queries` must have a multiple of 32 tokens each, got " +
                             std::to_string(nq));
-    check_at_most(n_queries * (nq / 32), 0xffff, "tiles of 32 query tokens");
     check_at_most(k, cuda::kMaxTop, "k");
     check_at_most(nprobe, static_cast<std::int64_t>(index_.n_centroids), "nprobe");
     if (ndocs < 1)
       throw py::value_error("`ndocs` must be at least 1, got " + std::to_string(ndocs));
-    return {static_cast<std::size_t>(n_queries), static_cast<std::size_t>(nq),
-            static_cast<std::size_t>(k),         static_cast<std::size_t>(nprobe),
-            static_cast<std::size_t>(ndocs),     kind_of(kind, index_)};
+    const cuda::SearchShape found{
+        static_cast<std::size_t>(n_queries), static_cast<std::size_t>(nq),
+        static_cast<std::size_t>(k),         static_cast<std::size_t>(nprobe),
+        static_cast<std::size_t>(ndocs),     kind_of(kind, index_)};
+    if (kind == "filter") check_at_most(n_queries * (nq / 32), 0xffff, "n_queries * nq / 32");
+    return found;
   }
 
   py::dict arrays_; // keeps the memory

@@ -100,7 +100,7 @@ __device__ inline void load_slab(const std::uint8_t *row, unsigned dim, unsigned
 // tile, laid out by pack_query.
 __device__ inline void add_products(const uint4 *query, const std::uint32_t (&row)[8],
                                     std::int32_t (&sums)[4][2]) {
-  __syncwarp();
+  __syncwarp(); // load_slab may have parted the lanes
 #pragma unroll
   for (unsigned m = 0; m < 2; ++m) {
     std::int32_t d[4] = {sums[2 * m][0], sums[2 * m][1], sums[2 * m + 1][0], sums[2 * m + 1][1]};

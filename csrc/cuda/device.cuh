@@ -86,7 +86,8 @@ __device__ inline std::uint32_t permute(std::uint32_t x, std::uint32_t y, std::u
   return bytes;
 }
 
-// d += a * b by a whole warp, whose lanes __syncwarp has brought together: a is 16 x 16, b 16 x 8, d 16 x 8. With g = lane / 4, t = lane % 4,
+// d += a * b by a whole warp that a barrier has brought together. Volatile, so that the compiler
+// moves it into no branch. a is 16 x 16, b 16 x 8, d 16 x 8. With g = lane / 4, t = lane % 4,
 // and two 16-bit values to a register, a lane holds
 //   a: (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8)    and the column after each
 //   b: (2t, g), (2t + 8, g)                                  and the row after each
@@ -95,12 +96,14 @@ template <DType kType>
 __device__ inline void mma(float (&d)[4], const std::uint32_t (&a)[4],
                            const std::uint32_t (&b)[2]) {
   if constexpr (kType == DType::f16)
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
         "{%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
   else
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
         "{%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -110,7 +113,8 @@ __device__ inline void mma(float (&d)[4], const std::uint32_t (&a)[4],
 // 2t + 8 of a (rows of b) above are 4t and 4t + 16 here.
 __device__ inline void mma_i8(std::int32_t (&d)[4], const std::uint32_t (&a)[4],
                               const std::uint32_t (&b)[2]) {
-  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));

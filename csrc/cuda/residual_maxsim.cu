@@ -243,7 +243,7 @@ __global__ void __launch_bounds__(kThreads, 3)
       for (unsigned l = lane % kLanes; l < kQueryTile && tile * kQueryTile + l / 16 * 16 < nq;
            l += kLanes)
         total = fmaf(shared.best[warp][l], step[l], total);
-      __syncwarp();
+      __syncwarp(); // before the next tile or document writes to `best`
     }
     total = add_16_lanes(total);
     if (lane == 0 && at < count)

@@ -4,25 +4,21 @@
 
 namespace colbert_fast::cuda {
 
-bool can_run(int device) {
-  int major = 0;
-  const auto asked = cudaDevAttrComputeCapabilityMajor;
-  return cudaDeviceGetAttribute(&major, asked, device) == cudaSuccess && major >= 8;
-}
-
 int device_count() {
   int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess) return 0;
-  for (int device = 0; device < count; ++device)
-    if (can_run(device)) return count;
-  return 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
 
 std::string problem() {
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
-  if (status != cudaSuccess) return cudaGetErrorString(status);
-  return device_count() > 0 ? "" : "no device of compute capability 8.0 or more";
+  return status == cudaSuccess ? "" : cudaGetErrorString(status);
+}
+
+bool can_run(int device) {
+  int major = 0;
+  const auto asked = cudaDevAttrComputeCapabilityMajor;
+  return cudaDeviceGetAttribute(&major, asked, device) == cudaSuccess && major >= 8;
 }
 
 std::string device_name(int device) {

@@ -6,12 +6,13 @@
 
 namespace colbert_fast::cuda {
 
-// GPUs, if one of them can run the kernels; else 0, and `problem` says why.
+// GPUs; 0 where `problem` says why.
 int device_count();
-// Whether this one can: tensor cores and copies past the registers want Ampere.
-bool can_run(int device);
-// Why there is none: no driver, one too old, no device, none that can. Empty if there is one.
+// Why there is none: no driver, one too old, no device. Empty if there is one.
 std::string problem();
+// Whether a GPU has compute capability 8.0 or more, which mma.m16n8k16 and cp.async want. (That
+// this build has code for it is not looked at.)
+bool can_run(int device);
 // The name of a GPU, and the CUDA release that the kernels were compiled with, such as "13.0".
 std::string device_name(int device);
 std::string release();

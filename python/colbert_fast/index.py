@@ -113,7 +113,8 @@ class Index(IndexReader):
         ValueError, TypeError
             An argument, a document, an id or a vector is not acceptable; documents are named by id.
         BackendUnavailable, MemoryError
-            This build or machine has no CUDA; `device` has no room for the sample.
+            This build or machine has no CUDA; `device` has no room for the sample, the
+            centroids or a chunk.
         IndexBusyError
             Another build for `path` is running.
         IndexExistsError

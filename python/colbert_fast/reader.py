@@ -95,7 +95,7 @@ class IndexReader:
         if is_building(folder):
             raise IndexFormatError(f"{folder}: an unfinished build; build the index again")
         if device != "cpu":
-            device = str(check_device(device))  # a thread of a search may have another current one
+            device = str(check_device(device))  # by number: threads may differ in theirs
         snapshot = Snapshot.open(folder, device)
         if device != "cpu" and snapshot.num_documents:
             _ = snapshot.searcher  # what does not fit is said now

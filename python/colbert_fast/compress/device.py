@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, cast
@@ -13,7 +14,7 @@ from colbert_fast.arrays import as_array
 from colbert_fast.compress.codec import Codec, Columns
 from colbert_fast.kernels.cuda import check_device, import_torch
 
-__all__ = ["BuildDevice", "check_build_device", "encode_each", "place", "room_for", "send"]
+__all__ = ["BuildDevice", "check_build_device", "encode_each", "place", "room_for"]
 
 BuildDevice: TypeAlias = Literal["cpu", "cuda"]
 
@@ -23,7 +24,7 @@ class _HasEmbeddings(Protocol):
     def embeddings(self) -> npt.NDArray[Any]: ...
 
 
-Vectors = TypeVar("Vectors", bound=_HasEmbeddings)
+_Chunk = TypeVar("_Chunk", bound=_HasEmbeddings)
 
 
 def check_build_device(device: str) -> None:
@@ -65,23 +66,23 @@ def place(array: npt.NDArray[Any], device: BuildDevice) -> Any:
     return array if device == "cpu" else import_torch().tensor(array, device="cuda")
 
 
-def send(array: npt.NDArray[Any], copies: Any) -> Any:
-    """A copy on the GPU, on its way there by the stream `copies`, for which the current one waits.
+def _send(array: npt.NDArray[Any], stream: Any) -> Any:
+    """A copy on the GPU, on its way there by `stream`, for which the current stream waits.
 
-    The host goes on at once: it reads the array into pinned memory.
+    The host copies the array into pinned memory and does not wait for the rest.
     """
     torch = import_torch()
-    now = torch.cuda.current_stream()
-    with torch.cuda.stream(copies):
+    current = torch.cuda.current_stream()
+    with torch.cuda.stream(stream):
         sent = torch.from_numpy(array).pin_memory().to("cuda", non_blocking=True)
-    now.wait_stream(copies)
-    sent.record_stream(now)
+    current.wait_stream(stream)
+    sent.record_stream(current)
     return sent
 
 
 def encode_each(
-    codec: Codec, chunks: Iterable[Vectors], device: BuildDevice
-) -> Iterator[tuple[Vectors, Columns]]:
+    codec: Codec, chunks: Iterable[_Chunk], device: BuildDevice
+) -> Iterator[tuple[_Chunk, Columns]]:
     """Every chunk with its columns: `codec.encode` of its embeddings, computed on `device`.
 
     A GPU is a chunk ahead: it copies and computes one while the caller has the one before.
@@ -99,24 +100,21 @@ def encode_each(
         there: Any = dataclasses.replace(known, centroids=place(codec.centroids, device))
     copies = torch.cuda.Stream()
 
-    def start(chunk: Vectors) -> tuple[Vectors, dict[str, Any], Any]:
+    def start(chunk: _Chunk) -> tuple[_Chunk, dict[str, Any], Any]:
         with room_for(chunk.embeddings, device, "free memory of the GPU"):
-            columns = there.encode(send(chunk.embeddings, copies))
-            # Into pinned memory; asked for later, they would wait for the next chunk too.
+            columns = there.encode(_send(chunk.embeddings, copies))
+            # Into pinned memory, and before the next chunk's work: the stream keeps the order.
             found = {name: each.to("cpu", non_blocking=True) for name, each in columns.items()}
         done = torch.cuda.Event()
         done.record()
         return chunk, found, done
 
-    def finish(chunk: Vectors, columns: dict[str, Any], done: Any) -> tuple[Vectors, Columns]:
+    def finish(chunk: _Chunk, columns: dict[str, Any], done: Any) -> tuple[_Chunk, Columns]:
         done.synchronize()
         return chunk, {name: as_array(column) for name, column in columns.items()}
 
     before = None
-    for chunk in chunks:
-        started = start(chunk)
+    for started in itertools.chain(map(start, chunks), [None]):
         if before is not None:
             yield finish(*before)
         before = started
-    if before is not None:
-        yield finish(*before)

@@ -63,6 +63,8 @@ def fit_centroids(
     ------
     ValueError
         There are no points, or a count is out of range.
+    MemoryError
+        `device` has no room for the points and what is computed of them.
     """
     if len(points) == 0:
         raise ValueError("points: at least one is needed, got none")
@@ -78,14 +80,13 @@ def fit_centroids(
     centroids = _unit_rows(points[start].astype(np.float32))
     with room_for(points, device, "with a smaller `memory_budget`"):
         placed = place(points, device)
-    for step in range(iterations):
-        with room_for(points, device, "with a smaller `memory_budget`"):
+        for step in range(iterations):
             codes, best = _assign(placed, place(centroids, device))
             sums, counts = map(as_array, ops.accumulate(placed, codes, num_centroids))
-        centroids, restarted = _means(points, as_array(best), sums, counts)
-        logger.debug("k-means step %d: %d clusters restarted", step + 1, restarted)
-        if on_iteration is not None:
-            on_iteration()
+            centroids, restarted = _means(points, as_array(best), sums, counts)
+            logger.debug("k-means step %d: %d clusters restarted", step + 1, restarted)
+            if on_iteration is not None:
+                on_iteration()
     return centroids
 
 

@@ -3,7 +3,7 @@
 Of what it computes on the way, only the argmax is kept for the backward. It is one operation to
 `torch.compile`, which neither looks into it nor breaks the graph at it.
 
-Tensors run the kernels of `ops` that run on their device, else `torch_maxsim`.
+Tensors run the kernels of `ops` where these run on their device, else `torch_maxsim`.
 On a CPU that is the same bits whatever the threads; on a CUDA device rows of 16 bits go through the
 tensor cores.
 """

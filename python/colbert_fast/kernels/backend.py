@@ -36,19 +36,24 @@ def _cuda_module() -> Any:
     return import_module("colbert_fast._cuda")
 
 
+def _gpus(module: Any) -> list[int]:
+    """The numbers of the GPUs that can run the kernels of `_cuda`."""
+    return [device for device in range(module.device_count()) if module.can_run(device)]
+
+
 def runs_on(device: int) -> bool:
     """Whether the CUDA kernels of this build, if it has any, run on the GPU of this number."""
     module = _cuda_module()
-    return module is not None and device < module.device_count() and bool(module.can_run(device))
+    return module is not None and device in _gpus(module)
 
 
-def cuda() -> Any:
-    """The CUDA kernels.
+def cuda(device: int | None = None) -> Any:
+    """The CUDA kernels, for the GPU of this number or for any.
 
     Raises
     ------
     BackendUnavailable
-        This build has none, or this machine has no GPU that could run them.
+        This build has none, or that GPU or this machine could not run them.
     """
     module = _cuda_module()
     if module is None:
@@ -60,6 +65,13 @@ def cuda() -> Any:
         raise BackendUnavailable(
             f"CUDA {module.release} finds no GPU to run on ({module.problem()}): install or update "
             "NVIDIA's driver, look at CUDA_VISIBLE_DEVICES, or move the tensors to the CPU"
+        )
+    able = _gpus(module)
+    if not able or (device is not None and device not in able):
+        here = ", ".join(f"cuda:{each}" for each in able) or "none here"
+        raise BackendUnavailable(
+            "the CUDA kernels want a GPU of compute capability 8.0 (Ampere) or more, which "
+            f"{here} has{'' if device is None else f', but not cuda:{device}'}"
         )
     return module
 
@@ -79,19 +91,19 @@ def backend_info() -> dict[str, Any]:
     dict
         ``version``, ``isa`` (the kernels in use; COLBERT_FAST_ISA forces one), ``available_isas``
         (best first), ``threads``, ``cuda`` (the CUDA release that kernels were built with; None:
-        this build has none), ``cuda_devices`` (the GPUs that can run them), ``compiler``,
-        ``machine``, and the versions of ``python``, ``numpy``, ``torch`` and ``transformers``
-        (None: not installed).
+        this build has none), ``cuda_devices`` (the GPUs that can run them, as "cuda:N NAME"),
+        ``compiler``, ``machine``, and the versions of ``python``, ``numpy``, ``torch`` and
+        ``transformers`` (None: not installed).
     """
     module = _cuda_module()
-    devices = [*filter(runs_on, range(0 if module is None else module.device_count()))]
+    devices = [] if module is None else _gpus(module)
     return {
         "version": __version__,
         "isa": _core.isa(),
         "available_isas": _core.available_isas(),
         "threads": _core.get_num_threads(),
         "cuda": None if module is None else module.release,
-        "cuda_devices": [module.device_name(device) for device in devices],
+        "cuda_devices": [f"cuda:{device} {module.device_name(device)}" for device in devices],
         "compiler": _core.compiler,
         "machine": platform.machine(),
         "python": platform.python_version(),

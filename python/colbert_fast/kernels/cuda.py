@@ -83,10 +83,7 @@ def check_device(device: str) -> Any:
     if number and int(number) >= count:
         raise BackendUnavailable(f"device={device!r}: this machine has {count} CUDA devices")
     index = int(number) if number else torch.cuda.current_device()
-    if not backend.runs_on(index):
-        raise BackendUnavailable(
-            f"device={device!r}: the kernels want compute capability 8.0 (Ampere) or more"
-        )
+    backend.cuda(index)
     return torch.device("cuda", index)
 
 
@@ -102,7 +99,7 @@ def run(kernel: str, *arguments: Any) -> None:
     if not is_cuda(first):
         getattr(_core, kernel)(*arguments)
         return
-    module, torch = backend.cuda(), sys.modules["torch"]
+    module, torch = backend.cuda(first.device.index), sys.modules["torch"]
     with torch.cuda.device(first.device):
         getattr(module, kernel)(*arguments, torch.cuda.current_stream().cuda_stream)
 

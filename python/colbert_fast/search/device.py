@@ -30,6 +30,7 @@ _ROOM = 8  # searches may have an eighth of the index's size; a query takes some
 _COPIED = 1 << 26  # bytes that go to the device at once
 _REPACKED = 1 << 22  # codes
 _TILE = 32  # query tokens: queries are padded to a multiple
+_MOST_TILES = 0xFFFF  # of all queries at once: a grid's rows
 _LARGEST = 1e15  # value in a query, as on the CPU: so that no sum overflows
 
 # Up to so many times ndocs documents are all scored in int8: about what it costs to find the ndocs
@@ -164,7 +165,8 @@ class DeviceSearcher:
         self, queries: Sequence[NDArray[np.float32]], k: int, shape: tuple[int, int, str]
     ) -> Iterator[slice]:
         """Runs of queries whose workspace is of bearable size."""
-        size, longest = min(_BLOCK, len(queries)), _padded(queries)
+        longest = _padded(queries)
+        size = max(1, min(_BLOCK, len(queries), _MOST_TILES * _TILE // longest))
         while size > 1 and self._core.workspace(size, longest, k, *shape) > _WORKSPACE:
             size = (size + 1) // 2
         for start in range(0, len(queries), size):

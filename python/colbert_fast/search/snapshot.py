@@ -137,6 +137,7 @@ class Snapshot:
     def searcher(self) -> Searcher | DeviceSearcher:
         """The pipeline over all segments; for a GPU they are copied on first use, once."""
         with self._making_searcher:
+            self.check_open()
             if self._searcher is None:
                 self._searcher = self._make_searcher()
             return self._searcher
@@ -242,9 +243,10 @@ class Snapshot:
 
     def close(self) -> None:
         """Let go of the files; any later search raises ValueError."""
-        self.closed = True
-        self.segments = ()
-        self._searcher = None
+        with self._making_searcher:
+            self.closed = True
+            self.segments = ()
+            self._searcher = None
         self.library.close()
 
 
