@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from beir import write_beir
 
 from colbert_fast.corpus import read_corpus
 from colbert_fast.evaluation import load_beir
@@ -117,18 +118,6 @@ def add_written(made: Collection, file: Path) -> int:
     return sum(name.startswith("written-") for name in made.queries)
 
 
-def write(made: Collection, out: Path) -> None:
-    (out / "qrels").mkdir(parents=True)
-    for name, texts in (("corpus", made.documents), ("queries", made.queries)):
-        with (out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-            for key, text in texts.items():
-                file.write(json.dumps({"_id": key, "text": text}) + "\n")
-    with (out / "qrels" / "train.tsv").open("w", encoding="utf-8") as file:
-        file.write("query-id\tcorpus-id\tscore\n")
-        for query, documents in made.positives.items():
-            file.writelines(f"{query}\t{document}\t1\n" for document in documents)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -151,7 +140,8 @@ def main() -> None:
     made.documents.update(pseudo.documents)
     made.queries.update(pseudo.queries)
     made.positives.update({name: list(judged) for name, judged in pseudo.positives.items()})
-    write(made, options.out)
+    qrels = {query: dict.fromkeys(names, 1) for query, names in made.positives.items()}
+    write_beir(options.out, made.documents, made.queries, qrels, split="train")
     print(f"{len(made.documents):,} passages, {labelled:,} labelled questions, {written:,} written "
           f"ones, {len(made.queries) - labelled - written:,} made ones")  # fmt: skip
 

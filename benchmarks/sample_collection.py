@@ -10,10 +10,10 @@ others at random. Writes a folder in BEIR layout with the same split.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
+from beir import write_beir
 
 from colbert_fast.evaluation import load_beir
 from colbert_fast.training.mining import mine
@@ -23,7 +23,7 @@ DEPTH = 40  # of BM25
 
 def sample(folder: Path, out: Path, *, split: str, queries: int, documents: int, seed: int) -> None:
     """Write the sample; its texts are those of `folder`, in its order."""
-    (out / "qrels").mkdir(parents=True)
+    out.mkdir(parents=True)  # or say now that it is there
     beir = load_beir(folder, split=split)
     texts = {str(each["id"]): str(each["text"]) for each in beir.documents()}
     rng = np.random.default_rng(seed)
@@ -36,17 +36,12 @@ def sample(folder: Path, out: Path, *, split: str, queries: int, documents: int,
     others = [name for name in texts if name not in kept]
     more = max(0, documents - len(kept))
     kept |= {others[i] for i in rng.permutation(len(others))[:more].tolist()}
-    for file, rows in (("corpus", texts), ("queries", questions)):
-        with (out / f"{file}.jsonl").open("w", encoding="utf-8") as lines:
-            for name, text in rows.items():
-                if name in kept or rows is questions:
-                    lines.write(json.dumps({"_id": name, "text": text}) + "\n")
-    with (out / "qrels" / f"{split}.tsv").open("w", encoding="utf-8") as lines:
-        lines.write("query-id\tcorpus-id\tscore\n")
-        for query in chosen:
-            for name, grade in beir.qrels[query].items():
-                if name in kept:
-                    lines.write(f"{query}\t{name}\t{grade}\n")
+    judged = {
+        query: {name: grade for name, grade in beir.qrels[query].items() if name in kept}
+        for query in chosen
+    }
+    passages = {name: text for name, text in texts.items() if name in kept}
+    write_beir(out, passages, questions, judged, split=split)
     print(f"{out}: {len(questions):,} questions, {len(kept):,} passages")
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, cast
 
 import numpy.typing as npt
 
 from colbert_fast.arrays import as_array
 from colbert_fast.compress.codec import Codec, Columns
-from colbert_fast.kernels.cuda import check_device, import_torch
+from colbert_fast.kernels.cuda import check_device, import_torch, out_of_memory
 
 __all__ = ["BuildDevice", "check_build_device", "encode_each", "place", "room_for"]
 
@@ -43,22 +43,21 @@ def check_build_device(device: str) -> None:
         check_device(device)
 
 
-@contextmanager
-def room_for(array: npt.NDArray[Any], device: BuildDevice, advice: str) -> Iterator[None]:
+def room_for(
+    array: npt.NDArray[Any], device: BuildDevice, advice: str
+) -> AbstractContextManager[None]:
     """Raise MemoryError where a GPU has no room for an array and what is made of it.
 
     `advice` says what else to do than to build on the CPU.
     """
     if device == "cpu":
-        yield
-        return
-    try:
-        yield
-    except import_torch().cuda.OutOfMemoryError as error:
-        raise MemoryError(
+        return nullcontext()
+    return out_of_memory(
+        lambda: (
             f"{array.nbytes:,} bytes and what is computed of them do not fit on the GPU: build "
             f"with device='cpu', or {advice}"
-        ) from error
+        )
+    )
 
 
 def place(array: npt.NDArray[Any], device: BuildDevice) -> Any:

@@ -9,6 +9,8 @@ tokens, is clamped or left out.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from colbert_fast import _core
@@ -23,6 +25,7 @@ __all__ = [
     "import_torch",
     "is_cuda",
     "narrow_centroids",
+    "out_of_memory",
     "quantise_centroids",
     "residual_maxsim",
     "run",
@@ -60,6 +63,15 @@ def import_torch() -> Any:
             'a GPU needs the package torch: pip install "colbert-fast[encode]"'
         ) from error
     return torch
+
+
+@contextmanager
+def out_of_memory(says: Callable[[], str]) -> Iterator[None]:
+    """Raise MemoryError with what `says` returns where torch finds no room on a GPU."""
+    try:
+        yield
+    except import_torch().cuda.OutOfMemoryError as error:
+        raise MemoryError(says()) from error
 
 
 def check_device(device: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_fast.kernels import backend, cuda, ops
-from colbert_fast.kernels.cuda import check_device, import_torch
+from colbert_fast.kernels.cuda import check_device, import_torch, out_of_memory
 from colbert_fast.storage.codes import CodePacker, code_bits
 
 if TYPE_CHECKING:
@@ -99,12 +99,10 @@ class DeviceSearcher:
                     *(vectors, where, f"{free:,}", f"{needed:,}"),
                 )
                 arrays[vectors] = np.concatenate(host.pop(vectors))
-            try:
+            with out_of_memory(lambda: problem):
                 for name, each in host.items():
                     arrays[name] = _upload(each, where, padding if name == "data" else 0)
                 arrays |= cuda.quantise_centroids(arrays["centroids"])._asdict()
-            except torch.cuda.OutOfMemoryError as error:
-                raise MemoryError(problem) from error
             torch.cuda.synchronize(where)
             return cls(arrays, getattr(codec, "weights", None))
 
@@ -203,15 +201,13 @@ class DeviceSearcher:
             raise RuntimeError(f"`parts[0].lists`: list {found - 1} is corrupt")
         return ids.cpu().numpy(), scores.cpu().numpy()
 
-    @contextmanager
-    def _room_for(self, what: str, n_bytes: int) -> Iterator[None]:
-        try:
-            yield
-        except import_torch().cuda.OutOfMemoryError as error:
-            free = _free_bytes(self._device)
-            raise MemoryError(
-                f"{what} need {n_bytes:,} bytes on {self._device}, of which {free:,} are free"
-            ) from error
+    def _room_for(self, what: str, n_bytes: int) -> AbstractContextManager[None]:
+        return out_of_memory(
+            lambda: (
+                f"{what} need {n_bytes:,} bytes on {self._device}, of which "
+                f"{_free_bytes(self._device):,} are free"
+            )
+        )
 
     def _tensor(self, array: NDArray[Any]) -> Any:
         return import_torch().from_numpy(np.ascontiguousarray(array)).to(self._device)
