@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from colbert_fast import reader
 from colbert_fast.errors import UnknownDocumentError
 from colbert_fast.index import Index
-from colbert_fast.search import pipeline
+from colbert_fast.search import hybrid, pipeline
 from colbert_fast.search.params import SearchParams
 from colbert_fast.search.results import Hit
 from colbert_fast.storage.documents import DocumentStore
@@ -327,11 +328,41 @@ def test_defaults_of_plaid(k: int, expected: tuple[int, int, float]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("k", "nprobe", "ndocs"), [(10, 4, 1024), (100, 4, 1024), (101, 8, 1024), (1000, 8, 8000)]
+    ("k", "size", "nprobe", "ndocs"),
+    [
+        (10, 0, 4, 1024),
+        (100, 50_000, 4, 1024),
+        (101, 50_000, 8, 1024),
+        (1000, 50_000, 8, 8000),
+        (10, 50_001, 8, 2048),
+        (10, 500_000, 8, 2048),
+        (10, 500_001, 16, 4096),
+        (1000, 5_000_001, 64, 8192),
+    ],
 )
-def test_defaults(k: int, nprobe: int, ndocs: int) -> None:
-    params = SearchParams.resolve(k)
+def test_defaults(k: int, size: int, nprobe: int, ndocs: int) -> None:
+    params = SearchParams.resolve(k, num_documents=size)
     assert params == SearchParams(k, nprobe, ndocs, None, "default", False)
+    fused = SearchParams.resolve(k, num_documents=size, mode="hybrid")
+    assert (fused.nprobe, fused.ndocs) == (nprobe, ndocs)
+
+
+def test_defaults_are_those_of_the_collection_s_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def watch(snapshot: Any, rows: Any, params: SearchParams, **options: Any) -> Any:
+        asked.append((params.nprobe, params.ndocs))
+        return hybrid.find(snapshot, rows, params, **options)
+
+    monkeypatch.setattr(reader, "find", watch)
+    tokens = unit(np.random.default_rng(1).standard_normal((50_001, 1, 8)).astype(np.float32))
+    with Index.build(tmp_path / "many.cf", tokens, num_centroids=64, progress=False) as index:
+        index.search(tokens[0])
+        index.delete(index.ids[:1])
+        index.search(tokens[0])
+        assert asked == [(8, 2048), (4, 1024)]
 
 
 def test_given_parameters_replace_the_defaults() -> None:

@@ -59,6 +59,11 @@ struct Collection {
   std::size_t n_docs() const {
     return parts.empty() ? 0 : parts.back().base + parts.back().n_docs();
   }
+  std::size_t n_tokens() const {
+    std::size_t n = 0;
+    for (const Part &part : parts) n += static_cast<std::size_t>(part.offsets.back());
+    return n;
+  }
   // The last part that begins at or before the document: of several that begin there, all but the
   // last are empty.
   const Part &part_of(std::size_t document) const {

@@ -88,8 +88,8 @@ void Gathering::gather(const Collection &collection, std::vector<std::int32_t> &
     }
 }
 
-void Gathering::screen(const ByteTable &table, std::size_t n_docs, std::size_t n,
-                       std::vector<Hit> &hits) {
+void Gathering::screen(const ByteTable &table, const std::uint8_t *usual, std::size_t n_docs,
+                       std::size_t n, std::vector<Hit> &hits) {
   const std::size_t n_hits = hits.size();
   places_.assign(n_docs, -1);
   for (std::size_t i = 0; i < n_hits; ++i)
@@ -111,7 +111,7 @@ void Gathering::screen(const ByteTable &table, std::size_t n_docs, std::size_t n
   parallel_for(n_hits, 1024, [&](std::size_t first, std::size_t last) {
     for (std::size_t i = first; i < last; ++i) {
       const std::int32_t begin = i == 0 ? 0 : ends_[i - 1];
-      hits[i].score = kernels().approximate_i8(table, {found_.data() + begin, true},
+      hits[i].score = kernels().approximate_i8(table, usual, {found_.data() + begin, true},
                                                static_cast<std::size_t>(ends_[i] - begin));
     }
   });

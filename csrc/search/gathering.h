@@ -49,9 +49,10 @@ public:
               const Selection &selection, std::vector<Hit> &hits);
 
   // Of the hits that were gathered last keep the n best by the cells alone in whose lists they were
-  // found: the approximate score of a document that has no other tokens. It needs no codes, which
-  // of so many documents would come from memory.
-  void screen(const ByteTable &table, std::size_t n_docs, std::size_t n, std::vector<Hit> &hits);
+  // found: the approximate score of a document whose other tokens score what `usual` has for each
+  // lane. It needs no codes, which of so many documents would come from memory.
+  void screen(const ByteTable &table, const std::uint8_t *usual, std::size_t n_docs, std::size_t n,
+              std::vector<Hit> &hits);
 
   std::size_t bytes() const;
 

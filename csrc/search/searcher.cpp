@@ -16,7 +16,7 @@ namespace {
 constexpr std::size_t kKeptBytes = std::size_t{64} << 20;
 
 // More candidates than so many times ndocs are screened down to so many.
-constexpr std::size_t kScreenFrom = 12, kScreenTo = 8;
+constexpr std::size_t kScreenFrom = 9, kScreenTo = 6;
 // Documents that the int8 stage takes at once; then it looks whether the next can still win.
 constexpr std::size_t kStep = 128;
 // How many standard deviations above what its approximate score makes one expect a document may
@@ -88,6 +88,9 @@ void Searcher::score_each(Arena &arena, std::size_t begin, std::size_t end, std:
       if (!part->holds(document)) part = &collection_.part_of(document);
 #if !defined(_MSC_VER)
       // Written out: gcc takes a function that only prefetches for one without effect.
+      const auto later =
+          static_cast<std::size_t>(arena.hits[std::min(i + 2 * kAhead, end - 1)].document);
+      if (part->holds(later)) __builtin_prefetch(part->offsets.data() + (later - part->base));
       const auto soon =
           static_cast<std::size_t>(arena.hits[std::min(i + kAhead, end - 1)].document);
       if (part->holds(soon)) {
@@ -120,8 +123,19 @@ void Searcher::approximate_i8(Arena &arena) const {
   const Kernels &cpu = kernels();
   const ByteTable table = arena.bytes.table();
   score_each(arena, 0, arena.hits.size(), 256, [&](const Tokens &tokens) {
-    return cpu.approximate_i8(table, tokens.codes(), tokens.count);
+    return cpu.approximate_i8(table, nullptr, tokens.codes(), tokens.count);
   });
+}
+
+// Keep the hits that are best by the lists alone in which they were found. A query token that did
+// not find a document is taken to score there what the best of as many centroids does, drawn at
+// random, but no more than the centroids do that it probes.
+void Searcher::screen(Arena &arena, const SearchParams &params) const {
+  const Collection &c = collection_;
+  const std::size_t once = c.n_centroids * c.n_docs() / c.n_tokens();
+  const std::uint8_t *usual = arena.bytes.usual(std::max(once, params.nprobe));
+  arena.gathering.screen(arena.bytes.table(), usual, c.n_docs(), kScreenTo * params.ndocs,
+                         arena.hits);
 }
 
 // Int8 scores, of `all` hits or, where they lie in descending approximate order, of as many as can
@@ -271,8 +285,7 @@ void Searcher::search_default(Arena &arena, const SearchParams &params,
   } else {
     if (!few) score_centroids(arena, nprobe);
     arena.gathering.gather(collection_, arena.cells, selection, arena.hits);
-    if (arena.hits.size() > kScreenFrom * params.ndocs)
-      arena.gathering.screen(arena.bytes.table(), n_docs(), kScreenTo * params.ndocs, arena.hits);
+    if (arena.hits.size() > kScreenFrom * params.ndocs) screen(arena, params);
     approximate_i8(arena);
     keep_best(arena.hits, params.ndocs);
     std::sort(arena.hits.begin(), arena.hits.end(), better);

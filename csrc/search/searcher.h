@@ -40,6 +40,7 @@ private:
   void search_default(Arena &arena, const SearchParams &params, const Selection &selection) const;
   void score_centroids(Arena &arena, std::size_t nprobe) const;
   void approximate(Arena &arena, const std::uint8_t *keep) const;
+  void screen(Arena &arena, const SearchParams &params) const;
   void approximate_i8(Arena &arena) const;
   void score_int8(Arena &arena, std::size_t k, bool all) const;
   void score_exact(Arena &arena) const;

@@ -133,7 +133,7 @@ class IndexReader:
         k
             Hits wanted; all documents if there are fewer.
         nprobe, ndocs, centroid_score_threshold, mode, exhaustive
-            See `SearchParams`; the defaults depend on `mode` and `k`.
+            See `SearchParams`; the defaults depend on `mode`, `k` and the size of the collection.
         subset
             Search only these: ids, or a boolean mask (n_docs,) by place in `ids`.
         filter
@@ -178,6 +178,7 @@ class IndexReader:
             bm25_weight=bm25_weight,
             recall=recall,
             tuning=None if recall is None else snapshot.read_tuning(),
+            num_documents=snapshot.num_documents,
         )
         queries, single = read_queries(query)
         mask = read_mask(subset, filter, snapshot)

@@ -321,10 +321,14 @@ private:
   void approximate_i8(const Case &c) {
     const ByteTableBuffer table(random_, c.centroids, c.count);
     const CodeBuffer codes(random_, c);
-    Buffer<float> got(1), want(1);
-    got[0] = isa_.approximate_i8(table.view(), codes.view(), c.n);
-    want[0] = scalar_.approximate_i8(table.view(), codes.view(), c.n);
-    tally_.same(got, want, c.describe(isa_, "approximate_i8"));
+    const auto init = random_.integers<std::uint8_t>(table.view().stride, 256);
+
+    for (const std::uint8_t *start : {static_cast<const std::uint8_t *>(nullptr), init.data()}) {
+      Buffer<float> got(1), want(1);
+      got[0] = isa_.approximate_i8(table.view(), start, codes.view(), c.n);
+      want[0] = scalar_.approximate_i8(table.view(), start, codes.view(), c.n);
+      tally_.same(got, want, c.describe(isa_, "approximate_i8"));
+    }
   }
 
   // All bits, from any first id, in a buffer that ends with the padding; some above the largest.

@@ -106,7 +106,7 @@ def measure(index: Index, asked: Asked, ks: Sequence[int], *, progress: bool) ->
 def _ways(index: Index, k: int, extra: int) -> Iterator[tuple[str, SearchParams, dict[str, Any]]]:
     """Name, parameters and options of every search to measure."""
     for mode in get_args(DenseMode):
-        usual = SearchParams.resolve(k, mode=mode)
+        usual = SearchParams.resolve(k, mode=mode, num_documents=len(index))
         points = {
             (max(1, round(usual.nprobe * factor)), max(k + extra, round(usual.ndocs * factor)))
             for factor in _FACTORS
