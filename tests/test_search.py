@@ -15,6 +15,7 @@ from colbert_fast import reader
 from colbert_fast.errors import UnknownDocumentError
 from colbert_fast.index import Index
 from colbert_fast.search import hybrid, pipeline
+from colbert_fast.search import params as defaults
 from colbert_fast.search.params import SearchParams
 from colbert_fast.search.results import Hit
 from colbert_fast.storage.documents import DocumentStore
@@ -331,13 +332,12 @@ def test_defaults_of_plaid(k: int, expected: tuple[int, int, float]) -> None:
     ("k", "size", "nprobe", "ndocs"),
     [
         (10, 0, 4, 1024),
-        (100, 50_000, 4, 1024),
-        (101, 50_000, 8, 1024),
-        (1000, 50_000, 8, 8000),
-        (10, 50_001, 8, 2048),
-        (10, 500_000, 8, 2048),
-        (10, 500_001, 16, 4096),
-        (1000, 5_000_001, 64, 8192),
+        (100, 25_000, 4, 1024),
+        (101, 25_000, 8, 1024),
+        (1000, 1_000, 8, 8000),
+        (10, 50_000, 5, 1261),
+        (10, 250_000, 8, 2043),
+        (1000, 2_500_000, 32, 31849),
     ],
 )
 def test_defaults(k: int, size: int, nprobe: int, ndocs: int) -> None:
@@ -345,24 +345,25 @@ def test_defaults(k: int, size: int, nprobe: int, ndocs: int) -> None:
     assert params == SearchParams(k, nprobe, ndocs, None, "default", False)
     fused = SearchParams.resolve(k, num_documents=size, mode="hybrid")
     assert (fused.nprobe, fused.ndocs) == (nprobe, ndocs)
+    for mode in ("plaid", "rerank"):
+        grown = SearchParams.resolve(k, num_documents=size, mode=mode)
+        assert grown == SearchParams.resolve(k, mode=mode)
 
 
 def test_defaults_are_those_of_the_collection_s_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: Index, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    asked = {}
 
     def watch(snapshot: Any, rows: Any, params: SearchParams, **options: Any) -> Any:
-        asked.append((params.nprobe, params.ndocs))
+        asked[params.mode] = params.nprobe, params.ndocs
         return hybrid.find(snapshot, rows, params, **options)
 
     monkeypatch.setattr(reader, "find", watch)
-    tokens = unit(np.random.default_rng(1).standard_normal((50_001, 1, 8)).astype(np.float32))
-    with Index.build(tmp_path / "many.cf", tokens, num_centroids=64, progress=False) as index:
-        index.search(tokens[0])
-        index.delete(index.ids[:1])
-        index.search(tokens[0])
-        assert asked == [(8, 2048), (4, 1024)]
+    monkeypatch.setattr(defaults, "_GROWS_FROM", 150)
+    for mode in ("default", "plaid"):
+        plain.search(queries[0], mode=mode)
+    assert asked == {"default": (8, 2043), "plaid": (1, 256)}
 
 
 def test_given_parameters_replace_the_defaults() -> None:

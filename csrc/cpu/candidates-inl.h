@@ -140,8 +140,8 @@ float approximate(const float *scores, std::size_t lanes, Codes codes, std::size
 }
 
 template <class Code>
-inline float approximate_i8(const ByteTable &table, const std::uint8_t *init, const Code *codes,
-                            std::size_t n) {
+inline float approximate_i8(const ByteTable &table, const Code *codes, std::size_t n,
+                            const std::uint8_t *init) {
   constexpr std::size_t kAhead = 16, kRegisters = kTableLanes / kBytes;
   F32x16 total = set1(0.0f);
   for (std::size_t lane = 0; lane < table.stride; lane += kTableLanes) {
@@ -165,10 +165,10 @@ inline float approximate_i8(const ByteTable &table, const std::uint8_t *init, co
   return reduce_add(total);
 }
 
-float approximate_i8(const ByteTable &table, const std::uint8_t *init, Codes codes, std::size_t n) {
+float approximate_i8(const ByteTable &table, Codes codes, std::size_t n, const std::uint8_t *init) {
   return codes.wide
-             ? approximate_i8(table, init, static_cast<const std::int32_t *>(codes.data), n)
-             : approximate_i8(table, init, static_cast<const std::uint16_t *>(codes.data), n);
+             ? approximate_i8(table, static_cast<const std::int32_t *>(codes.data), n, init)
+             : approximate_i8(table, static_cast<const std::uint16_t *>(codes.data), n, init);
 }
 
 } // namespace

@@ -235,8 +235,8 @@ struct Kernels {
                     const float *row_scale, std::size_t n, std::uint8_t *out, std::size_t stride,
                     std::size_t first, std::size_t nprobe, float *values, std::int32_t *ids);
   // approximate() on a byte table, over all codes; lanes start at the bytes init[stride] (null: 0).
-  float (*approximate_i8)(const ByteTable &table, const std::uint8_t *init, Codes codes,
-                          std::size_t n);
+  float (*approximate_i8)(const ByteTable &table, Codes codes, std::size_t n,
+                          const std::uint8_t *init);
 
   // Packed ids `first` to first + n - 1, of 1 to kMaxCodeBits bits; what is above `largest` becomes
   // `largest`. `out` takes a multiple of kLanes, of which what is past n is arbitrary.

@@ -13,7 +13,7 @@ namespace {
 
 // Centroids that a thread takes at once: their winners are merged afterwards.
 constexpr std::size_t kBlock = 4096;
-// Centroids that tell what is usual.
+// Centroids that tell what is usual; their counts fit 16 bits.
 constexpr std::size_t kSampled = 1024;
 constexpr std::size_t kByteValues = 256;
 
@@ -83,21 +83,21 @@ void ByteScores::merge(const QueryPanels &query, std::size_t nprobe,
   }
 }
 
-const std::uint8_t *ByteScores::usual(std::size_t above) {
+const std::uint8_t *ByteScores::quantile(std::size_t above) {
   const std::size_t n = rows_.size() / stride_, every = (n + kSampled - 1) / kSampled;
   counts_.assign(stride_ * kByteValues, 0);
   for (std::size_t c = 0; c < n; c += every)
     for (std::size_t lane = 0; lane < stride_; ++lane)
       ++counts_[lane * kByteValues + rows_[c * stride_ + lane]];
-  usual_.resize(stride_);
+  quantile_.resize(stride_);
   above /= every;
   for (std::size_t lane = 0; lane < stride_; ++lane) {
     const std::uint16_t *counts = counts_.data() + lane * kByteValues;
     std::size_t byte = kByteValues - 1;
     for (std::size_t seen = counts[byte]; seen <= above && byte > 0; seen += counts[byte]) --byte;
-    usual_[lane] = static_cast<std::uint8_t>(byte);
+    quantile_[lane] = static_cast<std::uint8_t>(byte);
   }
-  return usual_.data();
+  return quantile_.data();
 }
 
 const float *ByteScores::ratio(const QueryPanels &query, float unit_of_bytes) {

@@ -42,8 +42,9 @@ public:
   static constexpr std::size_t kMostProbes = 64;
 
   ByteTable table() const { return {rows_.data(), stride_, step_.data()}; }
-  // Per lane, a byte that about `above` centroids exceed.
-  const std::uint8_t *usual(std::size_t above);
+  // Per lane, a byte that about `above` centroids exceed, judged by a sample; valid until the next
+  // call.
+  const std::uint8_t *quantile(std::size_t above);
   // Per lane, `unit_of_bytes` times the query's unit, in steps of the table.
   const float *ratio(const QueryPanels &query, float unit_of_bytes);
   std::size_t bytes() const { return rows_.capacity(); }
@@ -52,7 +53,7 @@ private:
   void merge(const QueryPanels &query, std::size_t nprobe, std::vector<std::int32_t> &cells);
 
   AlignedVector<std::uint8_t> rows_;
-  AlignedVector<std::uint8_t> usual_;
+  AlignedVector<std::uint8_t> quantile_;
   AlignedVector<float> step_, ratio_;
   QueryI8 query_;
   std::size_t stride_ = 0;

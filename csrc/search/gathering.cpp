@@ -111,8 +111,8 @@ void Gathering::screen(const ByteTable &table, const std::uint8_t *usual, std::s
   parallel_for(n_hits, 1024, [&](std::size_t first, std::size_t last) {
     for (std::size_t i = first; i < last; ++i) {
       const std::int32_t begin = i == 0 ? 0 : ends_[i - 1];
-      hits[i].score = kernels().approximate_i8(table, usual, {found_.data() + begin, true},
-                                               static_cast<std::size_t>(ends_[i] - begin));
+      hits[i].score = kernels().approximate_i8(table, {found_.data() + begin, true},
+                                               static_cast<std::size_t>(ends_[i] - begin), usual);
     }
   });
   keep_best(hits, n);

@@ -22,7 +22,8 @@ constexpr std::size_t kStep = 128;
 // How many standard deviations above what its approximate score makes one expect a document may
 // score in int8, and above its int8 score exactly.
 constexpr float kApproximateSlack = 4.0f, kInt8Slack = 6.0f;
-// Hits whose codes are fetched ahead: of many documents the next one gathered lies pages away.
+// Hits whose codes are fetched ahead, and offsets twice as far: of many documents the next one
+// gathered lies pages away.
 constexpr std::size_t kAhead = 8;
 
 } // namespace
@@ -123,17 +124,17 @@ void Searcher::approximate_i8(Arena &arena) const {
   const Kernels &cpu = kernels();
   const ByteTable table = arena.bytes.table();
   score_each(arena, 0, arena.hits.size(), 256, [&](const Tokens &tokens) {
-    return cpu.approximate_i8(table, nullptr, tokens.codes(), tokens.count);
+    return cpu.approximate_i8(table, tokens.codes(), tokens.count, nullptr);
   });
 }
 
 // Keep the hits that are best by the lists alone in which they were found. A query token that did
-// not find a document is taken to score there what the best of as many centroids does, drawn at
-// random, but no more than the centroids do that it probes.
+// not find a document is taken to score there about what the best of so many random centroids does
+// as a document has tokens, and no more than its probed ones do.
 void Searcher::screen(Arena &arena, const SearchParams &params) const {
   const Collection &c = collection_;
-  const std::size_t once = c.n_centroids * c.n_docs() / c.n_tokens();
-  const std::uint8_t *usual = arena.bytes.usual(std::max(once, params.nprobe));
+  const std::size_t rank = c.n_centroids * c.n_docs() / (c.n_tokens() + c.n_docs());
+  const std::uint8_t *usual = arena.bytes.quantile(std::max(rank, params.nprobe));
   arena.gathering.screen(arena.bytes.table(), usual, c.n_docs(), kScreenTo * params.ndocs,
                          arena.hits);
 }

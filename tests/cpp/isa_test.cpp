@@ -325,8 +325,8 @@ private:
 
     for (const std::uint8_t *start : {static_cast<const std::uint8_t *>(nullptr), init.data()}) {
       Buffer<float> got(1), want(1);
-      got[0] = isa_.approximate_i8(table.view(), start, codes.view(), c.n);
-      want[0] = scalar_.approximate_i8(table.view(), start, codes.view(), c.n);
+      got[0] = isa_.approximate_i8(table.view(), codes.view(), c.n, start);
+      want[0] = scalar_.approximate_i8(table.view(), codes.view(), c.n, start);
       tally_.same(got, want, c.describe(isa_, "approximate_i8"));
     }
   }

@@ -68,7 +68,8 @@ NprobeOption = Annotated[
     typer.Option(
         "--nprobe",
         min=1,
-        help="Centroids per query token whose documents become candidates.",
+        help="Centroids per query token whose documents become candidates; by default more of "
+        "them in larger collections.",
     ),
 ]
 NdocsOption = Annotated[
@@ -76,9 +77,9 @@ NdocsOption = Annotated[
     typer.Option(
         "--ndocs",
         min=1,
-        help="Candidates kept by their centroids. Mode default scores them in int8 and "
-        "exactly where that leaves a chance (codec float16: all exactly); mode plaid scores the "
-        "best max(ndocs / 4, k) exactly.",
+        help="Candidates kept by their centroids; by default more in larger collections. Mode "
+        "default scores them in int8 and exactly where that leaves a chance (codec float16: all "
+        "exactly); mode plaid scores the best max(ndocs / 4, k) exactly.",
     ),
 ]
 RecallOption = Annotated[

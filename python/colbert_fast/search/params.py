@@ -33,6 +33,10 @@ TextMode = Literal["rerank", "hybrid"]
 Mode = Literal[DenseMode, TextMode]
 TEXT_MODES: tuple[TextMode, ...] = get_args(TextMode)
 _BM25_WEIGHT = 0.3
+_GROWING: tuple[Mode, ...] = ("default", "hybrid")
+# What finds the same share of the best grows with this power of the number of documents, from where
+# the defaults find .99 of the best ten (benchmarks/RESULTS.md, "Growth").
+_GROWTH, _GROWS_FROM = 0.3, 25_000
 
 
 class SearchOptions(TypedDict, total=False):
@@ -105,9 +109,9 @@ class SearchParams(NamedTuple):
     ) -> SearchParams:
         """Check the values given and fill the others with the defaults for `mode` and `k`.
 
-        Those of mode "default" (and of the dense part of "hybrid") depend on `num_documents`, the
-        size of the collection, as well: up to 50,000 documents nprobe is 4 and ndocs 1024 (for k =
-        10), from there on twice that, and twice again from each ten times as many.
+        In modes "default" and "hybrid" both grow with the number of documents, `num_documents`:
+        for k up to 100, nprobe is 4 and ndocs 1024 up to 25,000 documents, and twice that for ten
+        times as many.
 
         With `recall`, nprobe and ndocs are those of the cheapest point of `tuning` that finds this
         share of the true `k` best, or the search is exhaustive where none does.
@@ -134,7 +138,9 @@ class SearchParams(NamedTuple):
                 'mode "rerank" probes nothing: leave out nprobe and exhaustive (ndocs says how '
                 "many documents are reranked)"
             )
-        defaults = _DEFAULTS[mode](k, num_documents)
+        defaults = _DEFAULTS[mode](k)
+        if mode in _GROWING:
+            defaults = _grown(defaults, num_documents)
         if ndocs is not None and check_positive("ndocs", ndocs) < k:
             raise ValueError(f"ndocs must be at least k={k}, got {ndocs}")
         threshold = defaults.centroid_score_threshold
@@ -203,12 +209,12 @@ def _tuned(
         )
     point = tuning.choose(k, recall)
     if point is None:
-        return _default(k, 0)._replace(exhaustive=True)
-    return _default(k, 0)._replace(nprobe=point.nprobe, ndocs=point.ndocs)
+        return _default(k)._replace(exhaustive=True)
+    return _default(k)._replace(nprobe=point.nprobe, ndocs=point.ndocs)
 
 
-def _plaid(k: int, num_documents: int) -> SearchParams:  # noqa: ARG001
-    """Table of the PLAID paper and of Stanford's searcher, for collections of any size."""
+def _plaid(k: int) -> SearchParams:
+    """Table of the PLAID paper and of Stanford's searcher."""
     if k <= 10:
         return SearchParams(k, 1, 256, 0.5, "plaid", False)
     if k <= 100:
@@ -216,21 +222,21 @@ def _plaid(k: int, num_documents: int) -> SearchParams:  # noqa: ARG001
     return SearchParams(k, 4, max(4 * k, 4096), 0.4, "plaid", False)
 
 
-def _default(k: int, num_documents: int) -> SearchParams:
-    # What finds the same share of the best grows as n^.3, twice for ten times as many documents.
-    growth, size = 1, 50_000
-    while num_documents > size:
-        growth, size = 2 * growth, 10 * size
-    nprobe = 4 if k <= 100 else 8
-    return SearchParams(k, growth * nprobe, max(growth * 1024, 8 * k), None, "default", False)
+def _default(k: int) -> SearchParams:
+    return SearchParams(k, 4 if k <= 100 else 8, max(1024, 8 * k), None, "default", False)
 
 
-def _rerank(k: int, num_documents: int) -> SearchParams:
-    return _default(k, num_documents)._replace(ndocs=max(100, 2 * k), mode="rerank")
+def _grown(usual: SearchParams, num_documents: int) -> SearchParams:
+    growth: float = max(1.0, num_documents / _GROWS_FROM) ** _GROWTH
+    return usual._replace(nprobe=round(growth * usual.nprobe), ndocs=round(growth * usual.ndocs))
 
 
-def _hybrid(k: int, num_documents: int) -> SearchParams:
-    return _default(k, num_documents)._replace(mode="hybrid")
+def _rerank(k: int) -> SearchParams:
+    return _default(k)._replace(ndocs=max(100, 2 * k), mode="rerank")
+
+
+def _hybrid(k: int) -> SearchParams:
+    return _default(k)._replace(mode="hybrid")
 
 
 _DEFAULTS = {"default": _default, "plaid": _plaid, "rerank": _rerank, "hybrid": _hybrid}
