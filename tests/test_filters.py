@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -203,12 +204,15 @@ def test_a_filter_that_runs_away_is_stopped(
 def test_stores_with_other_keys(tmp_path: Path, table: FieldTable) -> None:
     other = table_of(tmp_path / "other.sqlite", [{"lang": "fr"}, {"size": 3}])
     bare = table_of(tmp_path / "bare.sqlite", [None, None])
+    with closing(sqlite3.connect(tmp_path / "bare.sqlite")) as connection:
+        assert connection.execute("SELECT * FROM fields").fetchall() == []
 
     def each(condition: str) -> list[list[int]]:
         return [part.tolist() for part in matching([table, other, bare], read_filter(condition))]
 
     assert each("size = 3 OR year = 1999") == [[1], [1], []]
     assert each("lang IS NULL") == [[1, 2, 3], [1], [0, 1]]
+    assert each("1 = 1") == [[0, 1, 2, 3], [0, 1], [0, 1]]
     with pytest.raises(ValueError, match=r"the key 'year'; the keys are: 'lang', 'size'$"):
         matching([other, bare], read_filter("year"))
     with pytest.raises(ValueError, match=r"the key 'year'; the keys are: none"):

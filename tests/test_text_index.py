@@ -106,7 +106,10 @@ def test_counts_stop_at_a_byte() -> None:
 
 
 def test_no_texts() -> None:
-    index = index_of([None, None])
+    connection = store_of([None, None])
+    assert connection.execute("SELECT * FROM lengths").fetchall() == []
+    index = open_index(connection, 2)
+    assert index.lengths.tolist() == [0, 0]
     assert index.postings(["word"]) == {}
     assert BM25([index]).score("word").tolist() == [0, 0]
 

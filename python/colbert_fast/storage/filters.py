@@ -63,10 +63,15 @@ def write_fields(connection: sqlite3.Connection) -> None:
     """Unfold metadata into the tables ``keys (place, name)`` and ``fields (pid, c0, c1 ...)``.
 
     The first 1,000 keys that occur get a column each. Lists and objects become JSON text, true and
-    false 1 and 0; a document without the key has NULL.
+    false 1 and 0; a document without the key has NULL. Both are empty where no document has any.
     """
     connection.execute("CREATE TABLE keys (place INTEGER PRIMARY KEY, name TEXT NOT NULL)")
     connection.execute("CREATE TABLE fields (pid INTEGER PRIMARY KEY)")
+    [(some,)] = connection.execute(
+        "SELECT EXISTS (SELECT * FROM documents WHERE metadata IS NOT NULL)"
+    )
+    if not some:
+        return
     places: dict[str, int] = {}
     for batch in _metadata(connection):
         for name in dict.fromkeys(name for _, metadata in batch for name in metadata):
@@ -245,9 +250,11 @@ class FieldTable:
         columns = "".join(
             f", {self._column(here)} AS {_quote(name)}" for name, here in names.items()
         )
+        # Where no document has metadata, one row stands for all.
+        table, pid = ("FROM fields", "pid") if self.places else ("", "0")
         # The line breaks end a comment, should one have been overlooked.
         statement = (
-            f"SELECT {_quote(_PID)} FROM (SELECT pid AS {_quote(_PID)}{columns} FROM fields)"
+            f"SELECT {_quote(_PID)} FROM (SELECT {pid} AS {_quote(_PID)}{columns} {table})"
             f" WHERE (\n{condition.expression}\n)"
         )
         with self._lock:
@@ -258,6 +265,8 @@ class FieldTable:
                 found = np.sort(np.fromiter((pid for (pid,) in rows), np.int64))
             finally:
                 self._connection.set_progress_handler(None, 0)
+        if len(found) and not self.places:
+            return np.arange(self.num_documents)
         if len(found) and not 0 <= found[0] <= found[-1] < self.num_documents:
             raise IndexFormatError(
                 f"{self.path}: metadata of documents outside 0..{self.num_documents - 1}"

@@ -58,6 +58,9 @@ def write_text_index(connection: sqlite3.Connection) -> None:
         " WITHOUT ROWID"
     )
     connection.execute("CREATE TABLE lengths (block INTEGER PRIMARY KEY, data BLOB)")
+    [(some,)] = connection.execute("SELECT EXISTS (SELECT * FROM documents WHERE text IS NOT NULL)")
+    if not some:
+        return
     connection.create_function("joined", 2, _joined)
     [(count,)] = connection.execute("SELECT count(*) FROM documents")
     for block, start in enumerate(range(0, count, _BLOCK)):
@@ -112,6 +115,8 @@ class TextIndex:
             There are not that many.
         """
         rows = self._query("SELECT data FROM lengths ORDER BY block", ())
+        if not rows and not self._query("SELECT term FROM postings LIMIT 1", ()):
+            return np.zeros(self.num_documents, np.uint32)
         data = b"".join(row[0] for row in rows if isinstance(row[0], bytes))
         if len(data) != 4 * self.num_documents:
             raise IndexFormatError(
