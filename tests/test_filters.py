@@ -122,6 +122,7 @@ def test_keys_are_names_whose_case_does_not_matter(table: FieldTable) -> None:
         ("json_extract('x', '$')", r"malformed JSON"),
         ("1" + "+1" * 5000, r"Expression tree is too large .*\.\.\.'$"),
         ("  ", r"the expression is empty"),
+        ("[Position of the document] < 2", r"no document has the key 'position of the document'"),
         (("year = ?", []), r"0 values, 1 `\?` in the expression"),
         (("year = ?1", [1]), r"'\?1' at 7 is not allowed"),
         (("year = @a", {"a": 1}), r"'@' at 7 is not allowed"),
@@ -166,18 +167,19 @@ def test_types_that_are_refused(condition: Any, message: str) -> None:
 )  # fmt: skip
 def test_no_expression_does_anything_else(expression: str) -> None:
     # Either positions of documents that are there, or one kind of error.
-    writer = sqlite3.connect(":memory:")
-    writer.execute("CREATE TABLE documents (pid INTEGER PRIMARY KEY, metadata TEXT)")
-    writer.execute("INSERT INTO documents VALUES (0, ?)", (json.dumps({"year": 1, "lang": "x"}),))
-    write_fields(writer)
-    writer.commit()
-    table = FieldTable(writer, Path("memory"), 1)
-    try:
-        assert found(table, expression) in ([], [0])
-    except ValueError as error:
-        assert str(error).startswith("filter: ")  # noqa: PT017
-    finally:
-        table.close()
+    for metadata in (json.dumps({"year": 1, "lang": "x"}), None):
+        writer = sqlite3.connect(":memory:")
+        writer.execute("CREATE TABLE documents (pid INTEGER PRIMARY KEY, metadata TEXT)")
+        writer.execute("INSERT INTO documents VALUES (0, ?)", (metadata,))
+        write_fields(writer)
+        writer.commit()
+        table = FieldTable(writer, Path("memory"), 1)
+        try:
+            assert found(table, expression) in ([], [0])
+        except ValueError as error:
+            assert str(error).startswith("filter: ")  # noqa: PT017
+        finally:
+            table.close()
 
 
 def test_sqlite_itself_refuses_what_the_first_look_might_miss(
@@ -217,6 +219,8 @@ def test_stores_with_other_keys(tmp_path: Path, table: FieldTable) -> None:
         matching([other, bare], read_filter("year"))
     with pytest.raises(ValueError, match=r"the key 'year'; the keys are: none"):
         matching([bare], read_filter("year"))
+    with pytest.raises(ValueError, match="prohibited"):
+        matching([bare], read_filter("1 IN fields"))
 
 
 def test_more_documents_than_a_batch_and_keys_that_come_late(tmp_path: Path) -> None:

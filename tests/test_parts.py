@@ -20,6 +20,7 @@ from support import (
     make_collection,
     make_trellis_collection,
     same_bits,
+    unit_vectors,
 )
 
 Columns = dict[str, np.ndarray]
@@ -86,6 +87,7 @@ QUERIES = [COLLECTIONS["plaid"][3], -COLLECTIONS["plaid"][3][:1], np.eye(33, 32,
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {"ndocs": 64, "nprobe": 6},
     "many probes": {"ndocs": 32, "nprobe": 100},
+    "screened": {"ndocs": 10, "nprobe": 6},
     "scan": {"ndocs": 200},
     "plaid": {"mode": "plaid", "ndocs": 64, "nprobe": 2},
     "exhaustive": {"exhaustive": True},
@@ -105,6 +107,36 @@ def test_parts_do_not_show(codec: str, options: str) -> None:
         for name, searcher in SEARCHERS[codec].items():
             found = searcher.search(QUERIES, params, subset=subset)
             assert same_bits(found, whole), name
+
+
+@any_threads
+def test_screening_many_documents_of_several_parts() -> None:
+    """More than a thread screens at once. Where all cells are probed it loses nothing."""
+    rng = np.random.default_rng(6)
+    doclens = rng.integers(1, 4, 5000).astype(np.int32)
+    ends = np.concatenate([[0], np.cumsum(doclens)])
+    centroids = unit_vectors(rng, 50, 32)
+    codes = rng.integers(50, size=ends[-1]).astype(np.int32)
+    vectors = centroids[codes].astype(np.float16)
+    parts = []
+    for begin, end in ((0, 1700), (1700, 1700), (1700, 5000)):
+        rows = codes[ends[begin] : ends[end]]
+        parts.append(
+            Part(
+                codes=ops.pack_codes(rows, code_bits(50)),
+                embeddings=vectors[ends[begin] : ends[end]],
+                doclens=doclens[begin:end],
+                lists=ops.build_lists(rows, doclens[begin:end], 50),
+            )
+        )
+    searcher = Searcher(centroids=centroids, weights=None, parts=parts)
+    params = SearchParams.resolve(10, nprobe=50, ndocs=100)
+    # Fewer documents the second time: what is kept of the first is then out of date.
+    for mask in (None, np.arange(5000) % 4 > 0):
+        for query in (unit_vectors(rng, 5, 32), unit_vectors(rng, 2, 32)):
+            found = searcher.search([query], params, subset=mask)
+            exact = searcher.search([query], params._replace(exhaustive=True), subset=mask)
+            assert same_bits(found, exact)
 
 
 @every_isa

@@ -140,16 +140,14 @@ float approximate(const float *scores, std::size_t lanes, Codes codes, std::size
 }
 
 template <class Code>
-inline float approximate_i8(const ByteTable &table, const Code *codes, std::size_t n,
-                            const std::uint8_t *init) {
+inline float approximate_i8(const ByteTable &table, const Code *codes, std::size_t n) {
   constexpr std::size_t kAhead = 16, kRegisters = kTableLanes / kBytes;
   F32x16 total = set1(0.0f);
   for (std::size_t lane = 0; lane < table.stride; lane += kTableLanes) {
     const std::uint8_t *columns = table.rows + lane;
     Bytes best[kRegisters];
     alignas(64) std::uint8_t bytes[kTableLanes] = {};
-    const std::uint8_t *start = init == nullptr ? bytes : init + lane;
-    for (std::size_t r = 0; r < kRegisters; ++r) best[r] = load_bytes(start + r * kBytes);
+    for (std::size_t r = 0; r < kRegisters; ++r) best[r] = load_bytes(bytes + r * kBytes);
     for (std::size_t i = 0; i < n; ++i) {
       prefetch(columns + static_cast<std::size_t>(codes[min_of(i + kAhead, n - 1)]) * table.stride);
       const std::uint8_t *row = columns + static_cast<std::size_t>(codes[i]) * table.stride;
@@ -165,10 +163,24 @@ inline float approximate_i8(const ByteTable &table, const Code *codes, std::size
   return reduce_add(total);
 }
 
-float approximate_i8(const ByteTable &table, Codes codes, std::size_t n, const std::uint8_t *init) {
-  return codes.wide
-             ? approximate_i8(table, static_cast<const std::int32_t *>(codes.data), n, init)
-             : approximate_i8(table, static_cast<const std::uint16_t *>(codes.data), n, init);
+float approximate_i8(const ByteTable &table, Codes codes, std::size_t n) {
+  return codes.wide ? approximate_i8(table, static_cast<const std::int32_t *>(codes.data), n)
+                    : approximate_i8(table, static_cast<const std::uint16_t *>(codes.data), n);
+}
+
+void raise_rows(std::uint8_t *rows, std::size_t stride, const std::int32_t *which, std::size_t n,
+                const std::uint8_t *row) {
+  if (n == 0) return;
+  constexpr std::size_t kRegisters = kTableLanes / kBytes;
+  for (std::size_t lane = 0; lane < stride; lane += kTableLanes) {
+    Bytes least[kRegisters];
+    for (std::size_t r = 0; r < kRegisters; ++r) least[r] = load_bytes(row + lane + r * kBytes);
+    for (std::size_t i = 0; i < n; ++i) {
+      std::uint8_t *out = rows + static_cast<std::size_t>(which[i]) * stride + lane;
+      for (std::size_t r = 0; r < kRegisters; ++r)
+        store_bytes(out + r * kBytes, max_bytes(least[r], load_bytes(out + r * kBytes)));
+    }
+  }
 }
 
 } // namespace

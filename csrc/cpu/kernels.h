@@ -234,9 +234,11 @@ struct Kernels {
   void (*scores_i8)(const PanelsI8 &query, const float *ratio, const std::uint8_t *rows,
                     const float *row_scale, std::size_t n, std::uint8_t *out, std::size_t stride,
                     std::size_t first, std::size_t nprobe, float *values, std::int32_t *ids);
-  // approximate() on a byte table, over all codes; lanes start at the bytes init[stride] (null: 0).
-  float (*approximate_i8)(const ByteTable &table, Codes codes, std::size_t n,
-                          const std::uint8_t *init);
+  // approximate() on a byte table, over all codes.
+  float (*approximate_i8)(const ByteTable &table, Codes codes, std::size_t n);
+  // Rows which[n] of a byte table become at least `row`, lane by lane.
+  void (*raise_rows)(std::uint8_t *rows, std::size_t stride, const std::int32_t *which,
+                     std::size_t n, const std::uint8_t *row);
 
   // Packed ids `first` to first + n - 1, of 1 to kMaxCodeBits bits; what is above `largest` becomes
   // `largest`. `out` takes a multiple of kLanes, of which what is past n is arbitrary.

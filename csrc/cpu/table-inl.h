@@ -19,7 +19,7 @@ const Kernels COLBERT_FAST_TABLE = {
     assign, assign_screened, sum_rows, widen,
     quantise, near_columns, best_columns, products,
     ward,
-    scores, probe, approximate, scores_i8, approximate_i8,
+    scores, probe, approximate, scores_i8, approximate_i8, raise_rows,
     unpack_codes,
     pack, unpack, compress, compress_trellis, decompress, residual_maxsim, residual_maxsim_i8,
     contenders, residual_maxsim_marked,

@@ -11,8 +11,8 @@
 namespace colbert_fast {
 namespace {
 
-// Centroids that a thread takes at once: their winners are merged afterwards.
-constexpr std::size_t kBlock = 4096;
+// Centroids that a thread takes at once: the fewer blocks, the fewer that win in one for a while.
+constexpr std::size_t kLeastBlock = 4096, kBlocksOfThread = 2;
 // Centroids that tell what is usual; their counts fit 16 bits.
 constexpr std::size_t kSampled = 1024;
 constexpr std::size_t kByteValues = 256;
@@ -48,11 +48,12 @@ void ByteScores::compute(const ByteCentroids &centroids, const QueryPanels &quer
   for (std::size_t i = 0; i < query.count(); ++i) step_[i] = query.norms()[i] * longest / kSteps;
   query_.pack(query, 1, static_cast<float>(kScreenZero));
   ratio(query, 1.0f);
-  const std::size_t n_blocks = (n + kBlock - 1) / kBlock, winners = lanes * nprobe;
+  const std::size_t block = std::max(kLeastBlock, n / (kBlocksOfThread * num_threads()));
+  const std::size_t n_blocks = (n + block - 1) / block, winners = lanes * nprobe;
   values_.assign(n_blocks * winners, -std::numeric_limits<float>::infinity());
   ids_.assign(n_blocks * winners, -1);
-  parallel_for(n, kBlock, [&](std::size_t begin, std::size_t end) {
-    const std::size_t at = begin / kBlock * winners;
+  parallel_for(n, block, [&](std::size_t begin, std::size_t end) {
+    const std::size_t at = begin / block * winners;
     kernels().scores_i8(query_.view(), ratio_.data(), centroids.rows() + begin * dim,
                         centroids.scale() + begin, end - begin, rows_.data() + begin * stride_,
                         stride_, begin, nprobe, values_.data() + at, ids_.data() + at);

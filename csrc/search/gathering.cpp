@@ -13,6 +13,9 @@
 namespace colbert_fast {
 namespace {
 
+// Bytes of the rows that a thread raises at once: they are to stay in its cache.
+constexpr std::size_t kScreenedBytes = std::size_t{64} << 10;
+
 inline std::size_t lowest_bit(std::uint64_t bits) {
 #if defined(_MSC_VER)
   unsigned long index;
@@ -50,25 +53,28 @@ void all_documents(const Collection &collection, const Selection &selection,
     }
 }
 
-// Mark the documents that one part's lists have for `cells`, which ascend, and keep the postings.
+// Of one part's lists keep the postings whose documents may be found, and mark these.
 void Gathering::mark(const Collection &collection, std::size_t index,
-                     const std::vector<std::int32_t> &cells) {
+                     const std::vector<std::int32_t> &cells, const Selection &selection) {
   const Part &part = collection.parts[index];
   for (const std::int32_t cell : cells) {
     const auto c = static_cast<std::size_t>(cell);
     if (c >= part.lists.n_lists) break;
-    const std::size_t before = postings_.size();
+    const std::size_t begin = postings_.size();
     try {
       read_list(part.lists, c, part.n_docs(), postings_);
     } catch (const std::runtime_error &error) {
       throw std::runtime_error("`parts[" + std::to_string(index) + "].lists`: " + error.what());
     }
-    posting_cells_.resize(postings_.size(), cell);
-    for (std::size_t i = before; i < postings_.size(); ++i) {
+    std::size_t end = begin;
+    for (std::size_t i = begin; i < postings_.size(); ++i) {
       const std::size_t document = part.base + static_cast<std::size_t>(postings_[i]);
-      postings_[i] = static_cast<std::int32_t>(document);
+      if (!selection.holds(document)) continue;
+      postings_[end++] = static_cast<std::int32_t>(document);
       seen_[document / 64] |= std::uint64_t{1} << (document % 64);
     }
+    postings_.resize(end);
+    if (end > begin) lists_.push_back({c, begin, end});
   }
 }
 
@@ -78,52 +84,54 @@ void Gathering::gather(const Collection &collection, std::vector<std::int32_t> &
   cells.erase(std::unique(cells.begin(), cells.end()), cells.end());
   seen_.assign((collection.n_docs() + 63) / 64, 0);
   postings_.clear();
-  posting_cells_.clear();
-  for (std::size_t i = 0; i < collection.parts.size(); ++i) mark(collection, i, cells);
+  lists_.clear();
+  for (std::size_t i = 0; i < collection.parts.size(); ++i) mark(collection, i, cells, selection);
   hits.clear();
   for (std::size_t word = 0; word < seen_.size(); ++word)
-    for (std::uint64_t bits = seen_[word]; bits != 0; bits &= bits - 1) {
-      const std::size_t id = word * 64 + lowest_bit(bits);
-      if (selection.holds(id)) hits.push_back({0.0f, static_cast<std::int32_t>(id)});
-    }
+    for (std::uint64_t bits = seen_[word]; bits != 0; bits &= bits - 1)
+      hits.push_back({0.0f, static_cast<std::int32_t>(word * 64 + lowest_bit(bits))});
 }
 
-void Gathering::screen(const ByteTable &table, const std::uint8_t *usual, std::size_t n_docs,
-                       std::size_t n, std::vector<Hit> &hits) {
-  const std::size_t n_hits = hits.size();
-  places_.assign(n_docs, -1);
-  for (std::size_t i = 0; i < n_hits; ++i)
+void Gathering::screen(const ByteTable &table, const std::uint8_t *usual, std::size_t n,
+                       std::vector<Hit> &hits) {
+  places_.resize(64 * seen_.size());
+  for (std::size_t i = 0; i < hits.size(); ++i)
     places_[static_cast<std::size_t>(hits[i].document)] = static_cast<std::int32_t>(i);
-  const auto place_of = [&](std::size_t posting) {
-    return places_[static_cast<std::size_t>(postings_[posting])];
-  };
-  // A counting sort by hit; ends[i] is where the cells of hit i begin until they are written.
-  ends_.assign(n_hits + 1, 0);
-  for (std::size_t i = 0; i < postings_.size(); ++i)
-    if (place_of(i) >= 0) ++ends_[static_cast<std::size_t>(place_of(i)) + 1];
-  for (std::size_t i = 0; i < n_hits; ++i) ends_[i + 1] += ends_[i];
-  found_.resize(static_cast<std::size_t>(ends_[n_hits]));
-  for (std::size_t i = 0; i < postings_.size(); ++i)
-    if (place_of(i) >= 0) {
-      std::int32_t &end = ends_[static_cast<std::size_t>(place_of(i))];
-      found_[static_cast<std::size_t>(end++)] = posting_cells_[i];
-    }
-  parallel_for(n_hits, 1024, [&](std::size_t first, std::size_t last) {
-    for (std::size_t i = first; i < last; ++i) {
-      const std::int32_t begin = i == 0 ? 0 : ends_[i - 1];
-      hits[i].score = kernels().approximate_i8(table, {found_.data() + begin, true},
-                                               static_cast<std::size_t>(ends_[i] - begin), usual);
-    }
-  });
+  parallel_for(hits.size(), std::max<std::size_t>(kScreenedBytes / table.stride, 256),
+               [&](std::size_t begin, std::size_t end) {
+                 score(table, usual, hits.data() + begin, begin, end - begin);
+               });
   keep_best(hits, n);
   std::sort(hits.begin(), hits.end(),
             [](const Hit &a, const Hit &b) { return a.document < b.document; });
 }
 
+// The scores of n neighbouring hits, from the one at `place` on.
+void Gathering::score(const ByteTable &table, const std::uint8_t *usual, Hit *hits,
+                      std::size_t place, std::size_t n) const {
+  const Kernels &cpu = kernels();
+  thread_local AlignedVector<std::uint8_t> rows;
+  thread_local std::vector<std::int32_t> raised;
+  rows.resize(n * table.stride);
+  for (std::size_t i = 0; i < n; ++i)
+    std::copy_n(usual, table.stride, rows.data() + i * table.stride);
+  for (const List &list : lists_) {
+    const std::int32_t *end = postings_.data() + list.end;
+    const std::int32_t *at = std::lower_bound(postings_.data() + list.begin, end, hits[0].document);
+    raised.clear();
+    for (; at != end && *at <= hits[n - 1].document; ++at)
+      raised.push_back(places_[static_cast<std::size_t>(*at)] - static_cast<std::int32_t>(place));
+    cpu.raise_rows(rows.data(), table.stride, raised.data(), raised.size(),
+                   table.rows + list.cell * table.stride);
+  }
+  const ByteTable found{rows.data(), table.stride, table.step};
+  for (std::int32_t i = 0; i < static_cast<std::int32_t>(n); ++i)
+    hits[i].score = cpu.approximate_i8(found, {&i, true}, 1);
+}
+
 std::size_t Gathering::bytes() const {
-  return seen_.capacity() * sizeof(std::uint64_t) +
-         sizeof(std::int32_t) * (postings_.capacity() + posting_cells_.capacity() +
-                                 places_.capacity() + found_.capacity() + ends_.capacity());
+  return seen_.capacity() * sizeof(std::uint64_t) + lists_.capacity() * sizeof(List) +
+         sizeof(std::int32_t) * (postings_.capacity() + places_.capacity());
 }
 
 } // namespace colbert_fast

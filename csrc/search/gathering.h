@@ -48,23 +48,31 @@ public:
   void gather(const Collection &collection, std::vector<std::int32_t> &cells,
               const Selection &selection, std::vector<Hit> &hits);
 
-  // Of the hits that were gathered last keep the n best by the cells alone in whose lists they were
-  // found: the approximate score of a document whose other tokens score what `usual` has for each
-  // lane. It needs no codes, which of so many documents would come from memory.
-  void screen(const ByteTable &table, const std::uint8_t *usual, std::size_t n_docs, std::size_t n,
+  // Of the hits that were gathered last, all of them in their order, keep the n best by the cells
+  // alone in whose lists they were found: the approximate score of a document whose other tokens
+  // score what `usual` has for each lane. It needs no codes, which of so many documents would come
+  // from memory.
+  void screen(const ByteTable &table, const std::uint8_t *usual, std::size_t n,
               std::vector<Hit> &hits);
 
   std::size_t bytes() const;
 
 private:
-  void mark(const Collection &collection, std::size_t index,
-            const std::vector<std::int32_t> &cells);
+  struct List {
+    std::size_t cell;
+    std::size_t begin, end; // in postings_
+  };
+
+  void mark(const Collection &collection, std::size_t index, const std::vector<std::int32_t> &cells,
+            const Selection &selection);
+  void score(const ByteTable &table, const std::uint8_t *usual, Hit *hits, std::size_t place,
+             std::size_t n) const;
 
   std::vector<std::uint64_t> seen_;
-  // Documents list after list, and the cell of each.
-  std::vector<std::int32_t> postings_, posting_cells_;
-  // The place of each document among the hits, and the cells of each hit.
-  std::vector<std::int32_t> places_, found_, ends_;
+  // Documents list after list, ascending in each.
+  std::vector<std::int32_t> postings_;
+  std::vector<List> lists_;
+  std::vector<std::int32_t> places_; // of the documents that were found last: which hit
 };
 
 } // namespace colbert_fast

@@ -124,7 +124,7 @@ void Searcher::approximate_i8(Arena &arena) const {
   const Kernels &cpu = kernels();
   const ByteTable table = arena.bytes.table();
   score_each(arena, 0, arena.hits.size(), 256, [&](const Tokens &tokens) {
-    return cpu.approximate_i8(table, tokens.codes(), tokens.count, nullptr);
+    return cpu.approximate_i8(table, tokens.codes(), tokens.count);
   });
 }
 
@@ -135,8 +135,7 @@ void Searcher::screen(Arena &arena, const SearchParams &params) const {
   const Collection &c = collection_;
   const std::size_t rank = c.n_centroids * c.n_docs() / (c.n_tokens() + c.n_docs());
   const std::uint8_t *usual = arena.bytes.quantile(std::max(rank, params.nprobe));
-  arena.gathering.screen(arena.bytes.table(), usual, c.n_docs(), kScreenTo * params.ndocs,
-                         arena.hits);
+  arena.gathering.screen(arena.bytes.table(), usual, kScreenTo * params.ndocs, arena.hits);
 }
 
 // Int8 scores, of `all` hits or, where they lie in descending approximate order, of as many as can

@@ -171,7 +171,7 @@ public:
     const Kernels &cpu = kernels();
     if (shape_.kind == SearchShape::filter) {
       score([&](const colbert_fast::Tokens &tokens) {
-        return cpu.approximate_i8(bytes_.table(), tokens.codes(), tokens.count, nullptr);
+        return cpu.approximate_i8(bytes_.table(), tokens.codes(), tokens.count);
       });
       keep(shape_.ndocs);
     }

@@ -35,6 +35,7 @@ public:
     sweep(random_, 1, [this](const Case &c) { approximate(c); });
     sweep(random_, 2, [this](const Case &c) { scores_i8(c); });
     sweep(random_, 1, [this](const Case &c) { approximate_i8(c); });
+    sweep(random_, 1, [this](const Case &c) { raise_rows(c); });
     sweep(random_, 8, [this](const Case &c) { unpack_codes(c); });
   }
 
@@ -321,14 +322,22 @@ private:
   void approximate_i8(const Case &c) {
     const ByteTableBuffer table(random_, c.centroids, c.count);
     const CodeBuffer codes(random_, c);
-    const auto init = random_.integers<std::uint8_t>(table.view().stride, 256);
+    Buffer<float> got(1), want(1);
+    got[0] = isa_.approximate_i8(table.view(), codes.view(), c.n);
+    want[0] = scalar_.approximate_i8(table.view(), codes.view(), c.n);
+    tally_.same(got, want, c.describe(isa_, "approximate_i8"));
+  }
 
-    for (const std::uint8_t *start : {static_cast<const std::uint8_t *>(nullptr), init.data()}) {
-      Buffer<float> got(1), want(1);
-      got[0] = isa_.approximate_i8(table.view(), codes.view(), c.n, start);
-      want[0] = scalar_.approximate_i8(table.view(), codes.view(), c.n, start);
-      tally_.same(got, want, c.describe(isa_, "approximate_i8"));
-    }
+  void raise_rows(const Case &c) {
+    const ByteTableBuffer table(random_, c.centroids, c.count);
+    const std::size_t stride = table.view().stride;
+    const auto which = random_.integers<std::int32_t>(c.n, static_cast<int>(c.centroids));
+    const auto row = random_.integers<std::uint8_t>(stride, 256);
+    Buffer<std::uint8_t> got(c.centroids * stride), want(c.centroids * stride);
+    for (std::size_t i = 0; i < got.size(); ++i) got[i] = want[i] = table.view().rows[i];
+    isa_.raise_rows(got.data(), stride, which.data(), c.n, row.data());
+    scalar_.raise_rows(want.data(), stride, which.data(), c.n, row.data());
+    tally_.same(got, want, c.describe(isa_, "raise_rows"));
   }
 
   // All bits, from any first id, in a buffer that ends with the padding; some above the largest.

@@ -98,14 +98,14 @@ void candidates_i8(const Kernels &k, Tally &tally) {
   table[kTableLanes] = 127, table[kTableLanes + 1] = 132; // 0 and 5
   const ByteTable view{table.data(), kTableLanes, step.data()};
   const Buffer<std::uint16_t> codes{0, 1};
-  tally.check(k.approximate_i8(view, {codes.data(), false}, 2, nullptr) == 15.0f,
+  tally.check(k.approximate_i8(view, {codes.data(), false}, 2) == 15.0f,
               "approximate_i8: the best of each lane, .5 * 10 + 2 * 5");
-  tally.check(k.approximate_i8(view, {codes.data(), false}, 1, nullptr) == -15.0f,
+  tally.check(k.approximate_i8(view, {codes.data(), false}, 1) == -15.0f,
               "approximate_i8: below zero");
-  Buffer<std::uint8_t> init(kTableLanes);
-  for (std::size_t i = 0; i < kTableLanes; ++i) init[i] = kTableZero;
-  tally.check(k.approximate_i8(view, {codes.data(), false}, 1, init.data()) == 5.0f,
-              "approximate_i8: lanes start at zero, .5 * 10 + 2 * 0");
+  const Buffer<std::int32_t> which{1};
+  k.raise_rows(table.data(), kTableLanes, which.data(), 1, table.data());
+  tally.check(table[kTableLanes] == 137 && table[kTableLanes + 1] == 132,
+              "raise_rows: the better of each lane");
 }
 
 void pack(const Kernels &k, Tally &tally) {

@@ -215,7 +215,7 @@ class Snapshot:
     def positions(self) -> npt.NDArray[np.int64]:
         """The positions of the documents that are not deleted, int64 (n_docs,), ascending."""
         if self.live is None:
-            return np.arange(self.manifest.num_rows)
+            return np.arange(self.manifest.num_rows, dtype=np.int64)
         return np.flatnonzero(self.live)
 
     @functools.cached_property

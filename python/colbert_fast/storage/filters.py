@@ -8,6 +8,7 @@ but functions of single values.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sqlite3
@@ -46,6 +47,7 @@ _FUNCTIONS = frozenset((
 ))
 # fmt: on
 _ROW_IDS = frozenset(("rowid", "oid", "_rowid_"))  # columns that SQLite adds to every table
+_NOT_KEYS = _ROW_IDS | {_PID}
 _STATEMENTS = frozenset(("select", "values", "with"))
 _TOKEN = re.compile(
     r"""\s+ | '(?:[^']|'')*' | \d[\w.]*
@@ -235,7 +237,8 @@ class FieldTable:
         # SQLite lets anything be in any column, and the places become part of statements.
         if not all(isinstance(key, str) and type(at) is int for key, at in self.places.items()):
             raise IndexFormatError(f"{path}: the table of metadata keys is damaged")
-        connection.set_authorizer(_authorize)
+        readable = "fields" if self.places else None
+        connection.set_authorizer(functools.partial(_authorize, readable))
 
     def positions(self, condition: Condition, keys: Iterable[str]) -> npt.NDArray[np.int64]:
         """The positions (n,), ascending, where the condition is true.
@@ -251,10 +254,10 @@ class FieldTable:
             f", {self._column(here)} AS {_quote(name)}" for name, here in names.items()
         )
         # Where no document has metadata, one row stands for all.
-        table, pid = ("FROM fields", "pid") if self.places else ("", "0")
+        source, position = ("FROM fields", "pid") if self.places else ("", "0")
         # The line breaks end a comment, should one have been overlooked.
         statement = (
-            f"SELECT {_quote(_PID)} FROM (SELECT {pid} AS {_quote(_PID)}{columns} {table})"
+            f"SELECT {_quote(_PID)} FROM (SELECT {position} AS {_quote(_PID)}{columns} {source})"
             f" WHERE (\n{condition.expression}\n)"
         )
         with self._lock:
@@ -266,7 +269,7 @@ class FieldTable:
             finally:
                 self._connection.set_progress_handler(None, 0)
         if len(found) and not self.places:
-            return np.arange(self.num_documents)
+            return np.arange(self.num_documents, dtype=np.int64)
         if len(found) and not 0 <= found[0] <= found[-1] < self.num_documents:
             raise IndexFormatError(
                 f"{self.path}: metadata of documents outside 0..{self.num_documents - 1}"
@@ -304,7 +307,7 @@ def matching(tables: Sequence[FieldTable], condition: Condition) -> list[npt.NDA
     here = (name for table in tables for name in table.places)
     known = list(dict.fromkeys((*here, *condition.elsewhere)))
     folded = {_fold(name) for name in known}
-    for name in (*condition.quoted, *sorted(condition.words & _ROW_IDS)):
+    for name in (*condition.quoted, *sorted(condition.words & _NOT_KEYS)):
         if _fold(name) not in folded:
             raise ValueError(_unknown(name, known))
     keys = [name for name in known if _fold(name) in condition.words]
@@ -345,11 +348,16 @@ def _unknown(name: str, known: Sequence[str]) -> str:
 
 
 def _authorize(
-    action: int, table: str | None, name: str | None, _schema: str | None, _via: str | None
+    readable: str | None,
+    action: int,
+    table: str | None,
+    name: str | None,
+    _schema: str | None,
+    _via: str | None,
 ) -> int:
     if action == sqlite3.SQLITE_SELECT:
         return sqlite3.SQLITE_OK
-    if action == sqlite3.SQLITE_READ and table == "fields":
+    if action == sqlite3.SQLITE_READ and table is not None and table == readable:
         return sqlite3.SQLITE_OK
     if action == sqlite3.SQLITE_FUNCTION and name is not None and name.lower() in _FUNCTIONS:
         return sqlite3.SQLITE_OK
