@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -116,6 +117,23 @@ def test_many_threads_read_one_store(store: DocumentStore) -> None:
         thread.join()
     assert len(failures) == 200
     assert not any(failures)
+
+
+def test_versions(tmp_path: Path) -> None:
+    path = tmp_path / "documents.sqlite"
+    write(path, DOCUMENTS[:1])
+    for version in (2, 3):
+        set_version(path, version)
+        assert DocumentStore(path, 1).read_ids() == ["a"]
+    for version in (1, 4):
+        set_version(path, version)
+        with pytest.raises(IndexFormatError, match=rf"store version {version}; .* reads 2 and 3"):
+            DocumentStore(path, 1)
+
+
+def set_version(path: Path, version: int) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA user_version = {version}")
 
 
 def test_foreign_and_damaged_files_are_named(tmp_path: Path, store: DocumentStore) -> None:

@@ -11,7 +11,8 @@
 namespace colbert_fast {
 namespace {
 
-// Centroids that a thread takes at once: the fewer blocks, the fewer that win in one for a while.
+// Centroids that a thread takes at once. Each block collects its winners from nothing, so fewer
+// blocks mean fewer insertions.
 constexpr std::size_t kLeastBlock = 4096, kBlocksOfThread = 2;
 // Centroids that tell what is usual; their counts fit 16 bits.
 constexpr std::size_t kSampled = 1024;

@@ -53,7 +53,8 @@ void all_documents(const Collection &collection, const Selection &selection,
     }
 }
 
-// Of one part's lists keep the postings whose documents may be found, and mark these.
+// Of one part's lists for `cells`, which ascend, keep the postings whose documents may be found,
+// and mark these.
 void Gathering::mark(const Collection &collection, std::size_t index,
                      const std::vector<std::int32_t> &cells, const Selection &selection) {
   const Part &part = collection.parts[index];
@@ -94,7 +95,7 @@ void Gathering::gather(const Collection &collection, std::vector<std::int32_t> &
 
 void Gathering::screen(const ByteTable &table, const std::uint8_t *usual, std::size_t n,
                        std::vector<Hit> &hits) {
-  places_.resize(64 * seen_.size());
+  places_.resize(64 * seen_.size()); // bits of a word
   for (std::size_t i = 0; i < hits.size(); ++i)
     places_[static_cast<std::size_t>(hits[i].document)] = static_cast<std::int32_t>(i);
   parallel_for(hits.size(), std::max<std::size_t>(kScreenedBytes / table.stride, 256),

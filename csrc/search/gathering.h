@@ -72,7 +72,7 @@ private:
   // Documents list after list, ascending in each.
   std::vector<std::int32_t> postings_;
   std::vector<List> lists_;
-  std::vector<std::int32_t> places_; // of the documents that were found last: which hit
+  std::vector<std::int32_t> places_; // of a document among the hits; stale for others
 };
 
 } // namespace colbert_fast

@@ -128,9 +128,9 @@ void Searcher::approximate_i8(Arena &arena) const {
   });
 }
 
-// Keep the hits that are best by the lists alone in which they were found. A query token that did
-// not find a document is taken to score there about what the best of so many random centroids does
-// as a document has tokens, and no more than its probed ones do.
+// Keep the hits that are best by nothing but the lists they were found in. A query token none of
+// whose lists has the document is taken to score at least what the best of as many random centroids
+// does as a document has tokens on average, but not above, roughly, the worst centroid it probes.
 void Searcher::screen(Arena &arena, const SearchParams &params) const {
   const Collection &c = collection_;
   const std::size_t rank = c.n_centroids * c.n_docs() / (c.n_tokens() + c.n_docs());

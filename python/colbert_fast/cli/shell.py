@@ -68,8 +68,8 @@ NprobeOption = Annotated[
     typer.Option(
         "--nprobe",
         min=1,
-        help="Centroids per query token whose documents become candidates; by default more of "
-        "them in larger collections.",
+        help="Centroids per query token whose documents become candidates; by default (but in mode "
+        "plaid) more of them from 25,000 documents on.",
     ),
 ]
 NdocsOption = Annotated[
@@ -77,9 +77,10 @@ NdocsOption = Annotated[
     typer.Option(
         "--ndocs",
         min=1,
-        help="Candidates kept by their centroids; by default more in larger collections. Mode "
-        "default scores them in int8 and exactly where that leaves a chance (codec float16: all "
-        "exactly); mode plaid scores the best max(ndocs / 4, k) exactly.",
+        help="Candidates kept by their centroids; by default (in modes default and hybrid) more of "
+        "them from 25,000 documents on. Mode default scores them in int8 and exactly where that "
+        "leaves a chance (codec float16: all exactly); mode plaid scores the best max(ndocs / 4, "
+        "k) exactly.",
     ),
 ]
 RecallOption = Annotated[

@@ -34,8 +34,8 @@ Mode = Literal[DenseMode, TextMode]
 TEXT_MODES: tuple[TextMode, ...] = get_args(TextMode)
 _BM25_WEIGHT = 0.3
 _GROWING: tuple[Mode, ...] = ("default", "hybrid")
-# What finds the same share of the best grows with this power of the number of documents, from where
-# the defaults find .99 of the best ten (benchmarks/RESULTS.md, "Growth").
+# From where they find .99 of the best ten, the defaults grow with this power of the number of
+# documents: .965 at 250,000, .958 at a million (benchmarks/RESULTS.md, "Growth").
 _GROWTH, _GROWS_FROM = 0.3, 25_000
 
 
@@ -107,11 +107,11 @@ class SearchParams(NamedTuple):
         tuning: Tuning | None = None,
         num_documents: int = 0,
     ) -> SearchParams:
-        """Check the values given and fill the others with the defaults for `mode` and `k`.
+        """Check the values given and fill the others with the defaults.
 
-        In modes "default" and "hybrid" both grow with the number of documents, `num_documents`:
-        for k up to 100, nprobe is 4 and ndocs 1024 up to 25,000 documents, and twice that for ten
-        times as many.
+        These depend on `mode`, `k` and `num_documents`. In modes "default" and "hybrid" nprobe and
+        ndocs grow with the number of documents: for k up to 100 they are 4 and 1024 up to 25,000
+        documents, and about twice that for ten times as many.
 
         With `recall`, nprobe and ndocs are those of the cheapest point of `tuning` that finds this
         share of the true `k` best, or the search is exhaustive where none does.

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["padded", "retrieve", "score_candidates"]
 
 _WIDER = 4  # factor on nprobe for queries whose cells hold fewer than k documents
-_MOST_PROBES = 64  # that subsets widen to; beyond it centroids are scored in float32 as well
+# Subsets widen to so many, ByteScores::kMostProbes; beyond it centroids are scored in float32 too.
+_MOST_PROBES = 64
 _WIDEST_SHARE = 4  # 1 / share of the cells from which probing gains nothing over reading all
 
 # Int8 scores that spare a candidate the exact one need a score of every centroid first.
@@ -37,10 +38,11 @@ def retrieve(
 
     In mode "plaid" a subset of no more than `ndocs` documents is scored exactly, as Stanford's
     searcher does; mode "default" scans so few by itself. Of a larger subset the best documents are
-    farther from the query than the best of all: mode "default" probes more cells, by the root of
-    how few documents are allowed and up to 64, which keeps recall (10 % of 25,000 documents: .948
-    at the nprobe 4 of all, .995 at 13). A query whose probed cells hold too few documents is
-    searched again with more, and exhaustively rather than with over a quarter of all cells.
+    farther from the query than the best of all: mode "default" probes nprobe / sqrt(share
+    allowed) cells, up to 64 (or nprobe, if that is more), which keeps recall (10 % of 25,000
+    documents: .948 at the nprobe 4 of all, .995 at 13). A query whose probed cells hold too few
+    documents is searched again with more, and exhaustively rather than with over a quarter of all
+    cells.
 
     Returns
     -------

@@ -33,7 +33,8 @@ __all__ = [
 DocumentId = str | int
 
 _APPLICATION_ID = 0x434F4C42  # "COLB": tells our file from any other SQLite database
-_SCHEMA_VERSION = 2
+# 2: with lengths and rows of fields even where no document has a text or metadata.
+_SCHEMA_VERSION, _READ_VERSIONS = 3, (2, 3)
 _BATCH = 500  # below SQLite's smallest limit on bound variables (999)
 _MAX_DOCUMENTS = 2**31 - 1  # positions are int32 in the inverted lists
 
@@ -210,8 +211,13 @@ class DocumentStore:
     def _check(self, num_documents: int) -> None:
         [(application,)] = self._query("PRAGMA application_id")
         [(version,)] = self._query("PRAGMA user_version")
-        if (application, version) != (_APPLICATION_ID, _SCHEMA_VERSION):
+        if application != _APPLICATION_ID:
             raise IndexFormatError(f"{self.path}: not a document store of this library")
+        if version not in _READ_VERSIONS:
+            raise IndexFormatError(
+                f"{self.path}: document store version {version}; this version of colbert-fast "
+                f"reads {' and '.join(map(str, _READ_VERSIONS))}"
+            )
         # One SELECT with both would read the whole table; each alone is a look-up.
         [(first, last)] = self._query(
             "SELECT (SELECT min(pid) FROM documents), (SELECT max(pid) FROM documents)"

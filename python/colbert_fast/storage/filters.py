@@ -65,7 +65,8 @@ def write_fields(connection: sqlite3.Connection) -> None:
     """Unfold metadata into the tables ``keys (place, name)`` and ``fields (pid, c0, c1 ...)``.
 
     The first 1,000 keys that occur get a column each. Lists and objects become JSON text, true and
-    false 1 and 0; a document without the key has NULL. Both are empty where no document has any.
+    false 1 and 0; a document without the key has NULL. Both tables are empty where no document
+    has metadata.
     """
     connection.execute("CREATE TABLE keys (place INTEGER PRIMARY KEY, name TEXT NOT NULL)")
     connection.execute("CREATE TABLE fields (pid INTEGER PRIMARY KEY)")

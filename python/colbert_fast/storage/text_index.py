@@ -7,8 +7,8 @@ before the best are chosen.
 
 Tables: ``postings (term, block, data)`` and ``lengths (block, data)``, in blocks of 65,536
 documents. `data` is uint16 positions within the block, then a uint8 count each (255 for more); or
-the uint32 numbers of words of the block's documents. All little-endian. Both are empty where no
-document has a text.
+the uint32 numbers of words of the block's documents. All little-endian. Both tables are empty
+where no document has a text.
 """
 
 from __future__ import annotations
