@@ -242,20 +242,21 @@ def test_the_documents_best_by_byte_scores_are_searched_exactly(codec: str, ndoc
 
 
 @every_isa
-def test_screening_forgives_a_token_that_just_missed() -> None:
+@pytest.mark.parametrize("num_centroids", [256, 5000])  # of 5,000 a fifth is sampled
+def test_screening_forgives_a_token_that_just_missed(num_centroids: int) -> None:
     """The best hold a token's ninth centroid, where eight are probed; hundreds hold its eighth."""
     rng = np.random.default_rng(11)
-    query, centroids = unit_vectors(rng, 4, 32), unit_vectors(rng, 256, 32)
+    query, centroids = unit_vectors(rng, 4, 32), unit_vectors(rng, num_centroids, 32)
     ranking = np.argsort(-query @ centroids.T)
     best, last, missed = ranking[:, 0], ranking[:, 7], ranking[:, 8]
-    common = np.setdiff1d(np.arange(256), ranking[:, :64])[:4]
+    common = np.setdiff1d(np.arange(num_centroids), ranking[:, : num_centroids // 4])[:60]
     documents = [np.concatenate([last, common]) for _ in range(600)]
     documents[300:305] = [np.concatenate([best[:3], missed[3:], common]) for _ in range(5)]
     codes = np.concatenate(documents).astype(np.int32)
-    doclens = np.full(600, 8, np.int32)
+    doclens = np.full(600, 64, np.int32)
     arrays = {"centroids": centroids, "codes": codes, "doclens": doclens}
     arrays["embeddings"] = centroids[codes].astype(np.float16)
-    searcher = searcher_of(arrays, ops.build_lists(codes, doclens, 256))
+    searcher = searcher_of(arrays, ops.build_lists(codes, doclens, num_centroids))
     found = searcher.search([query], SearchParams.resolve(5, nprobe=8, ndocs=10))[0]
     assert found.tolist() == [[300, 301, 302, 303, 304]]
 
