@@ -13,7 +13,7 @@ import numpy.typing as npt
 from colbert_fast.errors import IndexFormatError
 from colbert_fast.kernels.cuda import check_device
 from colbert_fast.search.hybrid import find
-from colbert_fast.search.params import Mode, SearchOptions, SearchParams
+from colbert_fast.search.params import Mode, SearchOptions, SearchParams, check_positive
 from colbert_fast.search.queries import (
     check_vectors,
     load_model,
@@ -28,6 +28,7 @@ from colbert_fast.search.tuning import Tuning
 from colbert_fast.storage.documents import DocumentId
 from colbert_fast.storage.filters import Filter
 from colbert_fast.storage.manifest import Manifest
+from colbert_fast.storage.residence import Residence
 from colbert_fast.storage.transactions import is_building
 
 if TYPE_CHECKING:
@@ -41,12 +42,19 @@ __all__ = ["IndexReader"]
 class IndexReader:
     """What `Index` can do without writing to its folder (but for the file of `tune`)."""
 
-    def __init__(self, snapshot: Snapshot, *, model: ColBERT | None = None) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        *,
+        model: ColBERT | None = None,
+        residence: Residence | None = None,
+    ) -> None:
         if model is not None:
             snapshot.manifest.check_model(model)
         self._snapshot = snapshot
         self._model = model
         self._model_was_given = model is not None
+        self._residence = residence
 
     @classmethod
     def open(
@@ -55,6 +63,7 @@ class IndexReader:
         *,
         model: ColBERT | None = None,
         device: str = "cpu",
+        memory_budget: int | None = None,
     ) -> Self:
         """Open the newest generation of an index by mapping its files.
 
@@ -83,14 +92,17 @@ class IndexReader:
             There is no index, or a file is missing, truncated, foreign or of a newer version; the
             message names the file.
         BackendUnavailable
-            This build or machine cannot search on `device`.
+            This build or machine cannot search on `device`, or not with a `memory_budget`.
         MemoryError
             The index does not fit into the device's memory, even without its residuals; the message
             says what it takes.
         ValueError
-            `device` names none, the model's dim is not the index's, or its weights are not those
-            that the index was built with.
+            `device` names none, `memory_budget` is not positive, the model's dim is not the
+            index's, or its weights are not those that the index was built with.
         """
+        residence = None
+        if memory_budget is not None:
+            residence = Residence(check_positive("memory_budget", memory_budget))
         folder = Path(path).absolute()
         if is_building(folder):
             raise IndexFormatError(f"{folder}: an unfinished build; build the index again")
@@ -99,7 +111,7 @@ class IndexReader:
         snapshot = Snapshot.open(folder, device)
         if device != "cpu" and snapshot.num_documents:
             _ = snapshot.searcher  # what does not fit is said now
-        return cls(snapshot, model=model)
+        return cls(snapshot, model=model, residence=residence)
 
     @overload
     def search(self, query: str, k: int = ..., **options: Unpack[SearchOptions]) -> list[Hit]: ...
@@ -189,6 +201,8 @@ class IndexReader:
         vectors = self._vectors(queries)
         pids, scores = find(snapshot, vectors, params, texts=said, candidates=given, subset=mask)
         hits = make_hits(snapshot.library, pids, scores, said, self._model)
+        if self._residence is not None:
+            self._residence.trim(snapshot.mapped())
         return hits[0] if single else hits
 
     def _vectors(self, queries: list[Any]) -> list[npt.NDArray[np.float32]]:

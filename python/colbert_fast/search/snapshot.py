@@ -6,9 +6,9 @@ import bisect
 import functools
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from colbert_fast.compress.codec import Codec, open_codec
 from colbert_fast.errors import IndexFormatError
 from colbert_fast.search.bm25 import BM25
 from colbert_fast.search.tuning import Tuning
+from colbert_fast.storage.codes import PackedCodes
 from colbert_fast.storage.documents import DocumentId, DocumentStore
 from colbert_fast.storage.files import check_checksums, check_sizes
 from colbert_fast.storage.library import Library
@@ -235,6 +236,13 @@ class Snapshot:
     def _starts(self) -> npt.NDArray[np.int64]:
         """The first token of each document, counted through the segments."""
         return np.cumsum(self.doclens, dtype=np.int64) - self.doclens
+
+    def mapped(self) -> Iterator[npt.NDArray[Any]]:
+        """The large arrays that searches read, all of them memory maps."""
+        for segment in self.segments:
+            yield segment.list_data
+            for column in segment.columns.values():
+                yield column.packed if isinstance(column, PackedCodes) else column
 
     def check_open(self) -> None:
         """Raise ValueError after `close`."""
