@@ -127,6 +127,112 @@ def test_a_lone_teacher_and_several_tuples(sources, tmp_path):
     assert len(set(map(json.dumps, tuples))) > len(counts)
 
 
+def write_tuples_of(folder, *, scores=(), questions=4, documents=3):
+    """A file of tuples `q_n: d_n, d_n+1, ...`, and its content."""
+    rows = [
+        [f"q{n}", *([f"d{n + i}", *scores[i : i + 1]] for i in range(documents))]
+        for n in range(questions)
+    ]
+    path = folder / "given.jsonl"
+    lines = [row if scores else [row[0], *(name for name, *_ in row[1:])] for row in rows]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path, rows
+
+
+def recipe_of_tuples(sources, output, path, **changes):
+    train = {"losses": {"kl": 1.0}, "batch_size": 4, "max_steps": 1}
+    nothing = {"warm_up": None, "train_teacher": None, "teacher": [], "evaluate": []}
+    mine = {"tuples": {"words": str(path)}, **changes.pop("mine", {})}
+    rounds = [{"mine": mine, "train": train}]
+    return recipe_values(sources, output, **{**nothing, "rounds": rounds, **changes})
+
+
+def run_values(folder, values):
+    run_recipe(read_recipe(write_recipe(folder, values)), progress=False)
+
+
+def tuples_of(run, stage="round-1"):
+    lines = (run / f"{stage}-tuples/words.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_tuples_that_are_there(sources, tmp_path):
+    """They keep their order and scores; a teacher gives them others."""
+    path, rows = write_tuples_of(tmp_path, scores=[1.5, 3.0, 0.5])
+    values = recipe_of_tuples(sources, tmp_path / "run", path)
+    run_values(tmp_path, values)
+    assert tuples_of(tmp_path / "run") == rows
+    assert not (tmp_path / "run/round-1-mined").exists()
+    taught = {**values, "output": str(tmp_path / "taught"), "teacher": [{"kind": "judgements"}]}
+    run_values(tmp_path, taught)
+    scores = [[score for _, score in documents] for _, *documents in tuples_of(tmp_path / "taught")]
+    assert scores == [[1, 0, 0]] * 4
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(ValueError, match=r"round-1-tuples was made .*given\.jsonl"):
+        run_values(tmp_path, values)
+
+
+def test_tuples_that_are_there_for_a_warm_up_and_a_teacher(sources, tmp_path):
+    path, rows = write_tuples_of(tmp_path, scores=[1.5, 3.0, 0.5])
+    train = {"losses": {"kl": 1.0}, "batch_size": 4, "max_steps": 1}
+    options = {"max_steps": 1, "batch_size": 2, "accumulation_steps": 1}
+    mine = {"tuples": {"words": str(path)}}
+    base = str(sources / "encoder")
+    values = recipe_of_tuples(
+        sources,
+        tmp_path / "run",
+        path,
+        rounds=[],
+        warm_up={"mine": mine, "train": train},
+        train_teacher={"base": base, "mine": mine, "options": options},
+    )
+    run_values(tmp_path, values)
+    assert tuples_of(tmp_path / "run", "warm-up") == tuples_of(tmp_path / "run", "teacher") == rows
+
+
+def test_tuples_of_other_questions_are_left_out(sources, tmp_path, caplog):
+    path, rows = write_tuples_of(tmp_path, scores=[1.0, 2.0], documents=2)
+    other = json.dumps(["other", ["d0", 1.0], ["d1", 0.0]])
+    path.write_text(f"{other}\n{path.read_text()}")
+    run_values(tmp_path, recipe_of_tuples(sources, tmp_path / "run", path))
+    assert tuples_of(tmp_path / "run") == rows
+    assert "1 tuples are of other questions" in caplog.text
+    in_groups = recipe_of_tuples(sources, tmp_path / "b", path, mine={"group_size": 2})
+    with pytest.raises(ValueError, match="no groups of 2"):
+        run_values(tmp_path, in_groups)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["q0", ["d0", 1.0], ["d1", 0.5]], "tuple 5 .*'q0'.*: 2 documents; the first has 3"),
+        (["q0", "d0", "d1", "d2"], "tuple 5 .*scores must be there for all"),
+        (["q0", ["d0", 1.0], ["d1", 0.5], ["nine", 0.0]], "tuple 5 .*no text for document 'nine'"),
+    ],
+)
+def test_tuples_that_cannot_be_trained_on(sources, tmp_path, line, message):
+    path, _ = write_tuples_of(tmp_path, scores=[1.5, 3.0, 0.5])
+    path.write_text(f"{path.read_text()}\n{json.dumps(line)}")
+    with pytest.raises(ValueError, match=rf"'words': .*given\.jsonl, {message}"):
+        run_values(tmp_path, recipe_of_tuples(sources, tmp_path / "run", path))
+
+
+def test_tuples_that_do_not_go_with_the_recipe(sources, tmp_path):
+    path, _ = write_tuples_of(tmp_path)
+    for values, message in (
+        (
+            recipe_of_tuples(sources, tmp_path, tmp_path / "none.jsonl"),
+            r"no such file.*none\.jsonl",
+        ),
+        (recipe_of_tuples(sources, tmp_path, path, mine={"nway": 3}), "nway: .*not mined or drawn"),
+        (recipe_of_tuples(sources, tmp_path, path, mine={"tuples": {}}), r"each of \['words'\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_recipe(write_recipe(tmp_path, values))
+    with pytest.raises(ValueError, match="no teacher's scores"):
+        run_values(tmp_path, recipe_of_tuples(sources, tmp_path / "run", path))
+
+
 def test_killed_and_started_again(finished, sources, tmp_path):
     """Killed after a checkpoint of the last training; it ends as one that was not."""
     path = write_recipe(tmp_path, recipe_values(sources, tmp_path / "run"))

@@ -339,12 +339,13 @@ def test_bm25_scores_as_searches_do(tmp_path: Path) -> None:
     assert teacher.fingerprint != BM25Teacher(["the sky"]).fingerprint
 
 
-def test_judgements_are_ones_of_positives() -> None:
-    queries, documents = {"q": "sky", "r": "plaid"}, {"a": "blue sky", "b": "plaid"}
-    teacher = JudgementsTeacher(queries, documents, {"q": {"a": 2}, "r": {"b": 1}})
+def test_judgements_are_the_grades_of_positives() -> None:
+    queries = {"q": "sky", "r": "plaid"}
+    documents = {"a": "blue sky", "b": "plaid", "copy": "blue sky"}
+    teacher = JudgementsTeacher(queries, documents, {"q": {"a": 2, "copy": 1}, "r": {"b": 1}})
     pairs = [("sky", "blue sky"), ("sky", "plaid"), ("plaid", "plaid")]
-    assert teacher(pairs).tolist() == [1, 0, 1]
-    other = JudgementsTeacher(queries, documents, {"q": {"a": 2}})
+    assert teacher(pairs).tolist() == [2, 0, 1]
+    other = JudgementsTeacher(queries, documents, {"q": {"a": 1}, "r": {"b": 1}})
     assert other.fingerprint != teacher.fingerprint
 
 

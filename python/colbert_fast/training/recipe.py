@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -132,9 +132,14 @@ class Mining(_Strict):
         So many tuples with different negatives.
     group_size : int, optional
         Instead of a query's own negatives: so many queries share `nway` documents, neighbours of
-        each other among the nearest `depth` (`sample_groups`); set `group_size` in `train` too.
+        each other among the nearest `depth` (`sample_groups`).
     groups : int, optional
         At most so many of them for each collection.
+    tuples : mapping of str to Path, optional
+        Instead of all that: for each collection, by name, a file of n-way tuples that are there
+        already, the positive first (`read_tuples`). Their scores count where no teacher gives
+        others, as a recipe's does in its rounds. With `group_size`, each so many that follow each
+        other are a group.
     """
 
     sources: tuple[Literal["bm25", "model"], ...] = ("model",)
@@ -146,9 +151,12 @@ class Mining(_Strict):
     tuples_per_positive: int = 1
     group_size: int | None = None
     groups: int | None = None
+    tuples: Mapping[str, Path] | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError naming what cannot be."""
+        if self.tuples is not None:
+            self._check_given(self.tuples)
         check_draw(self.nway, self.bands)
         counts = {name: getattr(self, name) for name in ("depth", "tuples_per_positive")}
         counts |= {"group_size": self.group_size or 1, "groups": self.groups or 1}
@@ -157,6 +165,16 @@ class Mining(_Strict):
                 raise ValueError(f"{name} must be at least 1; got {value}")
         if self.late and (self.group_size is not None or self.tuples_per_positive > 1):
             raise ValueError("margin and ratio go with neither group_size nor tuples_per_positive")
+
+    def _check_given(self, tuples: Mapping[str, Path]) -> None:
+        for each in fields(self):
+            if each.name not in ("tuples", "group_size") and (
+                getattr(self, each.name) != each.default
+            ):
+                raise ValueError(f"{each.name}: tuples that are there are not mined or drawn")
+        missing = [path for path in tuples.values() if not path.exists()]
+        if missing:
+            raise ValueError(f"tuples: no such file: {missing[0]}")
 
     @property
     def late(self) -> bool:
@@ -186,7 +204,7 @@ class Round(_Strict):
             config = self.config(0)
         except TypeError as error:
             raise ValueError(f"train: {error}") from error
-        if config.nway is not None and config.nway > self.mine.nway:
+        if self.mine.tuples is None and (config.nway or 0) > self.mine.nway:
             raise ValueError(f"train: nway is {config.nway}, of tuples of {self.mine.nway}")
 
     def config(self, seed: int) -> TrainingConfig:
@@ -202,7 +220,7 @@ class TeacherPart(_Strict):
     Attributes
     ----------
     kind : {"cross_encoder", "bi_encoder", "maxsim", "bm25", "judgements"}
-        The last gives 1 to positives and 0 to all else.
+        The last gives positives their grade and 0 to all else.
     model : str, optional
         Folder or hub id; "trained" is the cross-encoder that the run trains itself.
     weight : float
@@ -294,15 +312,16 @@ class Recipe(_Strict):
             raise ValueError("teacher: 'trained' is the one of `train_teacher`, which is missing")
         for each in self.rounds:
             losses = each.config(0).losses
-            if not self.teacher and set(losses) & set(TEACHER_LOSSES):
+            untaught = not self.teacher and each.mine.tuples is None
+            if untaught and set(losses) & set(TEACHER_LOSSES):
                 raise ValueError(f"rounds: the losses {', '.join(losses)} need a `teacher`")
             if each.mine.late and len(self.teacher) != 1:
                 raise ValueError("rounds: margin and ratio want exactly one `teacher`")
-        warm_up = self.warm_up
-        if warm_up is not None and set(warm_up.config(0).losses) & set(TEACHER_LOSSES):
-            raise ValueError("warm_up: it has no teacher; want losses that need none")
-        if warm_up is not None and warm_up.mine.late:
-            raise ValueError("warm_up: it has no teacher for margin and ratio")
+        self._check_untaught()
+        for part in (*self.rounds, self.warm_up, self.train_teacher):
+            given = None if part is None else part.mine.tuples
+            if given is not None and sorted(given) != sorted(names):
+                raise ValueError(f"tuples: want a file for each of {names}; got {[*given]}")
         folders = [path.name for path in self.evaluate]
         if len(set(folders)) < len(folders):
             raise ValueError(f"evaluate: want folders of different names; got {folders}")
@@ -312,6 +331,16 @@ class Recipe(_Strict):
         bare = [path for path in self.evaluate if held_out_split(path) is None]
         if bare:
             raise ValueError(f"evaluate: {bare[0]} has no judgements of a split test or dev")
+
+    def _check_untaught(self) -> None:
+        for name, each in (("warm_up", self.warm_up), ("train_teacher", self.train_teacher)):
+            if each is not None and each.mine.late:
+                raise ValueError(f"{name}: it has no teacher for margin and ratio")
+        warm_up = self.warm_up
+        if warm_up is None or warm_up.mine.tuples is not None:
+            return
+        if set(warm_up.config(0).losses) & set(TEACHER_LOSSES):
+            raise ValueError("warm_up: it has no teacher; want losses that need none")
 
 
 def find_recipe(name: str) -> Path:

@@ -143,6 +143,7 @@ class _Run:
         """Fine-tune a cross-encoder."""
         tuples = self._tuples("teacher", settings.mine, teach=False)
 
+        nway = settings.mine.nway if settings.mine.tuples is None else None
         options = {"seed": self.recipe.seed, **settings.options}
 
         def make(folder: Path) -> None:
@@ -150,7 +151,7 @@ class _Run:
                 return  # a run was stopped between the model and the record of it
             train_teacher(
                 resolve_model(settings.base),
-                join(self._questions(tuples), settings.mine.nway),
+                join(self._questions(tuples), nway),
                 folder / "final",
                 device=self.device,
                 progress=self.progress,
@@ -206,32 +207,8 @@ class _Run:
         ]
 
     def _tuples(self, name: str, settings: Mining, *, teach: bool) -> Path:
-        """The stages before a training: rankings, then tuples of them."""
-        by_model = "model" in settings.sources
-
-        def rank(folder: Path) -> None:
-            model = ColBERT.from_pretrained(self.model, device=self.device) if by_model else None
-            mine_all(
-                self.collections,
-                settings,
-                model,
-                folder,
-                seed=self.recipe.seed,
-                progress=self.progress,
-            )
-
-        mined = self.stages.run(
-            f"{name}-mined",
-            {
-                "sources": settings.sources,
-                "depth": settings.depth,
-                "group_size": settings.group_size,
-                "groups": settings.groups,
-                "seed": self.recipe.seed,
-            },
-            rank,
-            after=[*self.questions, self.newest] if by_model else self.questions,
-        )
+        """The stages before a training: rankings, then tuples of them; or tuples that are given."""
+        mined = self._mined(name, settings) if settings.tuples is None else None
         parts = self.recipe.teacher if teach else ()
 
         def sample(folder: Path) -> None:
@@ -246,12 +223,46 @@ class _Run:
                 progress=self.progress,
             )
 
-        after = [mined, self.teacher] if teach and self.teacher else [mined]
         wanted = {
             **asdict(settings),
             "teacher": [asdict(part) for part in parts],
             "seed": self.recipe.seed,
         }
+        after = self.questions if mined is None else [mined]
+        if teach and self.teacher:
+            after = [*after, self.teacher]
         return self.stages.run(
-            f"{name}-tuples", wanted, sample, after=after, inputs=[part.model for part in parts]
+            f"{name}-tuples",
+            wanted,
+            sample,
+            after=after,
+            inputs=[*(part.model for part in parts), *(settings.tuples or {}).values()],
+        )
+
+    def _mined(self, name: str, settings: Mining) -> Path:
+        """The stage of rankings."""
+        by_model = "model" in settings.sources
+
+        def rank(folder: Path) -> None:
+            model = ColBERT.from_pretrained(self.model, device=self.device) if by_model else None
+            mine_all(
+                self.collections,
+                settings,
+                model,
+                folder,
+                seed=self.recipe.seed,
+                progress=self.progress,
+            )
+
+        return self.stages.run(
+            f"{name}-mined",
+            {
+                "sources": settings.sources,
+                "depth": settings.depth,
+                "group_size": settings.group_size,
+                "groups": settings.groups,
+                "seed": self.recipe.seed,
+            },
+            rank,
+            after=[*self.questions, self.newest] if by_model else self.questions,
         )

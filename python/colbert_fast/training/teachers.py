@@ -88,39 +88,39 @@ class BM25Teacher:
 
 
 class JudgementsTeacher:
-    """What is known already: 1 for a query's positives, 0 for all else. Weighed, it is a bonus.
+    """What is known already: the grade of a query's positives, 0 for all else; a bonus in a sum.
 
     Parameters
     ----------
     queries, documents : mapping of str to str
         Texts by id.
     positives : mapping
-        Query id to the ids of its positives.
+        Query id to its positives, {id: grade}.
     """
 
     def __init__(
         self,
         queries: Mapping[str, str],
         documents: Mapping[str, str],
-        positives: Mapping[str, Iterable[str]],
+        positives: Mapping[str, Mapping[str, int]],
     ) -> None:
-        self._pairs = {
-            (queries[query], documents[document])
-            for query, judged in positives.items()
-            for document in judged
-        }
+        self._grades: dict[Pair, int] = {}  # of equal texts the best
+        for query, judged in positives.items():
+            for document, grade in judged.items():
+                pair = queries[query], documents[document]
+                self._grades[pair] = max(grade, self._grades.get(pair, 0))
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """All judged pairs."""
+        """All judged pairs and their grades."""
         digest = hashlib.blake2b(digest_size=16)
-        for pair in sorted(self._pairs):
+        for pair in sorted(self._grades.items()):
             digest.update(repr(pair).encode())
         return f"judgements {digest.hexdigest()}"
 
     def __call__(self, pairs: Sequence[Pair]) -> npt.NDArray[np.float32]:
         """float32 (len(pairs),) scores of (query, document) texts."""
-        return np.array([pair in self._pairs for pair in pairs], np.float32)
+        return np.array([self._grades.get(pair, 0) for pair in pairs], np.float32)
 
 
 class MaxSimTeacher:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from colbert_fast.model import ColBERT
 from colbert_fast.training.collections import LoadedCollection
 from colbert_fast.training.cross_encoder import CrossEncoderTeacher
 from colbert_fast.training.data import NWay, TupleFile, write_tuples
+from colbert_fast.training.given import given_tuples
 from colbert_fast.training.groups import sample_groups
 from colbert_fast.training.mining import mine
 from colbert_fast.training.recipe import Mining, TeacherPart
@@ -83,25 +84,34 @@ def sample_all(
     collections: Sequence[LoadedCollection],
     settings: Mining,
     teachers: Teachers | None,
-    mined: Path,
+    mined: Path | None,
     folder: Path,
     *,
     seed: int,
     progress: bool,
 ) -> None:
-    """Write tuples of every collection to ``NAME.jsonl``, scored if there are teachers."""
+    """Write tuples of every collection to ``NAME.jsonl``, scored if there are teachers.
+
+    `mined` is None where the settings say where the tuples are.
+    """
     for collection in collections:
         out = folder / f"{collection.name}.jsonl"
         if out.exists():
             continue
-        rankings = [
-            TupleFile(mined / f"{collection.name}-{source}.jsonl") for source in settings.sources
-        ]
-        ranked = rankings[0] if len(rankings) == 1 else _by_turns(rankings)
         try:
-            _sample(ranked, collection, settings, teachers, out, seed, progress=progress)
+            if mined is None:
+                given = given_tuples(collection, settings)
+                _score(given, collection, teachers, out, progress=progress)
+            else:
+                ranked = _ranked(mined, collection.name, settings)
+                _sample(ranked, collection, settings, teachers, out, seed, progress=progress)
         except ValueError as error:
             raise ValueError(f"collection {collection.name!r}: {error}") from error
+
+
+def _ranked(mined: Path, name: str, settings: Mining) -> Rankings:
+    rankings = [TupleFile(mined / f"{name}-{source}.jsonl") for source in settings.sources]
+    return rankings[0] if len(rankings) == 1 else _by_turns(rankings)
 
 
 def _sample(
@@ -114,21 +124,10 @@ def _sample(
     *,
     progress: bool,
 ) -> None:
-    late = settings.late
     tuples = _draw(ranked, collection, settings, seed)
-    if teachers is None:
-        write_tuples(out, tuples)
-        return
-    scored = score_with_teacher(
-        tuples,
-        teachers.of(collection),
-        queries=collection.queries,
-        documents=collection.documents,
-        out=out.with_suffix(".all.jsonl") if late else out,
-        cache=out.parents[1] / "teacher-scores.sqlite",
-        progress=progress,
-    )
-    if late:
+    scored = out.with_suffix(".all.jsonl") if settings.late else out
+    _score(tuples, collection, teachers, scored, progress=progress)
+    if settings.late:
         chosen = sample_tuples(
             ranked,
             collection.positives,
@@ -140,6 +139,28 @@ def _sample(
             seed=seed,
         )
         write_tuples(out, chosen)
+
+
+def _score(
+    tuples: Iterable[NWay],
+    collection: LoadedCollection,
+    teachers: Teachers | None,
+    out: Path,
+    *,
+    progress: bool,
+) -> None:
+    if teachers is None:
+        write_tuples(out, tuples)
+        return
+    score_with_teacher(
+        tuples,
+        teachers.of(collection),
+        queries=collection.queries,
+        documents=collection.documents,
+        out=out,
+        cache=out.parents[1] / "teacher-scores.sqlite",
+        progress=progress,
+    )
 
 
 def _draw(
