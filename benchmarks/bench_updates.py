@@ -80,7 +80,7 @@ def measure(source: Path, path: Path, count: int, doclen: int) -> None:
         run = subprocess.run(
             [sys.executable, "-c", SEARCHES, *arguments], check=True, capture_output=True, text=True
         )
-        seconds, rss, peak = map(float, run.stdout.split())
+        seconds, peak, rss = map(float, run.stdout.split())
         print(f"with memory_budget={budget / 1e6:.0f} MB" if budget else "without memory_budget")
         print(f"  RSS after {QUERIES} queries, % of index {102400 * rss / size:5.1f} "
               f"(peak {102400 * peak / size:.1f})")  # fmt: skip

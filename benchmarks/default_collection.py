@@ -1,14 +1,19 @@
 """The collection that the default model is trained on, from judged collections and plain passages.
 
-    python default_collection.py --beir BEIR --passages passages*.jsonl.gz --out FOLDER \
-        [--written default_questions.jsonl.gz]
+    python default_collection.py --beir BEIR --passages passages*.jsonl.gz --prose 12000 \
+        --out FOLDER [--written default_questions.jsonl.gz --graded default_graded.jsonl.gz]
 
 Writes a folder in BEIR layout whose train split has the labelled questions of six collections'
 train splits, and questions made of their passages and of English prose (`pseudo_queries`). No test
 or development question is in it, no passage that one of those has as an answer, and none that also
 is in LiveQA; except that sentences of Climate-FEVER are answers to questions of several splits, and
-so are kept. `--written` adds questions that a language model wrote for some of the passages; those
-beside this file are for 12,000 passages of prose and seed 0.
+so are kept.
+
+A language model has written more, for 12,000 passages of prose and seed 0; the files lie beside
+this one. `--written` adds questions that it wrote for one passage each. `--graded` adds those that
+it wrote for twelve neighbouring passages, which it has graded all from 0 to 3, and the file
+graded.jsonl: n-way tuples, in groups of eight of these questions and sixteen others that the same
+passages answer.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +30,7 @@ from beir import write_beir
 
 from colbert_fast.corpus import read_corpus
 from colbert_fast.evaluation import load_beir
-from colbert_fast.training.data import training_positives
+from colbert_fast.training.data import NWay, training_positives, write_tuples
 from colbert_fast.training.pseudo import is_prose, pseudo_queries
 
 # Name: most labelled questions, lowest grade of a positive.
@@ -39,13 +44,15 @@ LABELLED = {
 }
 WORDS = 100  # of a passage
 POSITIVES = 2  # of a question
+# The others in a group of graded questions; at most so many of them labelled, labelled or written.
+OTHERS, LABELLED_OTHERS, UNMADE_OTHERS = 16, 8, 12
 
 
 @dataclass
 class Collection:
     documents: dict[str, str] = field(default_factory=dict)
     queries: dict[str, str] = field(default_factory=dict)
-    positives: dict[str, list[str]] = field(default_factory=dict)
+    positives: dict[str, dict[str, int]] = field(default_factory=dict)  # with grades
 
 
 def crop(text: str) -> str:
@@ -85,7 +92,7 @@ def add_labelled(
             count += 1
             key = f"{folder.name}-{query}"
             made.queries[key] = beir.queries[query]
-            made.positives[key] = [f"{folder.name}-{name}" for name in good[:POSITIVES]]
+            made.positives[key] = {f"{folder.name}-{name}": 1 for name in good[:POSITIVES]}
             for name in good[:POSITIVES]:
                 made.documents[f"{folder.name}-{name}"] = crop(texts[name])
 
@@ -114,8 +121,50 @@ def add_written(made: Collection, file: Path) -> int:
         for number, each in enumerate(map(json.loads, lines)):
             if each["document"] in made.documents:
                 made.queries[f"written-{number}"] = each["text"]
-                made.positives[f"written-{number}"] = [each["document"]]
+                made.positives[f"written-{number}"] = {each["document"]: 1}
     return sum(name.startswith("written-") for name in made.queries)
+
+
+def add_graded(made: Collection, file: Path) -> list[tuple[list[str], list[str]]]:
+    """Put in the questions that were graded; returns groups: documents, and their questions."""
+    asked: dict[str, list[str]] = {}
+    for query, judged in made.positives.items():
+        for name in judged:
+            asked.setdefault(name, []).append(query)
+    groups = []
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        for each in map(json.loads, lines):
+            number, documents = each["group"], each["documents"]
+            graded = []
+            for place, query in enumerate(each["queries"], 1):
+                key = f"graded-{number}.{place}"
+                made.queries[key] = query["text"]
+                made.positives[key] = {
+                    name: grade
+                    for name, grade in zip(documents, query["grades"], strict=True)
+                    if grade > 0
+                }
+                graded.append(key)
+            queries = graded + others(documents, asked, number)
+            if len(queries) != len(graded) + OTHERS or not made.documents.keys() >= {*documents}:
+                raise SystemExit(f"{file}: group {number} is for another collection")
+            groups.append((documents, queries))
+    return groups
+
+
+def others(documents: list[str], asked: Mapping[str, list[str]], number: int) -> list[str]:
+    """Questions that some of these documents answer, at random, but by kind."""
+    names = list(dict.fromkeys(query for name in documents for query in asked.get(name, ())))
+    np.random.default_rng((5, number)).shuffle(names)
+    kinds: dict[str, list[str]] = {"labelled": [], "written": [], "made": []}
+    for name in names:
+        source = name.partition("-")[0]
+        kind = "labelled" if source in LABELLED else source if source == "written" else "made"
+        kinds[kind].append(name)
+    chosen = kinds["labelled"][:LABELLED_OTHERS]
+    chosen += kinds["written"][: UNMADE_OTHERS - len(chosen)]
+    chosen += kinds["made"][: OTHERS - len(chosen)]
+    return chosen
 
 
 def main() -> None:
@@ -127,6 +176,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--prose", type=int, default=6000, help="passages of prose")
     parser.add_argument("--written", type=Path, help="jsonl.gz of document, text")
+    parser.add_argument("--graded", type=Path, help="jsonl.gz of documents, queries with grades")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     made = Collection()
@@ -139,11 +189,21 @@ def main() -> None:
     written = add_written(made, options.written) if options.written else 0
     made.documents.update(pseudo.documents)
     made.queries.update(pseudo.queries)
-    made.positives.update({name: list(judged) for name, judged in pseudo.positives.items()})
-    qrels = {query: dict.fromkeys(names, 1) for query, names in made.positives.items()}
-    write_beir(options.out, made.documents, made.queries, qrels, split="train")
+    made.positives.update(pseudo.positives)
+    groups = add_graded(made, options.graded) if options.graded else []
+    write_beir(options.out, made.documents, made.queries, made.positives, split="train")
+    if groups:
+        write_tuples(
+            options.out / "graded.jsonl",
+            (
+                NWay(query, tuple(sorted(names, key=lambda name: -grades.get(name, 0))))
+                for names, queries in groups
+                for query in queries
+                for grades in (made.positives[query],)
+            ),
+        )
     print(f"{len(made.documents):,} passages, {labelled:,} labelled questions, {written:,} written "
-          f"ones, {len(made.queries) - labelled - written:,} made ones")  # fmt: skip
+          f"ones, {len(pseudo.queries):,} made ones; {len(groups):,} groups")  # fmt: skip
 
 
 if __name__ == "__main__":

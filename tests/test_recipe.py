@@ -197,9 +197,25 @@ def test_tuples_of_other_questions_are_left_out(sources, tmp_path, caplog):
     run_values(tmp_path, recipe_of_tuples(sources, tmp_path / "run", path))
     assert tuples_of(tmp_path / "run") == rows
     assert "1 tuples are of other questions" in caplog.text
-    in_groups = recipe_of_tuples(sources, tmp_path / "b", path, mine={"group_size": 2})
-    with pytest.raises(ValueError, match="no groups of 2"):
-        run_values(tmp_path, in_groups)
+
+
+def test_groups_that_are_there(sources, tmp_path, caplog):
+    rows = [[query, ["d0", 1.0], ["d1", 0.5]] for query in ("q0", "q1", "q2", "q3")]
+    path = tmp_path / "given.jsonl"
+    values = recipe_of_tuples(sources, tmp_path / "run", path, mine={"group_size": 2})
+    for wrong, message in (
+        (rows[:3], "3 tuples and 0 of other"),
+        ([*rows, ["other", ["d0", 1.0], ["d1", 0.5]]], "4 tuples and 1 of other"),
+        ([*rows[:1], ["q1", ["d0", 1.0], ["d2", 0.5]]], "tuple 2 .*not the documents of its group"),
+        ([["other", ["d0", 1.0], ["d1", 0.5]]], "no tuple of a question of the collection"),
+    ):
+        path.write_text("\n".join(map(json.dumps, wrong)))
+        with pytest.raises(ValueError, match=message):
+            run_values(tmp_path, {**values, "output": str(tmp_path / f"run-{len(wrong)}")})
+    path.write_text("\n".join(map(json.dumps, rows)))
+    run_values(tmp_path, values)
+    assert tuples_of(tmp_path / "run") == rows
+    assert "3 tuples do not begin with a positive" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -354,11 +370,17 @@ def test_what_is_not_yaml_is_refused(tmp_path):
         read_recipe(tmp_path / "recipe.yaml")
 
 
-def test_recipes_that_come_along(tmp_path):
+def test_recipes_that_come_along(tmp_path, monkeypatch):
     recipe = read_recipe(find_recipe("colbertv2"))
     assert [each.config(0).nway for each in recipe.rounds] == [64, 64]
     collection = Collection("mine", tmp_path)
     for name in ("default", "mini"):
         assert read_recipe(find_recipe(name), collections=[collection]).collections == (collection,)
-    with pytest.raises(FileNotFoundError, match=r"no such file.*colbertv2, default, mini"):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/graded.jsonl").touch()
+    graded = read_recipe(find_recipe("default-graded"))
+    first = read_recipe(find_recipe("default"))
+    assert graded.start.model == str(first.output / "round-1/final")
+    with pytest.raises(FileNotFoundError, match=r"colbertv2, default, default-graded, mini\)"):
         find_recipe("colbertv3")

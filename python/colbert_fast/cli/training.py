@@ -24,7 +24,7 @@ DocumentsOption = Annotated[
 def train(
     recipe: Annotated[
         str,
-        typer.Argument(help="A .yaml file, or the name of one that comes along: mini, colbertv2."),
+        typer.Argument(help="A .yaml file, or the name of one that comes along, as mini."),
     ],
     *,
     data: Annotated[

@@ -137,9 +137,8 @@ class Mining(_Strict):
         At most so many of them for each collection.
     tuples : mapping of str to Path, optional
         Instead of all that: for each collection, by name, a file of n-way tuples that are there
-        already, the positive first (`read_tuples`). Their scores count where no teacher gives
-        others, as a recipe's does in its rounds. With `group_size`, each so many that follow each
-        other are a group.
+        already, the positive first (`read_tuples`). In rounds a recipe's `teacher` replaces their
+        scores. With `group_size`, each so many that follow each other have the same documents.
     """
 
     sources: tuple[Literal["bm25", "model"], ...] = ("model",)
@@ -354,10 +353,10 @@ def find_recipe(name: str) -> Path:
     path, here = Path(name), Path(__file__).with_name("recipes")
     if path.is_file():
         return path
-    known = {file.stem: file for file in sorted(here.glob("*.yaml"))}
+    known = {file.stem: file for file in here.glob("*.yaml")}
     if name not in known:
         raise FileNotFoundError(
-            f"{name}: no such file, nor a recipe that comes along ({', '.join(known)})"
+            f"{name}: no such file, nor a recipe that comes along ({', '.join(sorted(known))})"
         )
     return known[name]
 

@@ -100,16 +100,17 @@ def sample_all(
             continue
         try:
             if mined is None:
-                given = given_tuples(collection, settings)
+                path = (settings.tuples or {})[collection.name]
+                given = given_tuples(collection, path, settings.group_size)
                 _score(given, collection, teachers, out, progress=progress)
             else:
-                ranked = _ranked(mined, collection.name, settings)
-                _sample(ranked, collection, settings, teachers, out, seed, progress=progress)
+                rankings = _rankings(mined, collection.name, settings)
+                _sample(rankings, collection, settings, teachers, out, seed, progress=progress)
         except ValueError as error:
             raise ValueError(f"collection {collection.name!r}: {error}") from error
 
 
-def _ranked(mined: Path, name: str, settings: Mining) -> Rankings:
+def _rankings(mined: Path, name: str, settings: Mining) -> Rankings:
     rankings = [TupleFile(mined / f"{name}-{source}.jsonl") for source in settings.sources]
     return rankings[0] if len(rankings) == 1 else _by_turns(rankings)
 
