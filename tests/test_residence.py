@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from colbert_fast import BackendUnavailable, Index
+from colbert_fast import BackendUnavailable, Index, ShardedIndex
 from colbert_fast.storage import residence
 
 SMAPS = Path("/proc/self/smaps")
@@ -39,7 +39,7 @@ def queries() -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=2, keepdims=True)
 
 
-def found(index: Index, query: np.ndarray) -> list[tuple[object, float]]:
+def found(index: Index | ShardedIndex, query: np.ndarray) -> list[tuple[object, float]]:
     return [(hit.id, hit.score) for hit in index.search(query, k=10, exhaustive=True)]
 
 
@@ -82,6 +82,17 @@ def test_threads_and_a_new_generation(path: Path, queries: np.ndarray) -> None:
             writer.delete(["new"])
         found(bounded, queries[0])
         assert held(path) < BUDGET // 4
+
+
+@linux
+def test_shards_share_a_budget(path: Path, queries: np.ndarray) -> None:
+    with ShardedIndex([path, path]) as free:
+        wanted = found(free, queries[0])
+    with ShardedIndex([path, path], memory_budget=BUDGET) as bounded:
+        assert found(bounded, queries[0]) == wanted
+        assert held(path) < BUDGET // 2
+    with pytest.raises(ValueError, match="memory_budget must be at least 1, got 0"):
+        ShardedIndex([path, path], memory_budget=1)
 
 
 @linux

@@ -120,7 +120,7 @@ def test_a_device_for_all_shards_or_one_for_each(
             together.wait()
             return super().search(*args, **options)
 
-    def open_on(path: Any, *, model: Any, device: str) -> IndexReader:
+    def open_on(path: Any, *, model: Any, device: str, **_: None) -> IndexReader:
         opened.append(device)
         return Waiting(Snapshot.open(path), model=model)
 

@@ -37,14 +37,16 @@ class ShardedIndex:
         Where to search, as for `Index.open`: one for all shards, or one for each, so that several
         GPUs hold a collection and search at the same time. Shards take the room on a device in
         their order.
+    memory_budget
+        As for `Index.open`; each shard has an equal part of it.
 
     Raises
     ------
     IndexFormatError, BackendUnavailable, MemoryError
         As for `Index.open`.
     ValueError
-        There is no index, they differ in dim or in the model's weights, or there are more or fewer
-        devices than indexes.
+        There is no index, they differ in dim or in the model's weights, there are more or fewer
+        devices than indexes, or `memory_budget` is less than a byte for each.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class ShardedIndex:
         *,
         model: ColBERT | None = None,
         device: str | Sequence[str] = "cpu",
+        memory_budget: int | None = None,
     ) -> None:
         folders = list(paths)
         if not folders:
@@ -60,8 +63,10 @@ class ShardedIndex:
         devices = [device] * len(folders) if isinstance(device, str) else list(device)
         if len(devices) != len(folders):
             raise ValueError(f"device: got {len(devices)} for {len(folders)} indexes")
+        if memory_budget is not None:
+            memory_budget = check_positive("memory_budget", memory_budget) // len(folders)
         self.shards = [
-            IndexReader.open(folder, model=model, device=each)
+            IndexReader.open(folder, model=model, device=each, memory_budget=memory_budget)
             for folder, each in zip(folders, devices, strict=True)
         ]
         # A thread waits for its GPU; on the CPU a search has all threads already.
