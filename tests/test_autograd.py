@@ -321,6 +321,29 @@ def test_compiled_in_one_graph(rng: np.random.Generator) -> None:
         assert torch.equal(left, right)
 
 
+def test_compiled_once_for_any_lengths() -> None:
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    graphs = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return make_boxed_func(graph)
+
+    compiled = torch.compile(
+        autograd.maxsim, fullgraph=True, dynamic=True, backend=aot_autograd(fw_compiler=backend)
+    )
+    for lengths in ([3, 4, 5], [5, 1, 6, 1], [2, 2, 2, 9, 1]):  # no size is another's at first
+        doclens = torch.tensor(lengths, dtype=torch.int32)
+        query, documents = torch.randn(2, 7, 16), torch.randn(int(doclens.sum()), 16)
+        leaves = query.requires_grad_(), documents.requires_grad_()
+        ours, eager = (f(*leaves, doclens).sum() for f in (compiled, autograd.maxsim))
+        grads = [torch.autograd.grad(each, leaves) for each in (ours, eager)]
+        assert all(map(torch.equal, *grads))
+    assert len(graphs) == 2  # forward and backward
+
+
 def test_autocast_on_cuda_is_for_tensor_cores() -> None:
     """Without a GPU: shapes and types only."""
     from torch._subclasses.fake_tensor import FakeTensorMode

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,15 +26,22 @@ needs_build = pytest.mark.skipif(not BUILT, reason="built without CUDA")
 
 
 @pytest.fixture
-def gpu() -> Any:
+def gpu() -> Iterator[Any]:
     """Move arrays to the GPU."""
-    if not backend.backend_info()["cuda_devices"]:
-        message = "no GPU, or built without CUDA"
-        if os.environ.get("COLBERT_FAST_REQUIRE_CUDA") == "1":
-            pytest.fail(message)
-        pytest.skip(message)
-    torch: Any = pytest.importorskip("torch", reason="tensors on a GPU are torch's")
-    return lambda array: torch.as_tensor(array).cuda()
+    missing = "" if backend.backend_info()["cuda_devices"] else "no GPU, or built without CUDA"
+    if importlib.util.find_spec("torch") is None:
+        missing = "tensors on a GPU are torch's"
+    if missing and os.environ.get("COLBERT_FAST_REQUIRE_CUDA") == "1":
+        pytest.fail(missing)
+    elif missing:
+        pytest.skip(missing)
+    import torch
+
+    yield lambda array: torch.as_tensor(array).cuda()
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:  # no kernel runs in this process any more
+        pytest.exit(f"the GPU's context is lost: {error}", returncode=1)
 
 
 def on_cpu(result: Any) -> Any:
@@ -196,9 +204,9 @@ def test_tensor_cores_assign_up_to_128_dimensions() -> None:
     from colbert_fast import _cuda
 
     codes, best = fake(2, dtype=np.int32), fake(2)
-    rows, longest = fake(3, 136, dtype=np.float16), fake(1)
+    rows, extremes = fake(3, 136, dtype=np.float16), fake(2)
     with pytest.raises(ValueError, match="`rows` must be None for more than 128 dimensions"):
-        _cuda.assign(fake(2, 136), fake(3, 136), codes, best, rows, longest, 0)
+        _cuda.assign(fake(2, 136), fake(3, 136), codes, best, rows, extremes, 0)
 
 
 @needs_build
@@ -356,7 +364,9 @@ def test_kmeans(k: int, dim: int, dtype: str, gpu: Any, rng: np.random.Generator
     found = ops.assign(gpu(points), gpu(centroids))
     assert same_bits(on_cpu(found), on_cpu(expected))
     sums = ops.accumulate(gpu(points), found[0], k)
-    assert same_bits(on_cpu(sums), on_cpu(ops.accumulate(points, expected[0], k)))
+    wanted = on_cpu(ops.accumulate(points, expected[0], k))
+    # The bits of a NaN that comes of a sum are each machine's own.
+    assert same_bits(*(tuple(map(np.nan_to_num, each)) for each in (on_cpu(sums), wanted)))
 
 
 @pytest.mark.parametrize("nbits", NBITS)

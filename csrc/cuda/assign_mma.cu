@@ -1,14 +1,15 @@
 // Nearest centroids by tensor cores: float16 estimates of a known error, then exact products with
 // the few centroids that it leaves.
 //
-// With x and c rounded to float16,
-//   |x.c - x16.c16| <= |x| dc + (|c| + dc) dx,   d = 2^-11 |.| + 2^-25 sqrt(dim),
-// and the two float32 sums, here and of the exact product, are off by less than 2^-15 |x| |c|
-// together if tensor cores truncate each product; how they add is not documented, so 2^-14 is
-// allowed. A centroid whose estimate lies more than twice that whole error below the best cannot be
-// the nearest. Of each of its points a lane keeps in registers the two best of the centroids that
-// it sees, a quarter of all, and the third's estimate: a point to which a lane's third is as near
-// is compared with all centroids, and so is one that float16 cannot hold.
+// With x and c rounded to float16, which leaves errors dx and dc,
+//   |x.c - x16.c16| <= |x| dc + (|c| + dc) dx,   dx <= 2^-11 |x| + 2^-25 sqrt(dim);
+// the largest dc is measured: 0 where a codec's centroids are float16 anyway. The two float32 sums,
+// here and of the exact product, are off by less than 2^-15 |x| |c| together if tensor cores
+// truncate each product; how they add is not documented, so 2^-14 is allowed. A centroid whose
+// estimate lies more than twice that whole error below the best cannot be the nearest. Of each of
+// its points a lane keeps in registers the two best of the centroids that it sees, a quarter of
+// all, and the third's estimate: a point to which a lane's third is as near is compared with all
+// centroids, and so is one that float16 cannot hold.
 #include <type_traits>
 
 #include "cuda/tile.cuh"
@@ -22,6 +23,7 @@ constexpr unsigned kCentroids = 64, kDim = kMaxMmaDim, kBlocks = kDim / 16;
 constexpr unsigned kStride = kDim + 32;
 constexpr float kLongest = 60000.0f; // no value of such a vector is beyond float16
 constexpr float kRelative = 0x1p-11f, kAbsolute = 0x1p-25f * 11.5f, kSums = 0x1p-14f;
+constexpr float kUnderflow = 0x1p-60f; // above all that is lost of a length by squaring
 
 struct Shared {
   uint4 centroids[2][kCentroids][kStride / 8]; // eight float16 each
@@ -57,16 +59,22 @@ __device__ void fetch(Shared &shared, unsigned half, const std::uint16_t *rows, 
 template <class T>
 __device__ float exact_product(const T *point, const float *centroid, unsigned dim) {
   float sum = 0.0f;
-#pragma unroll 8
-  for (unsigned d = 0; d < dim; ++d) sum = fmaf(centroid[d], to_float(point[d]), sum);
+#pragma unroll 4
+  for (unsigned d = 0; d < dim; d += 4) {
+    const float4 c = *reinterpret_cast<const float4 *>(centroid + d);
+    sum = fmaf(c.x, to_float(point[d]), sum);
+    sum = fmaf(c.y, to_float(point[d + 1]), sum);
+    sum = fmaf(c.z, to_float(point[d + 2]), sum);
+    sum = fmaf(c.w, to_float(point[d + 3]), sum);
+  }
   return sum;
 }
 
 // How far below the best estimate the nearest centroid's can lie; infinite for what float16 cannot
 // hold.
-template <class T> __device__ float window_of(float length, float longest) {
+template <class T> __device__ float window_of(float length, Extremes centroids) {
+  const float longest = centroids.length, of_centroid = centroids.rounding + kUnderflow;
   if (!(length < kLongest && longest < kLongest)) return HUGE_VALF;
-  const float of_centroid = kRelative * longest + kAbsolute;
   const float of_point = std::is_same_v<T, Half> ? 0.0f : kRelative * length + kAbsolute;
   const float error =
       length * of_centroid + (longest + of_centroid) * of_point + kSums * length * longest;
@@ -89,7 +97,7 @@ struct Points {
   float window[4]; // of points 0, 8, 16, 24 + lane / 4
 
   template <class T>
-  __device__ std::size_t load(const T *points, std::size_t n, unsigned dim, float longest) {
+  __device__ std::size_t load(const T *points, std::size_t n, unsigned dim, Extremes centroids) {
     const unsigned lane = threadIdx.x % kWarp, t = lane % 4;
     const std::size_t first =
         static_cast<std::size_t>(blockIdx.x) * kThreads + threadIdx.x / kWarp * kPoints + lane / 4;
@@ -105,7 +113,7 @@ struct Points {
       }
       squares += __shfl_xor_sync(kAllLanes, squares, 1);
       squares += __shfl_xor_sync(kAllLanes, squares, 2);
-      window[i] = window_of<T>(sqrtf(squares), longest);
+      window[i] = window_of<T>(sqrtf(squares), centroids);
     }
     return first;
   }
@@ -141,12 +149,12 @@ __device__ void offer_tile(const Shared &shared, unsigned half, const Points &po
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     assign_mma_kernel(const T *points, std::size_t n, unsigned dim, const float *centroids,
-                      unsigned n_centroids, const std::uint16_t *rows, const float *longest,
+                      unsigned n_centroids, const std::uint16_t *rows, const Extremes *extremes,
                       std::int32_t *codes, float *products) {
   auto &shared = shared_memory<Shared>();
   const unsigned lane = threadIdx.x % kWarp;
   Points tile;
-  const std::size_t mine = tile.load(points, n, dim, *longest);
+  const std::size_t mine = tile.load(points, n, dim, *extremes);
   BestThree best[4];
   fetch(shared, 0, rows, 0, n_centroids, dim);
   copy_commit();
@@ -198,43 +206,49 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// A warp to a centroid.
-__global__ void __launch_bounds__(kThreads)
-    narrow_kernel(const float *centroids, std::size_t n, unsigned dim, std::uint16_t *rows,
-                  float *longest) {
-  const std::size_t c =
-      (static_cast<std::size_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp * dim;
-  if (c >= n * dim) return;
-  const unsigned lane = threadIdx.x % kWarp;
-  float squares = 0.0f;
-  for (unsigned d = lane; d < dim; d += kWarp) {
-    rows[c + d] = float_to_half(centroids[c + d]);
-    squares = fmaf(centroids[c + d], centroids[c + d], squares);
-  }
+__device__ void keep_longest(float *most, float squares) {
   for (int half = 16; half > 0; half /= 2) squares += __shfl_xor_sync(kAllLanes, squares, half);
   const float length = sqrtf(squares);
   // Of numbers that are not negative, bits are in the numbers' order.
-  if (lane == 0)
-    atomicMax(reinterpret_cast<unsigned *>(longest),
+  if (threadIdx.x % kWarp == 0)
+    atomicMax(reinterpret_cast<unsigned *>(most),
               __float_as_uint(length < kLongest ? length : HUGE_VALF));
+}
+
+// A warp to a centroid.
+__global__ void __launch_bounds__(kThreads)
+    narrow_kernel(const float *centroids, std::size_t n, unsigned dim, std::uint16_t *rows,
+                  Extremes *extremes) {
+  const std::size_t c =
+      (static_cast<std::size_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp * dim;
+  if (c >= n * dim) return;
+  float squares = 0.0f, lost = 0.0f;
+  for (unsigned d = threadIdx.x % kWarp; d < dim; d += kWarp) {
+    const float value = centroids[c + d];
+    rows[c + d] = float_to_half(value);
+    const float rounding = value - half_to_float(rows[c + d]);
+    squares = fmaf(value, value, squares), lost = fmaf(rounding, rounding, lost);
+  }
+  keep_longest(&extremes->length, squares);
+  keep_longest(&extremes->rounding, lost);
 }
 
 } // namespace
 
 void narrow_centroids(const float *centroids, std::size_t n, std::size_t dim, std::uint16_t *rows,
-                      float *longest, Stream stream) {
+                      Extremes *extremes, Stream stream) {
   launch(narrow_kernel, ceil_div(n * kWarp, kThreads), 1, kThreads, 0, stream, centroids, n,
-         static_cast<unsigned>(dim), rows, longest);
+         static_cast<unsigned>(dim), rows, extremes);
 }
 
 void assign_mma(const void *points, DType type, std::size_t n, std::size_t dim,
                 const float *centroids, std::size_t n_centroids, const std::uint16_t *rows,
-                const float *longest, std::int32_t *codes, float *best, Stream stream) {
+                const Extremes *extremes, std::int32_t *codes, float *best, Stream stream) {
   with_type(type, [&](auto element) {
     using T = decltype(element);
     launch(assign_mma_kernel<T>, ceil_div(n, kThreads), 1, kThreads, sizeof(Shared), stream,
            static_cast<const T *>(points), n, static_cast<unsigned>(dim), centroids,
-           static_cast<unsigned>(n_centroids), rows, longest, codes, best);
+           static_cast<unsigned>(n_centroids), rows, extremes, codes, best);
   });
 }
 

@@ -5,21 +5,21 @@ using namespace colbert_fast;
 
 namespace {
 
-// rows float16 (K, dim), longest float32 (1,), which the caller has set to 0
+// rows float16 (K, dim), extremes float32 (2,), which the caller has set to 0
 void narrow_centroids(const py::object &centroids, const py::object &rows,
-                      const py::object &longest, std::uintptr_t stream) {
+                      const py::object &extremes, std::uintptr_t stream) {
   const cuda::Arguments arguments(centroids, "centroids", stream);
   const View c = arguments.in(centroids, "centroids", {DType::f32}, {kAny, kAny});
   check_dim(c, "centroids");
   const View out = arguments.out(rows, "rows", DType::f16, {c.shape[0], c.shape[1]});
-  const View length = arguments.out(longest, "longest", DType::f32, {1});
+  const View most = arguments.out(extremes, "extremes", DType::f32, {2});
   cuda::narrow_centroids(c.as<const float>(), c.dim(0), c.dim(1), out.as<std::uint16_t>(),
-                         length.as<float>(), arguments.stream());
+                         most.as<cuda::Extremes>(), arguments.stream());
 }
 
-// By tensor cores if there are `rows` and `longest`, from narrow_centroids.
+// By tensor cores if there are `rows` and `extremes`, from narrow_centroids.
 void assign(const py::object &points, const py::object &centroids, const py::object &codes,
-            const py::object &best, const py::object &rows, const py::object &longest,
+            const py::object &best, const py::object &rows, const py::object &extremes,
             std::uintptr_t stream) {
   const cuda::Arguments arguments(points, "points", stream);
   const View x =
@@ -36,9 +36,9 @@ void assign(const py::object &points, const py::object &centroids, const py::obj
     throw py::value_error("`rows` must be None for more than " + std::to_string(cuda::kMaxMmaDim) +
                           " dimensions, got " + std::to_string(x.dim(1)));
   const View narrow = arguments.in(rows, "rows", {DType::f16}, {c.shape[0], c.shape[1]});
-  const View length = arguments.in(longest, "longest", {DType::f32}, {1});
+  const View most = arguments.in(extremes, "extremes", {DType::f32}, {2});
   cuda::assign_mma(x.data, x.dtype, x.dim(0), x.dim(1), c.as<const float>(), c.dim(0),
-                   narrow.as<const std::uint16_t>(), length.as<const float>(),
+                   narrow.as<const std::uint16_t>(), most.as<const cuda::Extremes>(),
                    out.as<std::int32_t>(), scores.as<float>(), arguments.stream());
 }
 
@@ -60,10 +60,10 @@ void accumulate(const py::object &points, const py::object &order, const py::obj
 
 void bind_kmeans(py::module_ &m) {
   using py::arg;
-  m.def("narrow_centroids", &narrow_centroids, arg("centroids"), arg("rows"), arg("longest"),
+  m.def("narrow_centroids", &narrow_centroids, arg("centroids"), arg("rows"), arg("extremes"),
         arg("stream"));
   m.def("assign", &assign, arg("points"), arg("centroids"), arg("codes"), arg("best"),
-        arg("rows").none(true), arg("longest").none(true), arg("stream"));
+        arg("rows").none(true), arg("extremes").none(true), arg("stream"));
   m.def("accumulate", &accumulate, arg("points"), arg("order"), arg("first"), arg("sums"),
         arg("stream"));
 }

@@ -58,13 +58,16 @@ void maxsim_grad_documents(const float *queries, const float *grad, const std::i
 void assign(const void *points, DType type, std::size_t n, std::size_t dim, const float *centroids,
             std::size_t n_centroids, std::int32_t *codes, float *best, Stream stream);
 // The same by tensor cores, for dim <= kMaxMmaDim, from what narrow_centroids has made: `rows` as
-// float16 and the length of the longest, infinite if float16 cannot hold all. `longest`, one float,
-// has been set to 0 by the caller.
+// float16 and `extremes`, which the caller has set to 0.
+struct Extremes {
+  float length;   // the greatest of a centroid; infinite if float16 cannot hold all
+  float rounding; // the greatest distance of a centroid from its row; likewise
+};
 void narrow_centroids(const float *centroids, std::size_t n, std::size_t dim, std::uint16_t *rows,
-                      float *longest, Stream stream);
+                      Extremes *extremes, Stream stream);
 void assign_mma(const void *points, DType type, std::size_t n, std::size_t dim,
                 const float *centroids, std::size_t n_centroids, const std::uint16_t *rows,
-                const float *longest, std::int32_t *codes, float *best, Stream stream);
+                const Extremes *extremes, std::int32_t *codes, float *best, Stream stream);
 // sums (n_clusters, dim), of the points named by order[first[c]] to order[first[c + 1] - 1]: the
 // CPU's sum_rows.
 void accumulate(const void *points, DType type, std::size_t n, std::size_t dim,

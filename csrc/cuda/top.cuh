@@ -26,6 +26,26 @@ struct TopShared {
   Entry entries[1]; // k, up to a power of two, where they are sorted
 };
 
+// A warp finds the digit whose keys reach k, after `before` others, each lane in its own eight.
+__device__ inline void find_digit(TopShared &shared, unsigned k, unsigned before) {
+  constexpr unsigned kRun = kDigits / kWarp;
+  unsigned run[kRun], own = 0;
+#pragma unroll
+  for (unsigned j = 0; j < kRun; ++j) own += run[j] = shared.counts[threadIdx.x * kRun + j];
+  unsigned upto = own;
+  for (unsigned by = 1; by < kWarp; by *= 2) {
+    const unsigned other = __shfl_up_sync(kAllLanes, upto, by);
+    if (threadIdx.x >= by) upto += other;
+  }
+  unsigned front = before + upto - own, digit = threadIdx.x * kRun;
+  if (front >= k || front + own < k) return;
+  own = 0;
+#pragma unroll
+  for (unsigned j = 0; j < kRun; ++j)
+    if (front + own < k) front += own, own = run[j], digit = threadIdx.x * kRun + j;
+  shared.digit = digit, shared.before = front;
+}
+
 // The key of the k-th best of n, 1 <= k <= n, by the radix of one digit after the other;
 // shared.before becomes the number of keys below it.
 template <class Key>
@@ -39,12 +59,7 @@ __device__ std::uint32_t select(TopShared &shared, std::size_t n, unsigned k, Ke
       if (const std::uint32_t at = key(i); (at & mask) == prefix)
         atomicAdd(&shared.counts[at >> shift & 255u], 1u);
     __syncthreads();
-    if (threadIdx.x == 0) {
-      unsigned digit = 0;
-      for (; digit < kDigits - 1 && before + shared.counts[digit] < k; ++digit)
-        before += shared.counts[digit];
-      shared.digit = digit, shared.before = before;
-    }
+    if (threadIdx.x < kWarp) find_digit(shared, k, before);
     __syncthreads();
     before = shared.before;
     prefix |= shared.digit << shift;

@@ -36,11 +36,11 @@ void screened(Tally &tally, const Case &c, const Rows &points, const Buffer<floa
               const Assigned &want) {
   Assigned got(c.n);
   DeviceBuffer<std::uint16_t> rows(c.centroids * c.dim);
-  float longest = 0.0f;
-  cuda::narrow_centroids(centroids.data(), c.centroids, c.dim, rows.poison(0xff).data(), &longest,
+  cuda::Extremes extremes{};
+  cuda::narrow_centroids(centroids.data(), c.centroids, c.dim, rows.poison(0xff).data(), &extremes,
                          nullptr);
   cuda::assign_mma(points.data(), c.type, c.n, c.dim, centroids.data(), c.centroids, rows.data(),
-                   &longest, got.codes.data(), got.best.data(), nullptr);
+                   &extremes, got.codes.data(), got.best.data(), nullptr);
   same(tally, c, "cuda assign_mma", got, want);
 }
 

@@ -51,19 +51,31 @@ def _for_tensor_cores(query: Tensor, documents: Tensor) -> bool:
     return narrow and query.shape[-1] <= backend.cuda().max_mma_dim
 
 
+def _aligned(part: Tensor) -> Tensor:
+    """As the kernels read it: a slice of a larger tensor may begin between their 16 bytes."""
+    part = part.contiguous()
+    return part.clone() if part.data_ptr() % 16 else part
+
+
 def _maxsim(
     query: Tensor, documents: Tensor, doclens: Tensor, documents_per_query: int | None
 ) -> tuple[Tensor, Tensor]:
     if not _for_tensor_cores(query, documents):
         query = query.float()  # exact
     scores, argmax = _kernels_of(query).maxsim(
-        query, documents, doclens, documents_per_query=documents_per_query, return_argmax=True
+        query,
+        documents,
+        _aligned(doclens),
+        documents_per_query=documents_per_query,
+        return_argmax=True,
     )
     return scores, argmax
 
 
 def _grad_query(documents: Tensor, doclens: Tensor, argmax: Tensor, grad: Tensor) -> Tensor:
-    sums: Tensor = _kernels_of(documents).maxsim_grad_query(documents, doclens, argmax, grad)
+    sums: Tensor = _kernels_of(documents).maxsim_grad_query(
+        documents, _aligned(doclens), argmax, _aligned(grad)
+    )
     return sums
 
 
@@ -71,7 +83,7 @@ def _grad_documents(
     query: Tensor, n_tokens: int, doclens: Tensor, argmax: Tensor, grad: Tensor
 ) -> Tensor:
     sums: Tensor = _kernels_of(query).maxsim_grad_documents(
-        query.float(), doclens, argmax, grad, n_tokens=n_tokens
+        query.float(), _aligned(doclens), argmax, _aligned(grad), n_tokens=n_tokens
     )
     return sums
 
@@ -80,7 +92,7 @@ def _maxsim_shapes(
     query: Tensor, _documents: Tensor, doclens: Tensor, documents_per_query: int | None
 ) -> tuple[Tensor, Tensor]:
     b, nq, _ = query.shape
-    columns = columns_of(b, len(doclens), documents_per_query)
+    columns = columns_of(b, doclens.shape[0], documents_per_query)
     scores = query.new_empty((b, columns), dtype=torch.float32)
     return scores, query.new_empty((b, columns, nq), dtype=torch.int32)
 
@@ -104,14 +116,12 @@ def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():  # create_graph=True: the graph would lack this operation
         raise RuntimeError("maxsim has no second derivative: its gradient is for one backward")
     query, documents, doclens, argmax = ctx.saved_tensors
-    # Not contiguous(): a part of a larger gradient may begin where the kernels cannot read.
-    grad = grad.clone(memory_format=torch.contiguous_format)
     kernels, met = torch.ops.colbert_fast, (doclens, argmax, grad)
     by_query = by_documents = None
     if ctx.needs_input_grad[0]:
         by_query = kernels.maxsim_grad_query(documents, *met).to(query.dtype)
     if ctx.needs_input_grad[1]:
-        by_documents = kernels.maxsim_grad_documents(query, len(documents), *met)
+        by_documents = kernels.maxsim_grad_documents(query, documents.shape[0], *met)
         by_documents = by_documents.to(documents.dtype)
     return by_query, by_documents, None, None
 

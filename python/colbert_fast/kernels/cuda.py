@@ -133,15 +133,16 @@ def narrow_centroids(centroids: Tensor) -> tuple[Tensor | None, Tensor | None]:
     Returns
     -------
     rows : float16 (K, dim)
-    longest : float32 (1,)
-        The greatest length of a centroid; infinite if float16 cannot hold all.
+    extremes : float32 (2,)
+        The greatest length of a centroid, and the greatest distance of one from its row; infinite
+        if float16 cannot hold all.
     """
     if not is_cuda(centroids) or centroids.shape[1] > backend.cuda().max_mma_dim:
         return None, None  # `assign` says what is wrong with arrays on the CPU
     torch = sys.modules["torch"]
-    rows, longest = torch.empty_like(centroids, dtype=torch.float16), centroids.new_zeros((1,))
-    run("narrow_centroids", centroids, rows, longest)
-    return rows, longest
+    rows, extremes = torch.empty_like(centroids, dtype=torch.float16), centroids.new_zeros((2,))
+    run("narrow_centroids", centroids, rows, extremes)
+    return rows, extremes
 
 
 def sort_by_code(codes: Tensor, num_centroids: int) -> tuple[Tensor, Tensor]:

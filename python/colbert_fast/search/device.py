@@ -165,7 +165,9 @@ class DeviceSearcher:
         """Runs of queries whose workspace is of bearable size."""
         longest = _padded(queries)
         size = max(1, min(_BLOCK, len(queries), _MOST_TILES * _TILE // longest))
-        while size > 1 and self._core.workspace(size, longest, k, *shape) > _WORKSPACE:
+        # Half of what is free: other threads search too.
+        most = min(_WORKSPACE, _free_bytes(self._device) // 2) if size > 1 else 0
+        while size > 1 and self._core.workspace(size, longest, k, *shape) > most:
             size = (size + 1) // 2
         for start in range(0, len(queries), size):
             yield slice(start, start + size)
