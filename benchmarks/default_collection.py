@@ -11,9 +11,11 @@ so are kept.
 
 A language model has written more, for 12,000 passages of prose and seed 0; the files lie beside
 this one. `--written` adds questions that it wrote for one passage each. `--graded` adds those that
-it wrote for twelve neighbouring passages, which it has graded all from 0 to 3, and the file
-graded.jsonl: n-way tuples, in groups of eight of these questions and sixteen others that the same
-passages answer.
+it wrote for twelve neighbouring passages, which it has graded all from 0 to 3, and for each round
+of the recipe a file of n-way tuples, graded-1.jsonl and graded-2.jsonl: groups of eight of these
+questions and sixteen others that the same passages answer. The second has new groups, and the
+questions of all groups again, over nine passages that the model found for three of them and three
+graded before.
 """
 
 from __future__ import annotations
@@ -125,31 +127,30 @@ def add_written(made: Collection, file: Path) -> int:
     return sum(name.startswith("written-") for name in made.queries)
 
 
-def add_graded(made: Collection, file: Path) -> list[tuple[list[str], list[str]]]:
-    """Put in the questions that were graded; returns groups: documents, and their questions."""
+def add_graded(made: Collection, file: Path) -> dict[int, list[tuple[list[str], list[str]]]]:
+    """Put in the questions that were graded; returns each round's groups: documents, questions.
+
+    A group `of` another has the questions of that one, graded over more documents.
+    """
     asked: dict[str, list[str]] = {}
     for query, judged in made.positives.items():
         for name in judged:
             asked.setdefault(name, []).append(query)
-    groups = []
+    rounds: dict[int, list[tuple[list[str], list[str]]]] = {}
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         for each in map(json.loads, lines):
             number, documents = each["group"], each["documents"]
-            graded = []
-            for place, query in enumerate(each["queries"], 1):
-                key = f"graded-{number}.{place}"
-                made.queries[key] = query["text"]
-                made.positives[key] = {
-                    name: grade
-                    for name, grade in zip(documents, query["grades"], strict=True)
-                    if grade > 0
-                }
-                graded.append(key)
+            graded = [f"graded-{each.get('of', number)}.{place}" for place in range(1, 9)]
+            made.queries.update(zip(graded, each.get("queries", ()), strict=False))
+            for query, grades in zip(graded, each["grades"], strict=True):
+                judged = zip(documents, grades, strict=True)
+                good = {name: grade for name, grade in judged if grade > 0}
+                made.positives.setdefault(query, {}).update(good)
             queries = graded + others(documents, asked, number)
             if len(queries) != len(graded) + OTHERS or not made.documents.keys() >= {*documents}:
                 raise SystemExit(f"{file}: group {number} is for another collection")
-            groups.append((documents, queries))
-    return groups
+            rounds.setdefault(each["round"], []).append((documents, queries))
+    return rounds
 
 
 def others(documents: list[str], asked: Mapping[str, list[str]], number: int) -> list[str]:
@@ -190,11 +191,11 @@ def main() -> None:
     made.documents.update(pseudo.documents)
     made.queries.update(pseudo.queries)
     made.positives.update(pseudo.positives)
-    groups = add_graded(made, options.graded) if options.graded else []
+    rounds = add_graded(made, options.graded) if options.graded else {}
     write_beir(options.out, made.documents, made.queries, made.positives, split="train")
-    if groups:
+    for number, groups in rounds.items():
         write_tuples(
-            options.out / "graded.jsonl",
+            options.out / f"graded-{number}.jsonl",
             (
                 NWay(query, tuple(sorted(names, key=lambda name: -grades.get(name, 0))))
                 for names, queries in groups
@@ -202,8 +203,9 @@ def main() -> None:
                 for grades in (made.positives[query],)
             ),
         )
+    total = sum(map(len, rounds.values()))
     print(f"{len(made.documents):,} passages, {labelled:,} labelled questions, {written:,} written "
-          f"ones, {len(pseudo.queries):,} made ones; {len(groups):,} groups")  # fmt: skip
+          f"ones, {len(pseudo.queries):,} made ones; {total:,} groups")  # fmt: skip
 
 
 if __name__ == "__main__":

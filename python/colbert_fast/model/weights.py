@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "load_backbone",
     "load_tokenizer",
+    "mean_weights",
     "quiet_transformers",
     "read_json",
     "read_weights",
@@ -235,6 +236,18 @@ def quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bar:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def mean_weights(models: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of state dicts, summed in float64; tables of integers are the first's."""
+    each = iter(models)
+    mean, count = dict(next(each)), 1
+    sums = {key: value.double() for key, value in mean.items() if value.is_floating_point()}
+    for weights in each:
+        count += 1
+        for key, value in sums.items():
+            value += weights[key]
+    return mean | {key: (value / count).to(torch.float32) for key, value in sums.items()}
 
 
 def _one_line(error: Exception) -> str:

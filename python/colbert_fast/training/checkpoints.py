@@ -12,13 +12,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from colbert_fast.errors import IndexBusyError
 from colbert_fast.model import ColBERT
 from colbert_fast.model.checkpoint import load_checkpoint
+from colbert_fast.model.weights import mean_weights
 from colbert_fast.storage.files import sync_files, sync_folder
 from colbert_fast.storage.lock import LOCK, writer_lock
 from colbert_fast.training.batches import ExampleLike
@@ -167,13 +167,5 @@ def load_weights(model: ColBERT, folder: Path) -> None:
 
 
 def average_weights(folders: Sequence[Path]) -> dict[str, Tensor]:
-    """The mean of saved models' weights, summed in float64; tables of integers are the first's."""
-    mean = read_weights_of(folders[0])
-    sums = {key: value.double() for key, value in mean.items() if value.is_floating_point()}
-    for folder in folders[1:]:
-        weights = read_weights_of(folder)
-        for key, value in sums.items():
-            value += weights[key]
-    for key, value in sums.items():
-        mean[key] = (value / len(folders)).to(torch.float32)
-    return mean
+    """`mean_weights` of saved models."""
+    return mean_weights(map(read_weights_of, folders))

@@ -1,11 +1,12 @@
-"""Make this folder's weights of a trained checkpoint: what it has beside MiniLM.
+"""Make this folder's weights of trained checkpoints: what their mean has beside MiniLM.
 
-``python -m colbert_fast.model.default.pack RUN/round-1/final``
+``python -m colbert_fast.model.default.pack RUN/round-1/final RUN/round-2/final``
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -15,29 +16,35 @@ from colbert_fast.model.checkpoint import load_checkpoint
 from colbert_fast.model.default import DELTAS, minilm_folder
 from colbert_fast.model.deltas import make_deltas
 from colbert_fast.model.pylate import CONFIG, pylate_settings, save_dense, write_json
-from colbert_fast.model.weights import load_backbone
+from colbert_fast.model.weights import load_backbone, mean_weights
 
 __all__ = ["pack_default"]
 
 
-def pack_default(trained: Path, out: Path) -> None:
+def pack_default(trained: Sequence[Path], out: Path) -> None:
     """Write the changes of the backbone, the projection in float16, and the input layout.
 
     Parameters
     ----------
-    trained : Path
-        A checkpoint whose backbone was all-MiniLM-L6-v2 when its training began.
+    trained : sequence of Path
+        Checkpoints whose backbone was all-MiniLM-L6-v2 when their training began: the mean of
+        their weights is packed, one that is named twice counting twice.
     out : Path
         A folder that is there; files of the same names are replaced.
 
     Raises
     ------
     CheckpointError
-        The checkpoint has more than one layer behind its backbone.
+        A checkpoint has more than one layer behind its backbone.
     """
-    parts = load_checkpoint(trained)
-    if len(parts.projection.dense_layers) != 1:
-        raise CheckpointError(f"{trained}: want one layer behind the backbone")
+    checkpoints = [load_checkpoint(each) for each in trained]
+    for folder, each in zip(trained, checkpoints, strict=True):
+        if len(each.projection.dense_layers) != 1:
+            raise CheckpointError(f"{folder}: want one layer behind the backbone")
+    parts = checkpoints[0]
+    for name in ("backbone", "projection"):
+        mean = mean_weights(getattr(each, name).state_dict() for each in checkpoints)
+        getattr(parts, name).load_state_dict(mean)
     base = load_backbone(minilm_folder(), allow_pickle=False)
     save_file(make_deltas(base, parts.backbone), out / DELTAS)
     save_dense(out / "1_Dense", parts.projection.dense_layers[0].half())
@@ -45,9 +52,9 @@ def pack_default(trained: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """Pack a checkpoint into the library's own folder, or another."""
+    """Pack checkpoints into the library's own folder, or another."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("trained", type=Path)
+    parser.add_argument("trained", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
     pack_default(options.trained, options.out)
