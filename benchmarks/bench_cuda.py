@@ -4,8 +4,8 @@
 
 A floor is the larger of the bytes that have to move, at the bandwidth of a copy, and the
 operations, at the rate of a large product, both measured here. Each row checks its result before it
-is timed; of a search the recall is told. Times are medians over launches, each between two events.
-What fails is told at the end, and the other rows are there.
+is timed; what fails is told at the end, below the other rows. Times are medians over launches, each
+between two events.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def milliseconds(call: Callable[[], Any], repeats: int = REPEATS) -> float:
     times = []
     for _ in range(repeats):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(1_000_000)  # some 0.6 ms, in which the host gets ahead
+        torch.cuda._sleep(1_000_000)  # cycles, in which the host gets ahead of the device
         start.record()
         call()
         end.record()
@@ -113,9 +113,9 @@ def bench_training(floor: Floor, b: int, per_query: int, length: int) -> None:
 
     found, expected = ours(), plain()
     torch.testing.assert_close(found[0], expected[0].detach(), rtol=0, atol=1e-3)
-    # Of two products that are nearly equal either may be the largest.
-    differ = ((found[1] - expected[1]).abs() > 1e-3).any(-1).float().mean()
-    assert differ < 0.01, differ
+    for ours_, theirs in zip(found[1:], expected[1:], strict=True):
+        agree = ((ours_ - theirs.view_as(ours_)).abs() <= 1e-3).all(-1).float().mean()
+        assert agree > 0.99, agree  # of two products nearly equal either may be the largest
     del found, expected
     peaks = []
     for call in (ours, plain):
@@ -280,6 +280,7 @@ def bench_search(floor: Floor, batch: int, n_docs: int, length: int, ndocs: int)
         search(kind)
         same = [set(a) & set(b) for a, b in zip(ids.tolist(), truth, strict=True)]
         recall = sum(map(len, same)) / (batch * depth)
+        assert recall >= 0.9, recall
         name = f"{batch} queries, {n_docs} x {length}, {kind}, recall {recall:.3f}"
         row(name, lambda kind=kind: search(kind), least, plain)
     params = SearchParams.resolve(depth, ndocs=ndocs)
@@ -300,14 +301,13 @@ ROWS: list[tuple[Any, ...]] = [
 def attempt(floor: Floor, bench: Callable[..., None], *arguments: Any) -> str | None:
     try:
         bench(floor, *arguments)
-    except (AssertionError, RuntimeError) as error:
+    except (AssertionError, RuntimeError, MemoryError) as error:
         return f"{bench.__name__} {arguments}: {error}"
     return None
 
 
 def main() -> None:
     torch.manual_seed(1)
-    torch.set_float32_matmul_precision("highest")
     floor = Floor.measure()
     print(f"{backend_info()['cuda_devices']}, copy {floor.bytes_per_ms / 1e6:.0f} GB/s, ", end="")
     rates = {str(dtype)[6:]: f"{rate / 1e9:.0f}" for dtype, rate in floor.flops_per_ms.items()}

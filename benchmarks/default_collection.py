@@ -14,8 +14,8 @@ this one. `--written` adds questions that it wrote for one passage each. `--grad
 it wrote for twelve neighbouring passages, which it has graded all from 0 to 3, and for each round
 of the recipe a file of n-way tuples, graded-1.jsonl and graded-2.jsonl: groups of eight of these
 questions and sixteen others that the same passages answer. The second has new groups, and the
-questions of all groups again, over nine passages that the model found for three of them and three
-graded before.
+questions of nearly all groups again, over three passages of the group and nine that the model found
+for three of its questions.
 """
 
 from __future__ import annotations
@@ -141,7 +141,8 @@ def add_graded(made: Collection, file: Path) -> dict[int, list[tuple[list[str], 
         for each in map(json.loads, lines):
             number, documents = each["group"], each["documents"]
             graded = [f"graded-{each.get('of', number)}.{place}" for place in range(1, 9)]
-            made.queries.update(zip(graded, each.get("queries", ()), strict=False))
+            if "of" not in each:
+                made.queries.update(zip(graded, each["queries"], strict=True))
             for query, grades in zip(graded, each["grades"], strict=True):
                 judged = zip(documents, grades, strict=True)
                 good = {name: grade for name, grade in judged if grade > 0}
@@ -177,7 +178,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--prose", type=int, default=6000, help="passages of prose")
     parser.add_argument("--written", type=Path, help="jsonl.gz of document, text")
-    parser.add_argument("--graded", type=Path, help="jsonl.gz of documents, queries with grades")
+    parser.add_argument("--graded", type=Path, help="jsonl.gz of documents, queries, grades")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     made = Collection()

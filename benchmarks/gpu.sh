@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU: build, tests, compute-sanitizer, benchmarks. No internet is needed if
 # scikit-build-core, pybind11, pytest and torch (CUDA) are installed and nvcc is on PATH. Below 9
-# minutes in all; a part that fails does not keep the others from running, unless it is the build.
+# minutes where nothing hangs; what fails keeps nothing from running after it, but for the build.
 #
 #   benchmarks/gpu.sh [build] [tests] [sanitizer] [bench]     by default all, in this order
 #
@@ -13,8 +13,7 @@ cd "$(dirname "$0")/.."
 readonly results=${GPU_RESULTS:-$PWD/build-gpu/results} python=${PYTHON:-python3}
 mkdir -p "$results"
 export PYTHONUNBUFFERED=1 COLBERT_FAST_REQUIRE_CUDA=1
-CMAKE_BUILD_PARALLEL_LEVEL=$(nproc)
-export CMAKE_BUILD_PARALLEL_LEVEL
+export CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}" # make's is 1
 
 build() {
   "$python" -m pip install --no-build-isolation --no-deps --no-index . \
@@ -43,7 +42,7 @@ sanitizer() {
   for tool in memcheck racecheck; do
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 run_pytest compute-sanitizer --tool "$tool" \
       --error-exitcode 9 "$python" -m pytest tests/test_cuda.py tests/test_cuda_search.py \
-      -k "8-96 or 15-128 or test_pack_and_unpack or 2-1000 or (test_compress and 8-2)" || status=1
+      -k "8-96 or 15-128 or test_pack_and_unpack or 2-100 or (test_compress and 8-2)" || status=1
   done
   return $status
 }
@@ -58,6 +57,6 @@ for part in "$@"; do
   start=$SECONDS
   "$part" 2>&1 | tee "$results/$part.log" || failed+=("$part")
   echo "== $part: $((SECONDS - start)) s"
-  [[ ${failed[*]} != build ]] || exit 1
+  [[ " ${failed[*]} " != *" build "* ]] || break
 done
 [[ ${#failed[@]} -eq 0 ]] || { echo "failed: ${failed[*]}" >&2; exit 1; }

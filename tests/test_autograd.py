@@ -268,14 +268,15 @@ def test_which_kernels_run(
     assert autograd._kernels_of(tensor) is kernels
 
 
-def test_a_gradient_may_be_a_part_of_another(
+def test_lengths_and_a_gradient_may_be_parts_of_others(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That of `cat` is, and CUDA's kernels read from multiples of 16 bytes only."""
-    doclens, met = torch.tensor([2, 1, 3], dtype=torch.int32), []
+    """A gradient of `cat` is, and CUDA's kernels read from multiples of 16 bytes only."""
+    doclens, met = torch.tensor([9, 2, 1, 3], dtype=torch.int32)[1:], []
 
     def grad_query(*arguments: Any) -> Any:
-        met.append(arguments[-1].data_ptr() % 16)
+        _, lengths, _, grad = arguments
+        met.append((lengths.data_ptr() % 16, grad.data_ptr() % 16))
         return ops.maxsim_grad_query(*arguments)
 
     kernels = SimpleNamespace(maxsim=ops.maxsim, maxsim_grad_query=grad_query)
@@ -285,7 +286,8 @@ def test_a_gradient_may_be_a_part_of_another(
     weights = torch.arange(6.0)
     parts = [autograd.maxsim(query, documents, doclens) for _ in range(2)]
     (torch.cat(parts) * weights).sum().backward()
-    assert met == [0, 0]
+    assert doclens.data_ptr() % 16
+    assert met == [(0, 0), (0, 0)]
     once = query.detach().clone().requires_grad_()
     (autograd.maxsim(once, documents, doclens) * (weights[:3] + weights[3:])).sum().backward()
     torch.testing.assert_close(query.grad, once.grad)

@@ -91,7 +91,7 @@ def test_shards_share_a_budget(path: Path, queries: np.ndarray) -> None:
     with ShardedIndex([path, path], memory_budget=BUDGET) as bounded:
         assert found(bounded, queries[0]) == wanted
         assert held(path) < BUDGET // 2
-    with pytest.raises(ValueError, match="memory_budget must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="a byte for each of 2 indexes, got 1"):
         ShardedIndex([path, path], memory_budget=1)
 
 

@@ -12,9 +12,9 @@ void narrow_centroids(const py::object &centroids, const py::object &rows,
   const View c = arguments.in(centroids, "centroids", {DType::f32}, {kAny, kAny});
   check_dim(c, "centroids");
   const View out = arguments.out(rows, "rows", DType::f16, {c.shape[0], c.shape[1]});
-  const View most = arguments.out(extremes, "extremes", DType::f32, {2});
+  const View bounds = arguments.out(extremes, "extremes", DType::f32, {2});
   cuda::narrow_centroids(c.as<const float>(), c.dim(0), c.dim(1), out.as<std::uint16_t>(),
-                         most.as<cuda::Extremes>(), arguments.stream());
+                         bounds.as<cuda::Extremes>(), arguments.stream());
 }
 
 // By tensor cores if there are `rows` and `extremes`, from narrow_centroids.
@@ -36,9 +36,9 @@ void assign(const py::object &points, const py::object &centroids, const py::obj
     throw py::value_error("`rows` must be None for more than " + std::to_string(cuda::kMaxMmaDim) +
                           " dimensions, got " + std::to_string(x.dim(1)));
   const View narrow = arguments.in(rows, "rows", {DType::f16}, {c.shape[0], c.shape[1]});
-  const View most = arguments.in(extremes, "extremes", {DType::f32}, {2});
+  const View bounds = arguments.in(extremes, "extremes", {DType::f32}, {2});
   cuda::assign_mma(x.data, x.dtype, x.dim(0), x.dim(1), c.as<const float>(), c.dim(0),
-                   narrow.as<const std::uint16_t>(), most.as<const cuda::Extremes>(),
+                   narrow.as<const std::uint16_t>(), bounds.as<const cuda::Extremes>(),
                    out.as<std::int32_t>(), scores.as<float>(), arguments.stream());
 }
 

@@ -115,7 +115,7 @@ private:
     if (reinterpret_cast<std::uintptr_t>(view.data) % 16 != 0)
       throw py::value_error(std::string("`") + name + "` must start at a multiple of 16 bytes");
     try {
-      const py::gil_scoped_release release; // seconds for tens of gigabytes
+      const py::gil_scoped_release release; // tens of gigabytes take their time
       pinned_.emplace(view.data, n_bytes);
     } catch (const std::runtime_error &error) {
       PyErr_Format(PyExc_MemoryError, "the host cannot pin %zu bytes of %s: %s", n_bytes, name,

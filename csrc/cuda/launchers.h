@@ -57,12 +57,12 @@ void maxsim_grad_documents(const float *queries, const float *grad, const std::i
 // The CPU's exact assignment, bit by bit.
 void assign(const void *points, DType type, std::size_t n, std::size_t dim, const float *centroids,
             std::size_t n_centroids, std::int32_t *codes, float *best, Stream stream);
+struct Extremes { // of centroids and their float16 rows; infinite if float16 cannot hold all
+  float length;   // the greatest of a centroid
+  float rounding; // the greatest distance of a centroid from its row
+};
 // The same by tensor cores, for dim <= kMaxMmaDim, from what narrow_centroids has made: `rows` as
 // float16 and `extremes`, which the caller has set to 0.
-struct Extremes {
-  float length;   // the greatest of a centroid; infinite if float16 cannot hold all
-  float rounding; // the greatest distance of a centroid from its row; likewise
-};
 void narrow_centroids(const float *centroids, std::size_t n, std::size_t dim, std::uint16_t *rows,
                       Extremes *extremes, Stream stream);
 void assign_mma(const void *points, DType type, std::size_t n, std::size_t dim,

@@ -26,23 +26,19 @@ struct TopShared {
   Entry entries[1]; // k, up to a power of two, where they are sorted
 };
 
-// A warp finds the digit whose keys reach k, after `before` others, each lane in its own eight.
+// A warp finds the digit whose keys reach k, after `before` others; a lane looks at eight.
 __device__ inline void find_digit(TopShared &shared, unsigned k, unsigned before) {
   constexpr unsigned kRun = kDigits / kWarp;
-  unsigned run[kRun], own = 0;
-#pragma unroll
-  for (unsigned j = 0; j < kRun; ++j) own += run[j] = shared.counts[threadIdx.x * kRun + j];
+  unsigned digit = threadIdx.x * kRun, own = 0;
+  for (unsigned j = 0; j < kRun; ++j) own += shared.counts[digit + j];
   unsigned upto = own;
   for (unsigned by = 1; by < kWarp; by *= 2) {
     const unsigned other = __shfl_up_sync(kAllLanes, upto, by);
     if (threadIdx.x >= by) upto += other;
   }
-  unsigned front = before + upto - own, digit = threadIdx.x * kRun;
+  unsigned front = before + upto - own;
   if (front >= k || front + own < k) return;
-  own = 0;
-#pragma unroll
-  for (unsigned j = 0; j < kRun; ++j)
-    if (front + own < k) front += own, own = run[j], digit = threadIdx.x * kRun + j;
+  while (front + shared.counts[digit] < k) front += shared.counts[digit++];
   shared.digit = digit, shared.before = front;
 }
 

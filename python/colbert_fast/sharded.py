@@ -64,7 +64,12 @@ class ShardedIndex:
         if len(devices) != len(folders):
             raise ValueError(f"device: got {len(devices)} for {len(folders)} indexes")
         if memory_budget is not None:
-            memory_budget = check_positive("memory_budget", memory_budget) // len(folders)
+            if check_positive("memory_budget", memory_budget) < len(folders):
+                raise ValueError(
+                    f"memory_budget must be at least a byte for each of {len(folders)} indexes, "
+                    f"got {memory_budget}"
+                )
+            memory_budget //= len(folders)
         self.shards = [
             IndexReader.open(folder, model=model, device=each, memory_budget=memory_budget)
             for folder, each in zip(folders, devices, strict=True)

@@ -52,8 +52,7 @@ def _for_tensor_cores(query: Tensor, documents: Tensor) -> bool:
 
 
 def _aligned(part: Tensor) -> Tensor:
-    """As the kernels read it: a slice of a larger tensor may begin between their 16 bytes."""
-    part = part.contiguous()
+    """CUDA's kernels want starts at multiples of 16 bytes, which a slice need not have."""
     return part.clone() if part.data_ptr() % 16 else part
 
 
@@ -74,7 +73,7 @@ def _maxsim(
 
 def _grad_query(documents: Tensor, doclens: Tensor, argmax: Tensor, grad: Tensor) -> Tensor:
     sums: Tensor = _kernels_of(documents).maxsim_grad_query(
-        documents, _aligned(doclens), argmax, _aligned(grad)
+        documents, _aligned(doclens), argmax, _aligned(grad.contiguous())
     )
     return sums
 
@@ -83,7 +82,7 @@ def _grad_documents(
     query: Tensor, n_tokens: int, doclens: Tensor, argmax: Tensor, grad: Tensor
 ) -> Tensor:
     sums: Tensor = _kernels_of(query).maxsim_grad_documents(
-        query.float(), _aligned(doclens), argmax, _aligned(grad), n_tokens=n_tokens
+        query.float(), _aligned(doclens), argmax, _aligned(grad.contiguous()), n_tokens=n_tokens
     )
     return sums
 

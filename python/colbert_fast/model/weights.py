@@ -1,4 +1,4 @@
-"""Files of a Hugging Face model folder: weights, backbone, tokenizer, hub download."""
+"""Weights, and files of a Hugging Face model folder: backbone, tokenizer, hub download."""
 
 from __future__ import annotations
 
@@ -240,14 +240,14 @@ def quiet_transformers() -> Iterator[None]:
 
 def mean_weights(models: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The mean of state dicts, summed in float64; tables of integers are the first's."""
-    each = iter(models)
-    mean, count = dict(next(each)), 1
-    sums = {key: value.double() for key, value in mean.items() if value.is_floating_point()}
-    for weights in each:
+    rest = iter(models)
+    first, count = next(rest), 1
+    sums = {key: value.double() for key, value in first.items() if value.is_floating_point()}
+    for weights in rest:
         count += 1
-        for key, value in sums.items():
-            value += weights[key]
-    return mean | {key: (value / count).to(torch.float32) for key, value in sums.items()}
+        for key, total in sums.items():
+            total += weights[key]
+    return {**first, **{key: (total / count).to(torch.float32) for key, total in sums.items()}}
 
 
 def _one_line(error: Exception) -> str:

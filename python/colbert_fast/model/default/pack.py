@@ -35,13 +35,15 @@ def pack_default(trained: Sequence[Path], out: Path) -> None:
     Raises
     ------
     CheckpointError
-        A checkpoint has more than one layer behind its backbone.
+        A checkpoint has more than one layer behind its backbone, or another layout than the first.
     """
     checkpoints = [load_checkpoint(each) for each in trained]
+    parts = checkpoints[0]
     for folder, each in zip(trained, checkpoints, strict=True):
         if len(each.projection.dense_layers) != 1:
             raise CheckpointError(f"{folder}: want one layer behind the backbone")
-    parts = checkpoints[0]
+        if each.config != parts.config:
+            raise CheckpointError(f"{folder}: another layout than {trained[0]}")
     for name in ("backbone", "projection"):
         mean = mean_weights(getattr(each, name).state_dict() for each in checkpoints)
         getattr(parts, name).load_state_dict(mean)
