@@ -35,11 +35,12 @@ void plain(Tally &tally, const Case &c, const Rows &points, const Buffer<float> 
 void screened(Tally &tally, const Case &c, const Rows &points, const Buffer<float> &centroids,
               const Assigned &want) {
   Assigned got(c.n);
+  const DeviceBuffer<float> there(centroids);
   DeviceBuffer<std::uint16_t> rows(c.centroids * c.dim);
   cuda::Extremes extremes{};
-  cuda::narrow_centroids(centroids.data(), c.centroids, c.dim, rows.poison(0xff).data(), &extremes,
+  cuda::narrow_centroids(there.data(), c.centroids, c.dim, rows.poison(0xff).data(), &extremes,
                          nullptr);
-  cuda::assign_mma(points.data(), c.type, c.n, c.dim, centroids.data(), c.centroids, rows.data(),
+  cuda::assign_mma(points.data(), c.type, c.n, c.dim, there.data(), c.centroids, rows.data(),
                    &extremes, got.codes.data(), got.best.data(), nullptr);
   same(tally, c, "cuda assign_mma", got, want);
 }
