@@ -94,16 +94,22 @@ def test_the_mean_of_trained_default_models_is_packed_and_found_again(tmp_path):
     for each, change in zip(weights, changes, strict=True):
         each += 1.5 * change
     model.save_pretrained(tmp_path / "second")
+    for each, change in zip(weights, changes, strict=True):
+        each -= 0.5 * change
     (tmp_path / "packed").mkdir()
     pack_default([tmp_path / name for name in ("first", "second", "second")], tmp_path / "packed")
     parts = load_default(tmp_path / "packed")
     assert parts.config.query_length == 40
-    found = (
+    packed = (
         parts.backbone.encoder.layer[2].output.dense.weight,
         parts.projection.dense_layers[0].linear.weight,
     )
-    for packed, start, change in zip(found, starts, changes, strict=True):
-        assert (packed - start - change).norm() < 0.02 * change.norm()
+    for each, start, change in zip(packed, starts, changes, strict=True):
+        assert (each - start - change).norm() < 0.02 * change.norm()
+    found = ColBERT(parts, name="packed")
+    text = "how long is a piece of string"
+    rows, expected = (each.encode_documents([text])[0] for each in (found, model))
+    assert (rows * expected).sum(1).min() > 0.999
     assert (tmp_path / "packed/deltas.safetensors").stat().st_size < 600_000  # one matrix in int8
 
 
