@@ -151,6 +151,9 @@ inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p),
 
 inline Bytes load_bytes(const std::uint8_t *p) { return loadi(p); }
 inline Bytes load_16_bytes(const std::uint8_t *p) { return _mm256_zextsi128_si256(loadi128(p)); }
+inline Bytes load_8_bytes(const std::uint8_t *p) {
+  return _mm256_zextsi128_si256(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
+}
 inline Bytes load_table(const std::uint8_t *p) { return _mm256_broadcastsi128_si256(loadi128(p)); }
 inline void store_bytes(std::uint8_t *p, Bytes a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), a);

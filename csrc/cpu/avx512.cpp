@@ -95,6 +95,9 @@ inline Bytes load_bytes(const std::uint8_t *p) {
 inline Bytes load_16_bytes(const std::uint8_t *p) {
   return _mm256_zextsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
 }
+inline Bytes load_8_bytes(const std::uint8_t *p) {
+  return _mm256_zextsi128_si256(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
+}
 inline Bytes load_table(const std::uint8_t *p) {
   return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
 }

@@ -53,9 +53,11 @@ struct Winners {
     for (std::size_t j = 0; j < kLanes; ++j) last[j] = values[j * nprobe + nprobe - 1];
     threshold = load(last);
   }
-  void offer(F32x16 row, std::size_t id) {
+  [[gnu::always_inline]] void offer(F32x16 row, std::size_t id) {
     const unsigned better = bits(gt(row, threshold));
-    if (better == 0) return;
+    if (better != 0) enter(row, better, id);
+  }
+  [[gnu::noinline]] void enter(F32x16 row, unsigned better, std::size_t id) {
     float value[kLanes];
     store(value, row);
     for (std::size_t j = 0; j < kLanes; ++j)
@@ -94,14 +96,16 @@ void scores_i8(const PanelsI8 &query, const float *ratio, const std::uint8_t *ro
                        const std::uint8_t *next = rows + min_of(i + kTileRows + t, n - 1) * dim;
                        for (std::size_t d = 0; d < dim; d += 64) prefetch(next + d);
                      });
-      for (std::size_t t = 0; t < min_of(kTileRows, n - i); ++t)
-        for (std::size_t p = 0; p < P; ++p) {
+      unrolled<kTileRows>([&](auto t) {
+        if (i + t >= n) return;
+        unrolled<P>([&](auto p) {
           const F32x16 product = mul(to_float(acc[t][p]), set1(row_scale[i + t]));
           const F32x16 value =
               fma(product, load(ratio + lane + p * kLanes), set1(static_cast<float>(kTableZero)));
           store_u8(out + (i + t) * stride + lane + p * kLanes, value);
           winners[p].offer(value, first + i + t);
-        }
+        });
+      });
     }
   });
 }

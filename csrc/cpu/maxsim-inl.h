@@ -6,6 +6,8 @@
 // panel. A last, partial tile repeats its last row: a maximum does not mind.
 #pragma once
 
+#include <utility>
+
 namespace {
 
 using namespace colbert_fast;
@@ -100,44 +102,49 @@ inline void dot_tile(const Rows &rows, const void *after, const float *panel, st
   }
 }
 
-// The same for bytes: rows below 128, int8 panels of four dimensions a lane, sums that begin at
+// f(0), f(1), ..., f(N - 1), each a constant: compilers keep an array in registers only if they see
+// all of its subscripts before they unroll loops.
+template <std::size_t... I, class F>
+[[gnu::always_inline]] inline void unrolled(std::index_sequence<I...>, F f) {
+  (f(std::integral_constant<std::size_t, I>{}), ...);
+}
+template <std::size_t N, class F> [[gnu::always_inline]] inline void unrolled(F f) {
+  unrolled(std::make_index_sequence<N>{}, f);
+}
+
+// The same for bytes: rows[t] below 128, int8 panels of four dimensions a lane, sums that begin at
 // start[p * kLanes + lane]. meanwhile(t) is called for each t < kTileRows, spread over the
 // products: a place for the work on the next tile, which then runs in their shadow.
-template <std::size_t P, class F>
-inline void dot_tile_i8(const std::uint8_t *const (&rows)[kTileRows], const std::int8_t *panel,
-                        const std::int32_t *start, std::size_t dim, I32x16 (&acc)[kTileRows][P],
-                        F meanwhile) {
-  // Sums of its own: what the caller can see, compilers keep in memory.
-  I32x16 sum[kTileRows][P];
-  for (std::size_t t = 0; t < kTileRows; ++t)
-    for (std::size_t p = 0; p < P; ++p) sum[t][p] = load(start + p * kLanes);
+template <std::size_t P, class ByteRows, class F>
+[[gnu::always_inline]] inline void dot_tile_i8(const ByteRows &rows, const std::int8_t *panel,
+                                               const std::int32_t *start, std::size_t dim,
+                                               I32x16 (&acc)[kTileRows][P], F meanwhile) {
+  I32x16 sum[kTileRows * P];
+  unrolled<kTileRows * P>([&](auto i) { sum[i] = load(start + i % P * kLanes); });
   for (std::size_t part = 0; part < kTileRows; ++part) {
     meanwhile(part);
     const std::size_t end = dim / 4 * (part + 1) / kTileRows * 4;
     for (std::size_t d = dim / 4 * part / kTileRows * 4; d < end; d += 4)
-      for (std::size_t t = 0; t < kTileRows; ++t)
-        for (std::size_t p = 0; p < P; ++p)
-          sum[t][p] = dot4(sum[t][p], rows[t] + d, panel + (p * dim + d) * kLanes);
+      unrolled<kTileRows * P>([&](auto i) {
+        sum[i] = dot4(sum[i], rows[i / P] + d, panel + (i % P * dim + d) * kLanes);
+      });
   }
-  for (std::size_t t = 0; t < kTileRows; ++t)
-    for (std::size_t p = 0; p < P; ++p) acc[t][p] = sum[t][p];
+  unrolled<kTileRows * P>([&](auto i) { acc[i / P][i % P] = sum[i]; });
 }
 
 // With nothing to do meanwhile, and sums from zero. Dimensions come in eights: two steps at a time
 // halve the copies that compilers make of the sums.
-template <std::size_t P>
-inline void dot_tile_i8(const std::uint8_t *const (&rows)[kTileRows], const std::int8_t *panel,
-                        std::size_t dim, I32x16 (&acc)[kTileRows][P]) {
-  I32x16 sum[kTileRows][P];
-  for (std::size_t t = 0; t < kTileRows; ++t)
-    for (std::size_t p = 0; p < P; ++p) sum[t][p] = set1(std::int32_t{0});
+template <std::size_t P, class ByteRows>
+[[gnu::always_inline]] inline void dot_tile_i8(const ByteRows &rows, const std::int8_t *panel,
+                                               std::size_t dim, I32x16 (&acc)[kTileRows][P]) {
+  I32x16 sum[kTileRows * P];
+  unrolled<kTileRows * P>([&](auto i) { sum[i] = set1(std::int32_t{0}); });
   for (std::size_t first = 0; first < dim; first += 8)
     for (std::size_t d = first; d < first + 8; d += 4)
-      for (std::size_t t = 0; t < kTileRows; ++t)
-        for (std::size_t p = 0; p < P; ++p)
-          sum[t][p] = dot4(sum[t][p], rows[t] + d, panel + (p * dim + d) * kLanes);
-  for (std::size_t t = 0; t < kTileRows; ++t)
-    for (std::size_t p = 0; p < P; ++p) acc[t][p] = sum[t][p];
+      unrolled<kTileRows * P>([&](auto i) {
+        sum[i] = dot4(sum[i], rows[i / P] + d, panel + (i % P * dim + d) * kLanes);
+      });
+  unrolled<kTileRows * P>([&](auto i) { acc[i / P][i % P] = sum[i]; });
 }
 
 // best[lane] = max over rows; arg[lane] = first + the row that reached it first.

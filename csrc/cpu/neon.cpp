@@ -179,6 +179,7 @@ inline void prefetch(const void *p) {
 
 inline Bytes load_bytes(const std::uint8_t *p) { return vld1q_u8(p); }
 inline Bytes load_16_bytes(const std::uint8_t *p) { return load_bytes(p); }
+inline Bytes load_8_bytes(const std::uint8_t *p) { return vcombine_u8(vld1_u8(p), vdup_n_u8(0)); }
 inline Bytes load_table(const std::uint8_t *p) { return vld1q_u8(p); }
 inline void store_bytes(std::uint8_t *p, Bytes a) { vst1q_u8(p, a); }
 inline Bytes field(Bytes a, int shift, std::uint8_t mask) {

@@ -32,17 +32,39 @@ void compress(const void *points, DType type, std::size_t n, std::size_t dim,
   }
 }
 
+// f(i, load) for the n bytes of a row in pieces of a register, or half or a quarter of one; the
+// last piece ends with the row and repeats some of the one before. A copy of a few single bytes
+// would cost more than all else: loads that span several stores have to wait for them.
+template <class F> [[gnu::always_inline]] inline void for_pieces(std::size_t n, F f) {
+  const auto of = [&](std::size_t size, auto load) {
+    for (std::size_t i = 0; i < n; i += size) f(min_of(i, n - size), load);
+  };
+  if (n >= kBytes) {
+    of(kBytes, [](const std::uint8_t *p) { return load_bytes(p); });
+  } else if (n >= 16) {
+    of(16, [](const std::uint8_t *p) { return load_16_bytes(p); });
+  } else if (n >= 8) {
+    of(8, [](const std::uint8_t *p) { return load_8_bytes(p); });
+  } else {
+    f(std::size_t{0}, [n](const std::uint8_t *p) {
+      std::uint8_t all[kBytes] = {};
+      memcpy(all, p, n);
+      return load_bytes(all);
+    });
+  }
+}
+
 // One plane of windows, each looked up in `table`: out[i] for the n bytes of a row. The window of
 // field s has kLow bits of its own at bits `shift` and up and the context above them, in this byte
 // or the one before; `high`, with 3 bits, has its third bit in place of field s. May write, but
-// never reads, up to kBytes - 1 bytes past the end. Half a register at a time before single bytes:
-// short rows (1 bit) would else stall on a copy that loads must see.
+// never reads, up to kBytes - 1 bytes past the end.
 template <int B>
-inline void expand_plane(const std::uint8_t *packed, std::size_t n, std::size_t plane,
-                         const std::uint8_t *high, Bytes table, std::uint8_t *out) {
+[[gnu::always_inline]] inline void expand_plane(const std::uint8_t *packed, std::size_t n,
+                                                std::size_t plane, const std::uint8_t *high,
+                                                Bytes table, std::uint8_t *out) {
   constexpr int kLow = low_bits(B), kWidth = kLow + context_bits(B);
   const int end = kLow * static_cast<int>(plane + 1), shift = 8 - end;
-  const auto expand_at = [&](std::size_t i, auto load_at) {
+  for_pieces(n, [&](std::size_t i, auto load_at) {
     const std::uint8_t *at = packed + i;
     const Bytes byte = load_at(at);
     // No more bits than this byte has: what `field` shifts in comes from its neighbour.
@@ -59,35 +81,28 @@ inline void expand_plane(const std::uint8_t *packed, std::size_t n, std::size_t 
       window = add_bytes(window, up < 0 ? field(third, -up, 8) : field_left(third, up, 8));
     }
     store_bytes(out + i, lookup(table, window));
-  };
-  std::size_t i = 0;
-  for (; i + kBytes <= n; i += kBytes)
-    expand_at(i, [](const std::uint8_t *p) { return load_bytes(p); });
-  for (; i + 16 <= n; i += 16) expand_at(i, [](const std::uint8_t *p) { return load_16_bytes(p); });
-  if (i < n)
-    expand_at(i, [&](const std::uint8_t *p) {
-      std::uint8_t tail[kBytes] = {};
-      memcpy(tail, p, n - i);
-      return load_bytes(tail);
-    });
+  });
 }
 
 // The windows of a packed row looked up in `table`, plane by plane; not for 8 bits.
 template <int B>
-inline void expand(std::size_t dim, const std::uint8_t *packed, Bytes table, std::uint8_t *out) {
+[[gnu::always_inline]] inline void expand(std::size_t dim, const std::uint8_t *packed, Bytes table,
+                                          std::uint8_t *out) {
   constexpr std::size_t kPlanes = planes_of(B);
   const std::size_t width = dim / kPlanes;
   std::uint8_t high[B == 3 ? kMaxDim / 4 + kBytes : 1];
   if constexpr (B == 3) {
     // Third bits of plane s at bit 7 - 2 * s throughout: those of the second half lie one lower.
     const std::uint8_t *from = packed + width;
-    const std::size_t eighth = min_of(dim, kMaxDim) / 8; // kMaxDim only for the compiler to see
+    const std::size_t eighth = dim / 8;
     if (kBytes == 32 && eighth == 16) { // in one piece, which loads can be forwarded from
       store_bytes(high, double_upper(load_table(from)));
     } else {
-      for (std::size_t i = 0; i < eighth; ++i) high[i] = from[i];
-      for (std::size_t i = 0; i < eighth; ++i)
-        high[eighth + i] = static_cast<std::uint8_t>(2 * from[i]);
+      for_pieces(eighth, [&](std::size_t i, auto load) { store_bytes(high + i, load(from + i)); });
+      for_pieces(eighth, [&](std::size_t i, auto load) {
+        const Bytes half = load(from + i);
+        store_bytes(high + eighth + i, add_bytes(half, half));
+      });
     }
   }
 #if defined(__GNUC__)
@@ -99,7 +114,8 @@ inline void expand(std::size_t dim, const std::uint8_t *packed, Bytes table, std
 
 // The 7-bit levels of a packed row, plane by plane.
 template <int B>
-inline void levels_row(const Decoder &decoder, const std::uint8_t *packed, std::uint8_t *out) {
+[[gnu::always_inline]] inline void levels_row(const Decoder &decoder, const std::uint8_t *packed,
+                                              std::uint8_t *out) {
   if constexpr (B == 8)
     for (std::size_t i = 0; i < decoder.dim; ++i) out[i] = decoder.levels[packed[i]];
   else
@@ -107,7 +123,8 @@ inline void levels_row(const Decoder &decoder, const std::uint8_t *packed, std::
 }
 
 // The windows of a packed row in dimension order: planes 0 and 2 of four make the even dimensions,
-// 1 and 3 the odd ones, and these the row. Writes up to 2 * kBytes - 1 bytes past the end.
+// 1 and 3 the odd ones, and these the row. Writes up to 2 * kBytes - 1 bytes past the end; those
+// that `finish_row` looks up with the last ones are zero.
 template <int B>
 inline void windows_row(std::size_t dim, const std::uint8_t *packed, std::uint8_t *out) {
   static const std::uint8_t itself[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -127,6 +144,7 @@ inline void windows_row(std::size_t dim, const std::uint8_t *packed, std::uint8_
       std::uint8_t *swap = from;
       from = to, to = swap;
     }
+    if (dim % kLanes != 0) memset(out + dim, 0, kLanes);
   }
 }
 
@@ -279,25 +297,29 @@ float residual_maxsim_marked(const Panels &query, const Decoder &decoder, const 
 }
 
 // Levels of a tile of tokens, and of the one behind it while the products of the first are made.
+// Rows lie at a constant distance: one register finds all of a tile. Those past the last token are
+// whatever was there, and nobody looks at their products.
 struct LevelTiles {
+  static constexpr std::size_t kPitch = kMaxDim + 64;
+  struct Tile {
+    std::uint8_t *first;
+    std::uint8_t *operator[](std::size_t t) const { return first + t * kPitch; }
+  };
   const Decoder &decoder;
   const Residuals &tokens;
   const ByteTable &table;
-  std::size_t n, stride;
-  alignas(64) std::uint8_t bytes[2][kTileRows * (kMaxDim + 64)];
+  std::size_t n;
+  alignas(64) std::uint8_t bytes[2][kTileRows * kPitch];
 
   LevelTiles(const Decoder &d, const Residuals &t, const ByteTable &b, std::size_t count)
-      : decoder(d), tokens(t), table(b), n(count), stride((d.dim + kBytes + 63) / 64 * 64) {}
-  // Token i + t, into row t of the half for the tile that starts at i; none past the end.
-  template <int B> void fill(std::size_t i, std::size_t t) {
+      : decoder(d), tokens(t), table(b), n(count) {}
+  // Token i + t, into row t of the tile that starts at i; none past the end.
+  template <int B> [[gnu::always_inline]] void fill(std::size_t i, std::size_t t) {
     if (i + t >= n) return;
     prefetch(table.rows + code_at(tokens.codes, i + t) * table.stride);
-    levels_row<B>(decoder, tokens.packed + (i + t) * decoder.packed_dim, half(i) + t * stride);
+    levels_row<B>(decoder, tokens.packed + (i + t) * decoder.packed_dim, tile(i)[t]);
   }
-  void rows(std::size_t i, const std::uint8_t *(&row)[kTileRows]) {
-    for (std::size_t t = 0; t < kTileRows; ++t) row[t] = half(i) + min_of(t, n - 1 - i) * stride;
-  }
-  std::uint8_t *half(std::size_t i) { return bytes[i / kTileRows % 2]; }
+  Tile tile(std::size_t i) { return {bytes[i / kTileRows % 2]}; }
 };
 
 // A cell is worth n * (c + s * r * dot), in units of the table's step: c the centroid's byte, s and
@@ -309,13 +331,12 @@ inline void max_dot_i8(const PanelsI8 &query, std::size_t lane, const float *rat
   const std::size_t n = tiles.n, dim = tiles.decoder.dim;
   for (std::size_t t = 0; t < kTileRows; ++t) tiles.template fill<B>(0, t);
   for (std::size_t i = 0; i < n; i += kTileRows) {
-    const std::uint8_t *row[kTileRows];
-    tiles.rows(i, row);
     I32x16 acc[kTileRows][P];
-    dot_tile_i8<P>(row, query.data + lane * dim, query.start + lane, dim, acc,
+    dot_tile_i8<P>(tiles.tile(i), query.data + lane * dim, query.start + lane, dim, acc,
                    [&](std::size_t t) { tiles.template fill<B>(i + kTileRows, t); });
-    for (std::size_t t = 0; t < kTileRows; ++t) {
-      const std::size_t token = i + min_of(t, n - 1 - i);
+    unrolled<kTileRows>([&](auto t) {
+      const std::size_t token = i + t;
+      if (token >= n) return;
       const float inverse =
           tokens.inverse_norms == nullptr ? 1.0f : tiles.decoder.norms[tokens.inverse_norms[token]];
       const float scale =
@@ -324,15 +345,15 @@ inline void max_dot_i8(const PanelsI8 &query, std::size_t lane, const float *rat
                    zero = set1(inverse * static_cast<float>(-kTableZero));
       const std::uint8_t *byte =
           tiles.table.rows + code_at(tokens.codes, token) * tiles.table.stride + lane;
-      for (std::size_t p = 0; p < P; ++p) {
+      unrolled<P>([&](auto p) {
         const F32x16 centroid = fma(to_float(load_u8(byte + p * kLanes)), norm, zero);
         const F32x16 residual = mul(to_float(acc[t][p]), load(ratio + lane + p * kLanes));
         const F32x16 cell = fma(residual, scaled, centroid);
         if (cells != nullptr)
           store(cells + token * query.n_panels * kLanes + lane + p * kLanes, cell);
         best[p] = max(cell, best[p]);
-      }
-    }
+      });
+    });
   }
 }
 

@@ -161,6 +161,9 @@ inline Bytes load_bytes(const std::uint8_t *p) {
   return each<Bytes>([&](int i) { return p[i]; });
 }
 inline Bytes load_16_bytes(const std::uint8_t *p) { return load_bytes(p); }
+inline Bytes load_8_bytes(const std::uint8_t *p) {
+  return each<Bytes>([&](int i) { return i < 8 ? p[i] : std::uint8_t{0}; });
+}
 inline Bytes load_table(const std::uint8_t *p) { return load_bytes(p); }
 inline void store_bytes(std::uint8_t *p, Bytes a) { memcpy(p, a.v, sizeof a.v); }
 inline Bytes field(Bytes a, int shift, std::uint8_t mask) {
