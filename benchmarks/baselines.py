@@ -20,12 +20,6 @@ import colbert_fast
 from colbert_fast.compress.trellis import fit_trellis
 from colbert_fast.kernels import ops, reference
 
-# What one core of the machine that the floors are quoted for (Zen 5, AVX-512 with VNNI) can do.
-FP32_GFLOPS = 220.0
-INT8_GOPS = 873.0
-DRAM_GB_PER_S = 30.0
-L2_GB_PER_S = 150.0
-
 DIM, NBITS, QUERY_TOKENS, DOCUMENT_TOKENS = 128, 2, 32, 70
 BLOCK = 32  # documents that the baselines score at a time
 ASSIGN_BLOCK = 512  # points that they assign at a time

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from baselines import DIM, DOCUMENT_TOKENS, QUERY_TOKENS
+from machine import Machine
 
 from colbert_fast import Index
 
@@ -84,7 +85,7 @@ def describe(benchmark: Any, bench: Bench, found: list[list[int]], per_query: in
     if benchmark.enabled:
         seconds = benchmark.stats.stats.median / per_query
         tokens = len(bench.documents)
-        floor = 2 * tokens * DIM * QUERY_TOKENS / base.FP32_GFLOPS / 1e9
+        floor = 2 * tokens * DIM * QUERY_TOKENS / Machine.measure().float32
         benchmark.extra_info["ms per query"] = round(seconds * 1e3, 3)
         benchmark.extra_info["float32 brute force floor, ms, one thread"] = round(floor * 1e3, 3)
 
@@ -133,7 +134,7 @@ class Tiny:
         return [hit.id for hit in self.index.search(self.query, K)]
 
     def core(self) -> list[int]:
-        self.index._searcher._core.search(
+        self.index._snapshot.searcher._core.search(
             self.query, self.starts, nprobe=4, ndocs=1024, plaid=False, threshold=-np.inf,
             exhaustive=True, subset=None, candidates=None, ids=self.ids, scores=self.scores,
         )  # fmt: skip

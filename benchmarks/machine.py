@@ -21,17 +21,19 @@ class Machine(NamedTuple):
     @classmethod
     def measure(cls) -> Machine:
         """Square matrix products; the largest of an array that fits the cache or does not."""
+        threads, n = torch.get_num_threads(), 1024
         torch.set_num_threads(1)
-        n = 1024
         a = torch.randn(n, n)
         b = torch.randint(-60, 60, (n, n), dtype=torch.int8)
         large, small = np.ones(1 << 25, np.int64), np.ones(1 << 15, np.int64)
-        return cls(
+        measured = cls(
             2 * n**3 / best(lambda: a @ a),
             2 * n**3 / best(lambda: torch._int_mm(b, b)),
             large.nbytes / best(large.max),
             small.nbytes / best(small.max),
         )
+        torch.set_num_threads(threads)
+        return measured
 
 
 def best(work: Callable[[], object], rounds: int = 15) -> float:
