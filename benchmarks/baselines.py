@@ -1,4 +1,4 @@
-"""Plain torch and numpy versions of what the library does, common inputs, and the floors.
+"""Plain torch and numpy versions of what the library does, and common inputs.
 
 The baselines are what a careful user would write, each step the fastest of the ways tried: tables
 made beforehand, documents of equal length so that no padding is needed (the kernels are told

@@ -13,7 +13,6 @@ once more and writing their gradients; of memory, scores and gradients of the un
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import subprocess
 import sys
@@ -22,11 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
 from baselines import DIM, QUERY_TOKENS, limited_threads
-from machine import Machine, best
+from machine import Machine
 
 import colbert_fast
 from colbert_fast.kernels import autograd
@@ -97,20 +95,11 @@ def check(batch: Batch) -> None:
         assert rows.float().mean() < 1e-3
 
 
-@functools.cache
-def rates() -> tuple[float, float]:
-    """Of one core: FLOP/s of torch's or numpy's BLAS, whichever is faster here, and bytes/s."""
-    machine = Machine.measure()
-    a = np.random.default_rng(0).standard_normal((1024, 1024), np.float32)
-    with limited_threads(1):
-        return max(machine.float32, 2 * 1024**3 / best(lambda: a @ a)), machine.memory
-
-
 def floor_seconds(batch: Batch) -> float:
-    gemm, memory = rates()
+    machine = Machine.measure()
     queries_of_a_document = batch.grad.shape[1] // NWAY
     flop = 2 * len(batch.tokens) * QUERY_TOKENS * DIM * queries_of_a_document
-    return flop / gemm + 2 * batch.tokens.nbytes / memory
+    return flop / machine.float32 + 2 * batch.tokens.nbytes / machine.memory
 
 
 def floor_bytes(batch: Batch) -> int:
@@ -186,11 +175,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.peak:
         return print_peak(*options.peak, options.queries)
-    gemm, memory = rates()
+    machine = Machine.measure()
     print(
         f"{options.queries} queries of {QUERY_TOKENS} x {DIM}, {NWAY} documents each, isa "
         f"{colbert_fast.backend_info()['isa']}, {options.threads} thread(s), best of "
-        f"{options.rounds}; floor at {gemm / 1e9:.0f} GFLOP/s and {memory / 1e9:.0f} GB/s a core"
+        f"{options.rounds}; floor at {machine.float32 / 1e9:.0f} GFLOP/s and "
+        f"{machine.memory / 1e9:.0f} GB/s a core"
     )
     heads = ["ours, ms", "padded", "floor", "ratio", "ours, MB", "padded", "floor", "ratio"]
     print(f"{'':30}" + "".join(f"{head:>10}" for head in heads))

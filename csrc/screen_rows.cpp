@@ -13,12 +13,11 @@ float quantise_row(const float *row, std::size_t dim, float largest, std::uint8_
     return 1.0f;
   }
   const float scale = largest / kSteps;
-  // Adding 1.5 * 2^23 rounds to the nearest whole number, ties to even, in loops that compilers
-  // vectorise; nearbyintf is a call where SSE4 is not assumed.
-  constexpr float kMagic = 12582912.0f;
+  // kRound rounds in loops that compilers vectorise; nearbyintf is a call where SSE4 is not
+  // assumed.
   for (std::size_t d = 0; d < dim; ++d)
-    bytes[d] = static_cast<std::uint8_t>(
-        kScreenZero + static_cast<int>((row[d] / scale + kMagic) - kMagic));
+    bytes[d] = static_cast<std::uint8_t>(kScreenZero +
+                                         static_cast<int>((row[d] / scale + kRound) - kRound));
   return scale;
 }
 

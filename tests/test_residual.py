@@ -25,7 +25,8 @@ from support import (
 )
 from tolerances import PUBLISHED, assert_best, assert_close, assert_int8
 
-CODEC_PAIRS = [(nbits, dim) for nbits in NBITS for dim in (8, 48, 128, 136)] + [(2, 768), (3, 768)]
+CODEC_PAIRS = [(nbits, dim) for nbits in NBITS for dim in (8, 48, 96, 128, 136)]
+CODEC_PAIRS += [(2, 768), (3, 768)]
 
 
 def plain_decompress(codes: Any, residuals: Any, centroids: Any, weights: Any) -> np.ndarray:
@@ -148,7 +149,7 @@ def test_inverse_norms(nbits: int, dim: int, rng: np.random.Generator) -> None:
 
 
 SCORING = [(nq, NBITS[i % 5], DIMS[(3 * i) % 8]) for i, nq in enumerate(LANES)]
-SCORING += [(32, nbits, 128) for nbits in NBITS]
+SCORING += [(32, nbits, dim) for nbits in NBITS for dim in (96, 128)]
 
 
 @every_isa

@@ -53,11 +53,12 @@ struct Winners {
     for (std::size_t j = 0; j < kLanes; ++j) last[j] = values[j * nprobe + nprobe - 1];
     threshold = load(last);
   }
-  [[gnu::always_inline]] void offer(F32x16 row, std::size_t id) {
+  // Between the products of a tile, so that only the comparison stands there.
+  COLBERT_FAST_INLINE void offer(F32x16 row, std::size_t id) {
     const unsigned better = bits(gt(row, threshold));
     if (better != 0) enter(row, better, id);
   }
-  [[gnu::noinline]] void enter(F32x16 row, unsigned better, std::size_t id) {
+  COLBERT_FAST_NOINLINE void enter(F32x16 row, unsigned better, std::size_t id) {
     float value[kLanes];
     store(value, row);
     for (std::size_t j = 0; j < kLanes; ++j)

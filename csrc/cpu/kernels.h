@@ -13,6 +13,16 @@
 #include <cstddef>
 #include <cstdint>
 
+// For what runs inside a tile, where a call would save and restore all of its sums, and for what is
+// rarely called there.
+#if defined(_MSC_VER)
+#define COLBERT_FAST_INLINE __forceinline
+#define COLBERT_FAST_NOINLINE __declspec(noinline)
+#else
+#define COLBERT_FAST_INLINE inline __attribute__((always_inline))
+#define COLBERT_FAST_NOINLINE __attribute__((noinline))
+#endif
+
 namespace colbert_fast {
 
 enum class DType { u8, u16, i32, i64, f16, bf16, f32, boolean };
@@ -25,6 +35,9 @@ constexpr std::size_t kPointBlock = 256;
 // The int8 kernel's levels stay below 128, so that AVX2's u8 x s8 pair sums fit 16 bits
 // (2 * 127 * 127 = 32258) and NEON may read them as signed bytes.
 constexpr int kMaxLevel = 127;
+// 1.5 * 2^23: a float below 2^22 that is added to it is rounded to a whole number, ties to even,
+// which the low bits hold.
+constexpr float kRound = 12582912.0f;
 // PLAID's score of a query token that no token of a document matched.
 constexpr float kNothingMatched = -9999.0f;
 

@@ -69,9 +69,6 @@ void assign(const void *points, DType type, std::size_t n, std::size_t dim, cons
 // and the float chain itself is off by at most dim * 2^-23 * |x|_1 * max|c|. A centroid whose
 // estimate lies more than twice that bound below the best estimate cannot be the nearest.
 
-// Adding 1.5 * 2^23 rounds to a whole number and leaves it in the low bits.
-constexpr float kRound = 12582912.0f;
-
 // A panel of points as int8, dimensions in order: x ~ scale * x8, and what follows from it per
 // lane.
 struct Quantised {

@@ -6,8 +6,6 @@
 // panel. A last, partial tile repeats its last row: a maximum does not mind.
 #pragma once
 
-#include <utility>
-
 namespace {
 
 using namespace colbert_fast;
@@ -81,6 +79,18 @@ struct WidenedRows {
   }
 };
 
+// f(0), f(1), ..., f(N - 1), each a constant. Where other work stands between the products, g++ 12
+// keeps the sums of a tile in registers only if it sees their subscripts before it unrolls loops.
+template <std::size_t I> struct Index {
+  constexpr operator std::size_t() const { return I; }
+};
+template <std::size_t N, std::size_t I = 0, class F> COLBERT_FAST_INLINE void unrolled(const F &f) {
+  if constexpr (I < N) {
+    f(Index<I>{});
+    unrolled<N, I + 1>(f);
+  }
+}
+
 // Rows that come from memory come a cache line for every kStep dimensions; `after`, the next tile,
 // is fetched at that pace. Without it eight short streams at once outrun the hardware's prefetcher.
 template <std::size_t P>
@@ -102,23 +112,13 @@ inline void dot_tile(const Rows &rows, const void *after, const float *panel, st
   }
 }
 
-// f(0), f(1), ..., f(N - 1), each a constant: compilers keep an array in registers only if they see
-// all of its subscripts before they unroll loops.
-template <std::size_t... I, class F>
-[[gnu::always_inline]] inline void unrolled(std::index_sequence<I...>, F f) {
-  (f(std::integral_constant<std::size_t, I>{}), ...);
-}
-template <std::size_t N, class F> [[gnu::always_inline]] inline void unrolled(F f) {
-  unrolled(std::make_index_sequence<N>{}, f);
-}
-
 // The same for bytes: rows[t] below 128, int8 panels of four dimensions a lane, sums that begin at
 // start[p * kLanes + lane]. meanwhile(t) is called for each t < kTileRows, spread over the
 // products: a place for the work on the next tile, which then runs in their shadow.
 template <std::size_t P, class ByteRows, class F>
-[[gnu::always_inline]] inline void dot_tile_i8(const ByteRows &rows, const std::int8_t *panel,
-                                               const std::int32_t *start, std::size_t dim,
-                                               I32x16 (&acc)[kTileRows][P], F meanwhile) {
+COLBERT_FAST_INLINE void dot_tile_i8(const ByteRows &rows, const std::int8_t *panel,
+                                     const std::int32_t *start, std::size_t dim,
+                                     I32x16 (&acc)[kTileRows][P], F meanwhile) {
   I32x16 sum[kTileRows * P];
   unrolled<kTileRows * P>([&](auto i) { sum[i] = load(start + i % P * kLanes); });
   for (std::size_t part = 0; part < kTileRows; ++part) {
@@ -135,8 +135,8 @@ template <std::size_t P, class ByteRows, class F>
 // With nothing to do meanwhile, and sums from zero. Dimensions come in eights: two steps at a time
 // halve the copies that compilers make of the sums.
 template <std::size_t P, class ByteRows>
-[[gnu::always_inline]] inline void dot_tile_i8(const ByteRows &rows, const std::int8_t *panel,
-                                               std::size_t dim, I32x16 (&acc)[kTileRows][P]) {
+COLBERT_FAST_INLINE void dot_tile_i8(const ByteRows &rows, const std::int8_t *panel,
+                                     std::size_t dim, I32x16 (&acc)[kTileRows][P]) {
   I32x16 sum[kTileRows * P];
   unrolled<kTileRows * P>([&](auto i) { sum[i] = set1(std::int32_t{0}); });
   for (std::size_t first = 0; first < dim; first += 8)

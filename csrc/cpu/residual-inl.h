@@ -33,9 +33,10 @@ void compress(const void *points, DType type, std::size_t n, std::size_t dim,
 }
 
 // f(i, load) for the n bytes of a row in pieces of a register, or half or a quarter of one; the
-// last piece ends with the row and repeats some of the one before. A copy of a few single bytes
-// would cost more than all else: loads that span several stores have to wait for them.
-template <class F> [[gnu::always_inline]] inline void for_pieces(std::size_t n, F f) {
+// last piece ends with the row and repeats some of the one before. Only rows below 8 bytes are
+// copied: loads that span several stores have to wait for them, which would cost more than all
+// else.
+template <class F> COLBERT_FAST_INLINE void for_pieces(std::size_t n, F f) {
   const auto of = [&](std::size_t size, auto load) {
     for (std::size_t i = 0; i < n; i += size) f(min_of(i, n - size), load);
   };
@@ -59,19 +60,18 @@ template <class F> [[gnu::always_inline]] inline void for_pieces(std::size_t n, 
 // or the one before; `high`, with 3 bits, has its third bit in place of field s. May write, but
 // never reads, up to kBytes - 1 bytes past the end.
 template <int B>
-[[gnu::always_inline]] inline void expand_plane(const std::uint8_t *packed, std::size_t n,
-                                                std::size_t plane, const std::uint8_t *high,
-                                                Bytes table, std::uint8_t *out) {
+COLBERT_FAST_INLINE void expand_plane(const std::uint8_t *packed, std::size_t n, std::size_t plane,
+                                      const std::uint8_t *high, Bytes table, std::uint8_t *out) {
   constexpr int kLow = low_bits(B), kWidth = kLow + context_bits(B);
   const int end = kLow * static_cast<int>(plane + 1), shift = 8 - end;
-  for_pieces(n, [&](std::size_t i, auto load_at) {
+  for_pieces(n, [&](std::size_t i, auto load) {
     const std::uint8_t *at = packed + i;
-    const Bytes byte = load_at(at);
+    const Bytes byte = load(at);
     // No more bits than this byte has: what `field` shifts in comes from its neighbour.
     Bytes window =
         field(byte, shift, static_cast<std::uint8_t>((1 << (kWidth < end ? kWidth : end)) - 1));
     if (kWidth > end) {
-      const Bytes before = i == 0 ? shift_in(byte) : load_at(at - 1);
+      const Bytes before = i == 0 ? shift_in(byte) : load(at - 1);
       const int from_before = (1 << kWidth) - (1 << end);
       window = add_bytes(window, field_left(before, end, static_cast<std::uint8_t>(from_before)));
     }
@@ -86,8 +86,8 @@ template <int B>
 
 // The windows of a packed row looked up in `table`, plane by plane; not for 8 bits.
 template <int B>
-[[gnu::always_inline]] inline void expand(std::size_t dim, const std::uint8_t *packed, Bytes table,
-                                          std::uint8_t *out) {
+COLBERT_FAST_INLINE void expand(std::size_t dim, const std::uint8_t *packed, Bytes table,
+                                std::uint8_t *out) {
   constexpr std::size_t kPlanes = planes_of(B);
   const std::size_t width = dim / kPlanes;
   std::uint8_t high[B == 3 ? kMaxDim / 4 + kBytes : 1];
@@ -114,8 +114,8 @@ template <int B>
 
 // The 7-bit levels of a packed row, plane by plane.
 template <int B>
-[[gnu::always_inline]] inline void levels_row(const Decoder &decoder, const std::uint8_t *packed,
-                                              std::uint8_t *out) {
+COLBERT_FAST_INLINE void levels_row(const Decoder &decoder, const std::uint8_t *packed,
+                                    std::uint8_t *out) {
   if constexpr (B == 8)
     for (std::size_t i = 0; i < decoder.dim; ++i) out[i] = decoder.levels[packed[i]];
   else
@@ -124,7 +124,7 @@ template <int B>
 
 // The windows of a packed row in dimension order: planes 0 and 2 of four make the even dimensions,
 // 1 and 3 the odd ones, and these the row. Writes up to 2 * kBytes - 1 bytes past the end; those
-// that `finish_row` looks up with the last ones are zero.
+// that `finish_row` looks up with the last ones are zero, or the scalar table could be left.
 template <int B>
 inline void windows_row(std::size_t dim, const std::uint8_t *packed, std::uint8_t *out) {
   static const std::uint8_t itself[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -144,8 +144,8 @@ inline void windows_row(std::size_t dim, const std::uint8_t *packed, std::uint8_
       std::uint8_t *swap = from;
       from = to, to = swap;
     }
-    if (dim % kLanes != 0) memset(out + dim, 0, kLanes);
   }
+  if (dim % kLanes != 0) memset(out + dim, 0, kLanes);
 }
 
 // row = unit(centroid + scale * values), zero up to a multiple of 16, from a token's windows in
@@ -314,7 +314,7 @@ struct LevelTiles {
   LevelTiles(const Decoder &d, const Residuals &t, const ByteTable &b, std::size_t count)
       : decoder(d), tokens(t), table(b), n(count) {}
   // Token i + t, into row t of the tile that starts at i; none past the end.
-  template <int B> [[gnu::always_inline]] void fill(std::size_t i, std::size_t t) {
+  template <int B> COLBERT_FAST_INLINE void fill(std::size_t i, std::size_t t) {
     if (i + t >= n) return;
     prefetch(table.rows + code_at(tokens.codes, i + t) * table.stride);
     levels_row<B>(decoder, tokens.packed + (i + t) * decoder.packed_dim, tile(i)[t]);

@@ -13,7 +13,7 @@ using colbert_fast::Kernels;
 
 constexpr std::size_t kSizes[] = {0,  1,  2,  3,  7,   8,   15,  16,  17, 31,
                                   33, 63, 64, 65, 127, 128, 129, 255, 256};
-constexpr std::size_t kDims[] = {8, 16, 24, 32, 40, 64, 96, 128, 128, 136, 384};
+constexpr std::size_t kDims[] = {8, 16, 24, 32, 40, 64, 96, 128, 128, 136, 264, 384, 1024};
 constexpr std::size_t kCounts[] = {1, 2, 7, 15, 16, 17, 31, 32, 32, 33, 48, 65};
 constexpr int kNbits[] = {1, 2, 3, 4, 8};
 constexpr DType kTypes[] = {DType::f32, DType::f16, DType::bf16};
