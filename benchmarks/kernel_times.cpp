@@ -33,7 +33,6 @@ double seconds() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }
 class Race {
 public:
   explicit Race(int rounds) : rounds_(rounds), tables_(available_kernels()) {
-    if (tables_.size() > 1) tables_.pop_back(); // scalar, which would take most of the time
     std::printf("ns per token or centroid, best of %d\n%-40s", rounds_, "");
     for (const Kernels *table : tables_) std::printf("%10s", table->name);
     std::printf("\n");

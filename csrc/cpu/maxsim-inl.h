@@ -82,6 +82,7 @@ struct WidenedRows {
 // f(0), f(1), ..., f(N - 1), each a constant. Where other work stands between the products, g++ 12
 // keeps the sums of a tile in registers only if it sees their subscripts before it unrolls loops.
 template <std::size_t I> struct Index {
+  static constexpr std::size_t value = I;
   constexpr operator std::size_t() const { return I; }
 };
 template <std::size_t N, std::size_t I = 0, class F> COLBERT_FAST_INLINE void unrolled(const F &f) {
@@ -168,13 +169,10 @@ inline void max_dot(Source &source, std::size_t n, const float *panel, std::size
 }
 
 // f(panel index, P as a tag): kTilePanels at a time, then the rest singly.
-template <std::size_t P> struct PanelCount {
-  static constexpr std::size_t value = P;
-};
 template <class F> inline void for_panels(std::size_t n_panels, F f) {
   std::size_t p = 0;
-  for (; p + kTilePanels <= n_panels; p += kTilePanels) f(p, PanelCount<kTilePanels>{});
-  for (; p < n_panels; ++p) f(p, PanelCount<1>{});
+  for (; p + kTilePanels <= n_panels; p += kTilePanels) f(p, Index<kTilePanels>{});
+  for (; p < n_panels; ++p) f(p, Index<1>{});
 }
 
 template <bool kArg, class Source>
