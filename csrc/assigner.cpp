@@ -3,34 +3,23 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <mutex>
 #include <numeric>
 
 #include "aligned.h"
 #include "cpu/dispatch.h"
+#include "lowest_bit.h"
 
 namespace colbert_fast {
 namespace {
 
-// A build assigns chunk after chunk to the same centroids, so the last groups are kept.
+// A build assigns chunk after chunk to the same centroids, so each thread keeps its last groups; a
+// lock would hang children forked while another thread holds it.
 std::shared_ptr<const CentroidGroups> groups_of(const float *centroids, std::size_t n_centroids,
                                                 std::size_t dim) {
-  static std::mutex mutex;
-  static std::shared_ptr<const CentroidGroups> last;
-  const std::lock_guard<std::mutex> lock(mutex);
+  thread_local std::shared_ptr<const CentroidGroups> last;
   if (last == nullptr || !last->holds(centroids, n_centroids, dim))
     last = std::make_shared<const CentroidGroups>(centroids, n_centroids, dim);
   return last;
-}
-
-unsigned lowest_bit(unsigned word) {
-#if defined(__GNUC__)
-  return static_cast<unsigned>(__builtin_ctz(word));
-#else
-  unsigned bit = 0;
-  while ((word >> bit & 1u) == 0) ++bit;
-  return bit;
-#endif
 }
 
 // The points that look into each group: points[first[g], first[g + 1]), ascending.
@@ -94,8 +83,6 @@ float *scratch_of(std::size_t needed) {
   return scratch.data();
 }
 
-std::size_t bytes_of(DType type) { return type == DType::f32 ? 4 : 2; }
-
 } // namespace
 
 Assigner::Assigner(const float *centroids, std::size_t n_centroids, std::size_t dim,
@@ -107,9 +94,9 @@ Assigner::Assigner(const float *centroids, std::size_t n_centroids, std::size_t 
                                   [](float x) { return std::isfinite(x); });
   if (mode == kTwoLevel && n_centroids >= CentroidGroups::kLeastCentroids && finite)
     groups_ = groups_of(centroids, n_centroids, dim);
-  else
-    screened_ = kernels().screens && n_points >= kFewPoints && n_centroids >= kFewCentroids &&
-                screen_.quantise(centroids, n_centroids, dim);
+  else if (kernels().screens && n_points >= kFewPoints && n_centroids >= kFewCentroids && finite)
+    bytes_ = ByteCentroids(centroids, n_centroids, dim);
+  screened_ = bytes_.size() > 0 && std::isfinite(bytes_.screen().largest_l1);
 }
 
 void Assigner::assign(const void *points, DType type, std::size_t n, std::int32_t *codes,
@@ -123,14 +110,14 @@ void Assigner::assign(const void *points, DType type, std::size_t n, std::int32_
     return assign_grouped(rows.data(), n, codes, best);
   }
   for (std::size_t i = 0; i < n; i += kPointBlock)
-    assign_flat(static_cast<const char *>(points) + i * dim_ * bytes_of(type), type,
+    assign_flat(static_cast<const char *>(points) + i * dim_ * size_of(type), type,
                 std::min(kPointBlock, n - i), codes + i, best + i);
 }
 
 void Assigner::assign_flat(const void *points, DType type, std::size_t n, std::int32_t *codes,
                            float *best) const {
   if (screened_)
-    kernels().assign_screened(points, type, n, dim_, centroids_, n_centroids_, screen_.view(),
+    kernels().assign_screened(points, type, n, dim_, centroids_, n_centroids_, bytes_.screen(),
                               scratch_of(screened_scratch(dim_)), codes, best);
   else
     kernels().assign(points, type, n, dim_, centroids_, n_centroids_,

@@ -9,9 +9,9 @@
 #include <cstdint>
 #include <memory>
 
+#include "byte_centroids.h"
 #include "centroid_groups.h"
 #include "cpu/kernels.h"
-#include "screen_rows.h"
 
 namespace colbert_fast {
 
@@ -40,7 +40,7 @@ private:
   std::size_t n_centroids_, dim_;
   std::shared_ptr<const CentroidGroups> groups_; // null: look at all centroids
   bool screened_ = false;
-  ScreenRows screen_;
+  ByteCentroids bytes_;
 };
 
 } // namespace colbert_fast

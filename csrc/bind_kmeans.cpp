@@ -16,7 +16,7 @@ void assign(const py::object &points, const py::object &centroids, const py::obj
   if (c.shape[0] == 0) throw py::value_error("`centroids` must not be empty");
   const View out = expect_out(codes, "codes", DType::i32, {x.shape[0]});
   const View scores = expect_out(best, "best", DType::f32, {x.shape[0]});
-  const std::size_t dim = x.dim(1), row_bytes = dim * (x.dtype == DType::f32 ? 4 : 2);
+  const std::size_t dim = x.dim(1), row_bytes = dim * size_of(x.dtype);
   const py::gil_scoped_release release;
   const Assigner assigner(c.as<const float>(), c.dim(0), dim, x.dim(0),
                           exact ? Assigner::kExact : Assigner::kTwoLevel);

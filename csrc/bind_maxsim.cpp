@@ -29,7 +29,7 @@ void maxsim(const py::object &query, const py::object &documents, const py::obje
               .as<std::int32_t>();
 
   const py::gil_scoped_release release;
-  const std::size_t row_bytes = dim * (d.dtype == DType::f32 ? 4 : 2);
+  const std::size_t row_bytes = dim * size_of(d.dtype);
   std::vector<QueryPanels> panels(pairs.n_queries);
   for (std::size_t b = 0; b < pairs.n_queries; ++b)
     panels[b].pack(q.as<const float>() + b * nq * dim, nq, dim);

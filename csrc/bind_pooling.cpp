@@ -73,7 +73,7 @@ std::size_t pool(const py::object &embeddings, const py::object &doclens, std::i
     into = expect_out(clusters, "clusters", DType::i32, {x.shape[0]}).as<std::int32_t>();
   {
     const py::gil_scoped_release release;
-    const std::size_t row_bytes = dim * (x.dtype == DType::f32 ? 4 : 2);
+    const std::size_t row_bytes = dim * size_of(x.dtype);
     parallel_for(n_docs, kDocumentsAtOnce, [&](std::size_t begin, std::size_t end) {
       Pooler pooler;
       for (std::size_t i = begin; i < end; ++i) {

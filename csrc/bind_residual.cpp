@@ -61,7 +61,7 @@ void compress(const py::object &embeddings, const py::object &centroids, const p
   const View out_codes = expect_out(codes, "codes", DType::i32, {points.shape[0]});
   const View out =
       expect_out(residuals, "residuals", DType::u8, {points.shape[0], points.shape[1] * nbits / 8});
-  const std::size_t dim = points.dim(1), bytes = points.dtype == DType::f32 ? 4 : 2;
+  const std::size_t dim = points.dim(1), bytes = size_of(points.dtype);
 
   const py::gil_scoped_release release;
   const Assigner assigner(c.as<const float>(), c.dim(0), dim, points.dim(0));
@@ -89,7 +89,7 @@ void compress_trellis(const py::object &embeddings, const py::object &centroids,
   const int nbits = nbits_of_rows(out.shape[1], points.shape[1]);
   const View w = expect(weights, "weights", {DType::f32}, {kAny});
   check_weights(w, nbits);
-  const std::size_t dim = points.dim(1), bytes = points.dtype == DType::f32 ? 4 : 2;
+  const std::size_t dim = points.dim(1), bytes = size_of(points.dtype);
 
   const py::gil_scoped_release release;
   const CodecTables tables(c.as<const float>(), w.as<const float>(), w.dim(0), nbits, dim);

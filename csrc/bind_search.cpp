@@ -54,6 +54,7 @@ public:
         throw py::value_error("`parts` must be of at most 2147483647 documents together");
     }
     c.codec = codec_.get();
+    const py::gil_scoped_release release;
     searcher_ = std::make_unique<Searcher>(std::move(c));
   }
 

@@ -91,7 +91,7 @@ void CentroidGroups::Columns::resize(std::size_t n_panels, std::size_t dim) {
 void CentroidGroups::Columns::quantise(std::size_t lane, const float *row) {
   float largest = 0.0f;
   for (std::size_t d = 0; d < dim_; ++d) largest = std::max(largest, std::fabs(row[d]));
-  scale_[lane] = largest > 0.0f ? largest / 127.0f : 1.0f;
+  scale_[lane] = largest > kVanishing ? largest / 127.0f : 1.0f;
   std::int8_t *to = data_.data() + lane / kLanes * dim_ * kLanes + lane % kLanes * 4;
   int sum = 0;
   for (std::size_t d = 0; d < dim_; ++d) {

@@ -27,7 +27,7 @@ PoolPlan::PoolPlan(std::size_t n_rows, std::size_t factor, std::size_t protected
 
 std::int32_t Pooler::pool(const void *rows, DType type, std::size_t dim, const PoolPlan &plan,
                           float *out, std::int32_t *clusters) {
-  const std::size_t n = plan.n, row_bytes = dim * (type == DType::f32 ? 4 : 2);
+  const std::size_t n = plan.n, row_bytes = dim * size_of(type);
   const auto *free = static_cast<const char *>(rows) + plan.kept * row_bytes;
   for (std::size_t i = 0; i < plan.kept; ++i, out += dim) copy_row(rows, type, i, dim, out);
   if (clusters) std::iota(clusters, clusters + plan.kept, 0);

@@ -13,8 +13,9 @@ std::size_t num_threads();
 void set_num_threads(std::size_t n);
 
 // Calls body(begin, end) over disjoint ranges covering [0, n), each at most `grain` long. The first
-// exception is rethrown. A call from inside a body, or while another thread runs a parallel_for,
-// does its work alone: many Python threads searching at once then share the cores without queueing.
+// exception is rethrown. A call from inside a body that was cut up, or while another thread runs a
+// parallel_for, does its work alone: many Python threads searching at once then share the cores
+// without queueing.
 void parallel_for(std::size_t n, std::size_t grain,
                   const std::function<void(std::size_t begin, std::size_t end)> &body);
 

@@ -46,6 +46,17 @@ def test_top_centroids(nq: int, rng: np.random.Generator) -> None:
 
 
 @every_isa
+@pytest.mark.parametrize("nprobe", [3, 65])
+def test_top_centroids_of_infinite_scores_and_nan(nprobe: int) -> None:
+    scores = np.full((100, 2), -np.inf, np.float32)
+    scores[[7, 50], 0] = 1, 2
+    scores[90, 1] = np.nan
+    found = ops.top_centroids(scores, nprobe)
+    assert found[:, :3].tolist() == [[50, 7, 0], [0, 1, 2]]
+    assert [len(set(row)) for row in found.tolist()] == [nprobe] * 2
+
+
+@every_isa
 def test_top_centroids_of_equal_scores_are_the_lowest() -> None:
     found = ops.top_centroids(np.zeros((100, 3), np.float32), 5)
     assert found.tolist() == [[0, 1, 2, 3, 4]] * 3

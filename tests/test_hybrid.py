@@ -11,7 +11,6 @@ import pytest
 
 from colbert_fast.errors import UnknownDocumentError
 from colbert_fast.index import Index
-from colbert_fast.search import retrieve
 from colbert_fast.search.bm25 import best
 from colbert_fast.search.hybrid import fuse
 from fakes import WordModel
@@ -106,12 +105,9 @@ def test_candidates_of_several_queries(index: Index) -> None:
     assert index.rerank([], []) == []
 
 
-@pytest.mark.parametrize("centroids_per_token", [0.001, 1000])
-def test_candidates_with_and_without_int8_scores_first(
-    index: Index, monkeypatch: pytest.MonkeyPatch, centroids_per_token: float
-) -> None:
-    monkeypatch.setattr(retrieve, "_CENTROIDS_PER_TOKEN", centroids_per_token)
-    given = index.ids[::2]
+@pytest.mark.parametrize("every", [2, 80])
+def test_candidates_with_and_without_int8_scores_first(index: Index, every: int) -> None:
+    given = index.ids[::every]
     expected = index.search(QUERY, 5, subset=given, exhaustive=True)
     assert index.search(QUERY, 5, candidates=given) == expected
     assert len(index.rerank(QUERY, given)) == len(given)

@@ -180,6 +180,7 @@ def test_nothing_to_score() -> None:
     query, none = np.ones((2, 8), np.float32), np.zeros((0, 8), np.float32)
     assert ops.maxsim(query, none, np.zeros(0, np.int32)).shape == (0,)
     assert ops.maxsim(query, none, np.zeros(3, np.int32)).tolist() == [-np.inf] * 3
+    assert ops.maxsim(query[:0], query, np.array([0, 2], np.int32)).tolist() == [-np.inf, 0]
     for n_docs in (0, 3):
         doclens, grad = np.zeros(n_docs, np.int32), np.ones((1, n_docs), np.float32)
         argmax = np.full((1, n_docs, 2), -1, np.int32)

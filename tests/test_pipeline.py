@@ -218,6 +218,23 @@ def test_near_ties_are_scored_exactly(nbits: int) -> None:
             assert same_bits((ids, found[1][row]), (exact[0][0], exact[1][0]))
 
 
+def test_the_error_of_norms_that_are_not_stored_is_measured() -> None:
+    """Few dimensions and one centroid: decoded tokens are some 3 % off length 1."""
+    rng = np.random.default_rng(84)
+    doclens = rng.integers(1, 10, 1000).astype(np.int32)
+    embeddings = unit_vectors(rng, int(doclens.sum()), 8)
+    codec = ResidualCodec.fit(embeddings[:1], embeddings, nbits=4, name="default")
+    columns = dict(codec.encode(embeddings))
+    assert "inverse_norms" not in columns
+    shared = {"centroids": codec.centroids, "weights": codec.weights, "doclens": doclens}
+    searcher = searcher_of(columns | shared, ops.build_lists(columns["codes"], doclens, 1))
+    near = embeddings[rng.integers(len(embeddings), size=1000)]
+    queries = list((near + rng.standard_normal((1000, 8), np.float32) * 0.2)[:, None])
+    found = searcher.search(queries, SearchParams.resolve(10, ndocs=len(doclens)))
+    exact = searcher.search(queries, SearchParams.resolve(10, exhaustive=True))
+    assert same_bits(found, exact)
+
+
 def kept_by_reference(query: np.ndarray, data: Arguments, ndocs: int) -> np.ndarray:
     """Mask of the ndocs documents with the best MaxSim over centroids scored in bytes."""
     table, step = reference.byte_scores(query, data["centroids"])

@@ -217,7 +217,12 @@ def test_contenders(nq: int, nbits: int, dim: int, rng: np.random.Generator) -> 
 @every_isa
 def test_int8_scores_of_a_zero_query_and_equal_weights(rng: np.random.Generator) -> None:
     data = make_collection(rng, nq=3, dim=16)
-    for query, weights in ((data.query * 0, data.weights), (data.query, data.weights * 0)):
+    above_zero = np.linspace(0.1, 0.100001, len(data.weights), dtype=np.float32)
+    for query, weights in (
+        (data.query * 0, data.weights),
+        (data.query, data.weights * 0),
+        (data.query, above_zero),
+    ):
         arguments = (query, data.codes, data.residuals, DOCLENS, data.centroids, weights)
         norms = {"inverse_norms": data.inverse_norms}
         ours = ops.residual_maxsim(*arguments, precision="int8", **norms)

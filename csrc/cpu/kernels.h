@@ -26,6 +26,8 @@
 namespace colbert_fast {
 
 enum class DType { u8, u16, i32, i64, f16, bf16, f32, boolean };
+// Bytes of a vector's element: f32, f16 or bf16.
+constexpr std::size_t size_of(DType type) { return type == DType::f32 ? 4 : 2; }
 
 // Lanes of a panel: 16 query tokens (or points) side by side, whatever the register width is.
 constexpr std::size_t kLanes = 16;
@@ -38,6 +40,9 @@ constexpr int kMaxLevel = 127;
 // 1.5 * 2^23: a float below 2^22 that is added to it is rounded to a whole number, ties to even,
 // which the low bits hold.
 constexpr float kRound = 12582912.0f;
+// Rows whose largest magnitude is below it count as zero: quotients of subnormal numbers are
+// anything.
+constexpr float kVanishing = 1e-30f;
 // PLAID's score of a query token that no token of a document matched.
 constexpr float kNothingMatched = -9999.0f;
 

@@ -86,7 +86,7 @@ inline void quantise_panel(const float *panel, std::size_t dim, std::int8_t *out
   store(q.scale, largest), store(q.l1, l1);
   float inverse[kLanes];
   for (std::size_t i = 0; i < kLanes; ++i) {
-    const bool tiny = !(q.scale[i] > 1e-30f); // also keeps the inverse finite
+    const bool tiny = !(q.scale[i] > kVanishing); // also keeps the inverse finite
     q.scale[i] = tiny ? 1.0f : q.scale[i] / 127.0f;
     inverse[i] = 1.0f / q.scale[i];
   }
@@ -245,7 +245,7 @@ void quantise(const float *points, std::size_t n, std::size_t dim, std::uint8_t 
     for (std::size_t j = 0; j < kLanes; ++j) size = sizes[j] > size ? sizes[j] : size;
     const float length = sqrtf(reduce_add(squares));
     const bool usable = length < HUGE_VALF; // squares that overflow are as bad as NaN
-    const float scale = size > 1e-30f ? size / 63.0f : 1.0f;
+    const float scale = size > kVanishing ? size / 63.0f : 1.0f;
     lengths[i] = usable ? length / scale : -1.0f;
     const F32x16 steps = set1(usable ? 1.0f / scale : 0.0f), magic = set1(kRound + kScreenZero);
     for (std::size_t d = 0; d < dim; d += kLanes) {

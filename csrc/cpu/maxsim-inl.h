@@ -189,7 +189,7 @@ inline float sum_of_max(const Panels &query, Source &source, std::size_t n, std:
       if constexpr (kArg) store(argmax + (p + j) * kLanes, arg[j]);
     }
   });
-  return reduce_add(total);
+  return n == 0 ? kMinusInf : reduce_add(total); // a query without tokens has no panels
 }
 
 template <class Source>

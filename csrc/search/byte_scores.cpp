@@ -5,7 +5,6 @@
 #include <limits>
 
 #include "cpu/dispatch.h"
-#include "screen_rows.h"
 #include "thread_pool.h"
 
 namespace colbert_fast {
@@ -19,21 +18,6 @@ constexpr std::size_t kSampled = 1024;
 constexpr std::size_t kByteValues = 256;
 
 } // namespace
-
-ByteCentroids::ByteCentroids(const float *centroids, std::size_t n, std::size_t dim)
-    : rows_(n * dim), scale_(n), dim_(dim) {
-  for (std::size_t c = 0; c < n; ++c) {
-    const float *row = centroids + c * dim;
-    float largest = 0.0f, squares = 0.0f;
-    for (std::size_t d = 0; d < dim; ++d) {
-      largest = std::max(largest, std::fabs(row[d]));
-      squares += row[d] * row[d];
-    }
-    scale_[c] = quantise_row(row, dim, largest, rows_.data() + c * dim);
-    largest_scale_ = std::max(largest_scale_, scale_[c]);
-    largest_norm_ = std::max(largest_norm_, std::sqrt(squares));
-  }
-}
 
 void ByteScores::compute(const ByteCentroids &centroids, const QueryPanels &query,
                          std::size_t nprobe, std::vector<std::int32_t> &cells) {

@@ -6,40 +6,20 @@
 #include <vector>
 
 #include "aligned.h"
+#include "byte_centroids.h"
 #include "cpu/kernels.h"
 #include "search/query_panels.h"
 
 namespace colbert_fast {
 
-// Centroids as bytes: centroid ~ scale * (byte - kScreenZero), off by at most scale / 2 in each
-// dimension.
-class ByteCentroids {
-public:
-  // `centroids` (n, dim), finite.
-  ByteCentroids(const float *centroids, std::size_t n, std::size_t dim);
-
-  std::size_t size() const { return scale_.size(); }
-  std::size_t dim() const { return dim_; }
-  const std::uint8_t *rows() const { return rows_.data(); }
-  const float *scale() const { return scale_.data(); }
-  float largest_scale() const { return largest_scale_; }
-  float largest_norm() const { return largest_norm_; }
-
-private:
-  AlignedVector<std::uint8_t> rows_;
-  std::vector<float> scale_;
-  std::size_t dim_;
-  float largest_scale_ = 0.0f, largest_norm_ = 0.0f;
-};
-
 // One query's scores with all centroids. Keeps its memory from query to query.
 class ByteScores {
 public:
   // Fills the table; with nprobe > 0 also cells[count][nprobe], the best centroids of each query
-  // token in descending score, ties by the lower id. nprobe <= kMostProbes and centroids.size().
+  // token in descending score, ties by the lower id. nprobe <= kMostProbes (of probe.h)
+  // and centroids.size().
   void compute(const ByteCentroids &centroids, const QueryPanels &query, std::size_t nprobe,
                std::vector<std::int32_t> &cells);
-  static constexpr std::size_t kMostProbes = 64;
 
   ByteTable table() const { return {rows_.data(), stride_, step_.data()}; }
   // Per lane, a byte that about `above` centroids exceed, judged by a sample; valid until the next

@@ -74,8 +74,9 @@ CodecTables::CodecTables(const float *centroids, const float *weights, std::size
   for (std::size_t window = 0; window < values_.size(); ++window)
     values_[window] = weights[by_bucket ? bucket_of(window, nbits) : window];
   const auto [low, high] = std::minmax_element(values_.begin(), values_.end());
-  low_ = *low;
-  step_ = (*high - *low) / static_cast<float>(kMaxLevel);
+  // With 0 between them a zero point is a level, whatever the weights.
+  low_ = std::min(*low, 0.0f);
+  step_ = (std::max(*high, 0.0f) - low_) / static_cast<float>(kMaxLevel);
   for (std::size_t window = 0; window < values_.size(); ++window) {
     const float offset = values_[window] - low_;
     levels_[window] = step_ > 0.0f ? round_to_byte(offset / step_) : std::uint8_t{0};

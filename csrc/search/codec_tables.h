@@ -10,7 +10,7 @@ namespace colbert_fast {
 
 // Inverse norms as a byte: b stands for 2^((b - 127.5) / 127.5), so [0.5, 2] at 0.3 % or better.
 // What lies outside is clamped, and then int8 scores mislead; codecs fitted to unit vectors stay
-// within [0.9, 1.1] even at one bit.
+// within [0.8, 1.2] even at one bit.
 std::uint8_t encode_inverse_norm(float inverse);
 // Scales as a byte: 0, and 2^((b - 192) / 32), so [1/64, 3.9] at 1.1 % or better.
 std::uint8_t encode_scale(float scale);

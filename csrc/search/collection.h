@@ -27,11 +27,12 @@ struct Part {
   bool holds(std::size_t document) const { return document - base < n_docs(); }
 };
 
-// A document's tokens, counted from 0 in its part.
+// Some tokens of a part, counted from 0 in it; mostly a document's.
 struct Tokens {
   const Part &part;
   std::size_t first, count;
 
+  Tokens(const Part &of, std::size_t begin, std::size_t n) : part(of), first(begin), count(n) {}
   Tokens(const Part &of, std::size_t document)
       : part(of), first(static_cast<std::size_t>(of.offsets[document - of.base])),
         count(static_cast<std::size_t>(of.offsets[document - of.base + 1]) - first) {}

@@ -4,11 +4,8 @@
 #include <string>
 
 #include "cpu/dispatch.h"
+#include "lowest_bit.h"
 #include "thread_pool.h"
-
-#if defined(_MSC_VER)
-#include <intrin.h>
-#endif
 
 namespace colbert_fast {
 namespace {
@@ -16,41 +13,40 @@ namespace {
 // Bytes of the rows that a thread raises at once: they are to stay in its cache.
 constexpr std::size_t kScreenedBytes = std::size_t{64} << 10;
 
-inline std::size_t lowest_bit(std::uint64_t bits) {
-#if defined(_MSC_VER)
-  unsigned long index;
-  _BitScanForward64(&index, bits);
-  return index;
-#else
-  return static_cast<std::size_t>(__builtin_ctzll(bits));
-#endif
-}
-
-void given_documents(const Collection &collection, const Selection &selection,
-                     std::vector<Hit> &hits) {
+std::size_t given_documents(const Collection &collection, const Selection &selection,
+                            std::vector<Hit> &hits) {
   std::vector<std::int32_t> ids;
-  for (std::size_t i = 0; i < selection.n_candidates; ++i) {
-    const auto id = static_cast<std::size_t>(selection.candidates[i]);
-    if (Tokens(collection.part_of(id), id).count > 0 && selection.holds(id))
-      ids.push_back(static_cast<std::int32_t>(id));
-  }
+  for (std::size_t i = 0; i < selection.n_candidates; ++i)
+    ids.push_back(static_cast<std::int32_t>(selection.candidates[i]));
   std::sort(ids.begin(), ids.end());
   ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
-  for (const std::int32_t id : ids) hits.push_back({0.0f, id});
+  std::size_t tokens = 0;
+  for (const std::int32_t id : ids) {
+    const auto document = static_cast<std::size_t>(id);
+    const std::size_t count = Tokens(collection.part_of(document), document).count;
+    if (count == 0 || !selection.holds(document)) continue;
+    hits.push_back({0.0f, id});
+    tokens += count;
+  }
+  return tokens;
 }
 
 } // namespace
 
-void all_documents(const Collection &collection, const Selection &selection,
-                   std::vector<Hit> &hits) {
+std::size_t all_documents(const Collection &collection, const Selection &selection,
+                          std::vector<Hit> &hits) {
   hits.clear();
   if (selection.candidates != nullptr) return given_documents(collection, selection, hits);
+  std::size_t tokens = 0;
   for (const Part &part : collection.parts)
     for (std::size_t i = 0; i < part.n_docs(); ++i) {
       const std::size_t id = part.base + i;
-      if (part.offsets[i + 1] > part.offsets[i] && selection.holds(id))
-        hits.push_back({0.0f, static_cast<std::int32_t>(id)});
+      const auto count = static_cast<std::size_t>(part.offsets[i + 1] - part.offsets[i]);
+      if (count == 0 || !selection.holds(id)) continue;
+      hits.push_back({0.0f, static_cast<std::int32_t>(id)});
+      tokens += count;
     }
+  return tokens;
 }
 
 // Of one part's lists for `cells`, which ascend, keep the postings whose documents may be found,

@@ -37,9 +37,10 @@ inline void keep_best(std::vector<Hit> &hits, std::size_t n) {
   hits.resize(n);
 }
 
-// The documents with tokens that may be found, or the candidates among them, ascending.
-void all_documents(const Collection &collection, const Selection &selection,
-                   std::vector<Hit> &hits);
+// The documents with tokens that may be found, or the candidates among them, ascending. Returns how
+// many tokens they have.
+std::size_t all_documents(const Collection &collection, const Selection &selection,
+                          std::vector<Hit> &hits);
 
 // Keeps its memory from query to query.
 class Gathering {

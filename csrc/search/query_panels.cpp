@@ -19,8 +19,7 @@ void QueryPanels::pack(const float *query, std::size_t count, std::size_t dim) {
       largest = std::max(largest, std::fabs(value));
       squares += value * value;
     }
-    // Quotients of subnormal numbers are anything.
-    if (!std::isfinite(squares) || !(largest > 1e-30f)) continue;
+    if (!std::isfinite(squares) || !(largest > kVanishing)) continue;
     norms_[i] = std::sqrt(squares);
     units_[i] = largest / 127.0f;
   }
@@ -47,7 +46,7 @@ void QueryI8::pack(const QueryPanels &query, std::size_t planes, float zero) {
 }
 
 void QueryI8::pack(const QueryPanels &query, const CodecTables &codec) {
-  // Of levels that are all one, any zero point will do: their step is 0.
+  // The step is 0 where all values are 0.
   pack(query, planes_of(codec.decoder().nbits),
        codec.step() > 0.0f ? -codec.low() / codec.step() : 0.0f);
 }

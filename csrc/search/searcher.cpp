@@ -25,6 +25,34 @@ constexpr float kApproximateSlack = 4.0f, kInt8Slack = 6.0f;
 // Hits whose codes are fetched ahead, and offsets twice as far: of many documents the next one
 // gathered lies pages away.
 constexpr std::size_t kAhead = 8;
+// A centroid's score costs a third of what an int8 score spares a token of its exact one.
+constexpr std::size_t kCentroidsPerToken = 3;
+// Tokens whose norms tell how far those of others are from 1, in so many places.
+constexpr std::size_t kSampledPlaces = 16, kSampledRun = 64;
+
+// The root mean square of what decoded tokens' lengths differ from 1 before they are normalised.
+float norm_error_of(const Collection &c) {
+  const Decoder decoder = c.codec->decoder();
+  AlignedVector<float> rows(kSampledRun * c.dim), inverse(kSampledRun);
+  double squares = 0.0;
+  std::size_t sampled = 0;
+  for (const Part &part : c.parts) {
+    const auto n = static_cast<std::size_t>(part.offsets.back());
+    const std::size_t every = std::max(kSampledRun, n / kSampledPlaces);
+    for (std::size_t first = 0; first < n; first += every) {
+      const std::size_t count = std::min(kSampledRun, n - first);
+      kernels().decompress(decoder, Tokens(part, first, count).residuals(decoder), count,
+                           rows.data(), inverse.data());
+      for (std::size_t i = 0; i < count; ++i) {
+        const double off = 1.0 / inverse[i] - 1.0;
+        squares += off * off;
+      }
+      sampled += count;
+    }
+  }
+  return sampled == 0 ? 0.0f
+                      : static_cast<float>(std::sqrt(squares / static_cast<double>(sampled)));
+}
 
 } // namespace
 
@@ -59,10 +87,12 @@ struct Searcher::Arena {
 
 Searcher::Searcher(Collection collection)
     : collection_(std::move(collection)),
-      bytes_(collection_.centroids, collection_.n_centroids, collection_.dim),
-      has_inverse_norms_(
-          std::all_of(collection_.parts.begin(), collection_.parts.end(),
-                      [](const Part &part) { return part.inverse_norms != nullptr; })) {}
+      bytes_(collection_.centroids, collection_.n_centroids, collection_.dim) {
+  const bool stored = std::all_of(collection_.parts.begin(), collection_.parts.end(),
+                                  [](const Part &part) { return part.inverse_norms != nullptr; });
+  if (collection_.codec != nullptr && !stored)
+    norm_error_ = std::max(norm_error_, norm_error_of(collection_));
+}
 
 // Float scores of all centroids, and the best of each query token.
 void Searcher::score_centroids(Arena &arena, std::size_t nprobe) const {
@@ -175,17 +205,13 @@ void Searcher::score_int8(Arena &arena, std::size_t k, bool all) const {
 }
 
 // The standard deviation of int8 products of one query token around the exact ones: every rounded
-// quantity is off by a uniform error, independent from token to token. To it comes norm_error().
+// quantity is off by a uniform error, independent from token to token. To it comes norm_error_.
 float Searcher::int8_error(const Arena &arena, std::size_t lane) const {
   const float norm = arena.query.norms()[lane], table = arena.bytes.table().step[lane];
   const float centroid = norm * bytes_.largest_scale(), unit = arena.query.units()[lane];
   const float level = norm * 2 * collection_.codec->level_error();
   return std::sqrt((unit * unit + table * table + centroid * centroid + level * level) / 12);
 }
-
-// The same of inverse norms, relative to the product: half a percent between bytes. Codecs that go
-// without have them near 1: with 4 bits at a standard deviation of .0054.
-float Searcher::norm_error() const { return has_inverse_norms_ ? 0.0016f : 0.0054f; }
 
 void Searcher::score_exact(Arena &arena) const {
   const Kernels &cpu = kernels();
@@ -231,7 +257,7 @@ void Searcher::score_exact_while(Arena &arena, std::size_t k) const {
   const float *ratio = arena.bytes.ratio(arena.query, collection_.codec->step());
   arena.squares.assign(arena.query.lanes(), 0.0f);
   // Of the difference of two products, the best and the exact best one, either of which is off.
-  const float difference = kInt8Slack * std::sqrt(2.0f), relative = norm_error();
+  const float difference = kInt8Slack * std::sqrt(2.0f), relative = norm_error_;
   arena.relative = difference * relative;
   float variance = 0.0f;
   for (std::size_t i = 0; i < arena.query.count(); ++i) {
@@ -274,25 +300,32 @@ void Searcher::search_plaid(Arena &arena, const SearchParams &params,
 
 void Searcher::search_default(Arena &arena, const SearchParams &params,
                               const Selection &selection) const {
-  const std::size_t nprobe = std::min(params.nprobe, collection_.n_centroids);
   // Finding the ndocs best costs about as much as scoring half as many.
-  const bool scan =
-      selection.candidates != nullptr || selection.n_allowed <= params.ndocs + params.ndocs / 2;
-  const bool few = nprobe <= ByteScores::kMostProbes;
-  arena.bytes.compute(bytes_, arena.query, scan || !few ? 0 : nprobe, arena.cells);
-  if (scan) {
-    all_documents(collection_, selection, arena.hits);
-  } else {
-    if (!few) score_centroids(arena, nprobe);
-    arena.gathering.gather(collection_, arena.cells, selection, arena.hits);
-    if (arena.hits.size() > kScreenFrom * params.ndocs) screen(arena, params);
-    approximate_i8(arena);
-    keep_best(arena.hits, params.ndocs);
-    std::sort(arena.hits.begin(), arena.hits.end(), better);
-  }
+  if (selection.candidates != nullptr || selection.n_allowed <= params.ndocs + params.ndocs / 2)
+    return scan(arena, params.k, selection);
+  const std::size_t nprobe = std::min(params.nprobe, collection_.n_centroids);
+  const bool few = nprobe <= kMostProbes;
+  arena.bytes.compute(bytes_, arena.query, few ? nprobe : 0, arena.cells);
+  if (!few) score_centroids(arena, nprobe);
+  arena.gathering.gather(collection_, arena.cells, selection, arena.hits);
+  if (arena.hits.size() > kScreenFrom * params.ndocs) screen(arena, params);
+  approximate_i8(arena);
+  keep_best(arena.hits, params.ndocs);
+  std::sort(arena.hits.begin(), arena.hits.end(), better);
   if (collection_.codec == nullptr) return score_exact(arena);
-  score_int8(arena, params.k, scan);
+  score_int8(arena, params.k, false);
   score_exact_while(arena, params.k);
+}
+
+// Int8 scores of all documents choose those that get an exact one, where that is worth the scores
+// of all centroids.
+void Searcher::scan(Arena &arena, std::size_t k, const Selection &selection) const {
+  const std::size_t tokens = all_documents(collection_, selection, arena.hits);
+  if (collection_.codec == nullptr || kCentroidsPerToken * tokens <= collection_.n_centroids)
+    return score_exact(arena);
+  arena.bytes.compute(bytes_, arena.query, 0, arena.cells);
+  score_int8(arena, k, true);
+  score_exact_while(arena, k);
 }
 
 void Searcher::search(const float *query, std::size_t count, const SearchParams &params,

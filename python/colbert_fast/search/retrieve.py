@@ -17,12 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["padded", "retrieve", "score_candidates"]
 
 _WIDER = 4  # factor on nprobe for queries whose cells hold fewer than k documents
-# Subsets widen to so many, ByteScores::kMostProbes; beyond it centroids are scored in float32 too.
+# Subsets widen to so many, kMostProbes of probe.h; beyond it centroids are scored in float32 too.
 _MOST_PROBES = 64
 _WIDEST_SHARE = 4  # 1 / share of the cells from which probing gains nothing over reading all
 
-# Int8 scores that spare a candidate the exact one need a score of every centroid first.
-_CENTROIDS_PER_TOKEN = 3
 _NONE = (np.empty(0, np.int64), np.empty(0, np.float32))
 
 
@@ -94,10 +92,8 @@ def score_candidates(
     k = min(k, snapshot.num_documents)
     if k == 0:
         return padded([_NONE] * len(queries), 0)
-    tokens = sum(int(snapshot.doclens[each].sum()) for each in candidates)
-    screened = tokens > len(queries) * snapshot.manifest.num_centroids / _CENTROIDS_PER_TOKEN
-    params = SearchParams.resolve(k, exhaustive=not screened)
     mask = snapshot.allowed(subset)
+    params = SearchParams.resolve(k)
     return snapshot.searcher.search(queries, params, subset=mask, candidates=candidates)
 
 
