@@ -32,31 +32,34 @@ std::string join(const std::vector<std::int64_t> &shape) {
   return text + ")";
 }
 
-DType parse_dtype(const std::string &text, const char *name) {
+void set_dtype(View &view, const std::string &name) {
   for (const Named &named : kNames)
-    if (text == named.name) return named.dtype;
-  throw py::type_error(std::string("`") + name + "`: dtype " + text + " is not supported");
+    if (name == named.name) {
+      view.dtype = named.dtype;
+      return;
+    }
+  view.foreign = name;
 }
 
 // The name of a numpy dtype is put together in Python, which takes longer than many a kernel: the
 // usual ones are told by kind and size. Others have no DType, but for bfloat16 of ml_dtypes.
-DType dtype_of(const py::dtype &dtype, const char *name) {
+void set_dtype(View &view, const py::dtype &dtype) {
   switch (dtype.kind() << 8 | static_cast<int>(dtype.itemsize())) {
-  case 'f' << 8 | 4: return DType::f32;
-  case 'f' << 8 | 2: return DType::f16;
-  case 'i' << 8 | 4: return DType::i32;
-  case 'i' << 8 | 8: return DType::i64;
-  case 'u' << 8 | 1: return DType::u8;
-  case 'u' << 8 | 2: return DType::u16;
-  case 'b' << 8 | 1: return DType::boolean;
-  default: return parse_dtype(py::str(py::object(dtype.attr("name"))), name);
+  case 'f' << 8 | 4: view.dtype = DType::f32; break;
+  case 'f' << 8 | 2: view.dtype = DType::f16; break;
+  case 'i' << 8 | 4: view.dtype = DType::i32; break;
+  case 'i' << 8 | 8: view.dtype = DType::i64; break;
+  case 'u' << 8 | 1: view.dtype = DType::u8; break;
+  case 'u' << 8 | 2: view.dtype = DType::u16; break;
+  case 'b' << 8 | 1: view.dtype = DType::boolean; break;
+  default: set_dtype(view, std::string(py::str(py::object(dtype.attr("name")))));
   }
 }
 
 View view_numpy(const py::array &array, const char *name) {
   View view;
   const py::dtype dtype = array.dtype();
-  view.dtype = dtype_of(dtype, name);
+  set_dtype(view, dtype);
   const char order = dtype.byteorder();
   if (order != '=' && order != '|' && !dtype.attr("isnative").cast<bool>())
     throw py::type_error(std::string("`") + name + "`: the byte order must be the machine's own");
@@ -65,6 +68,10 @@ View view_numpy(const py::array &array, const char *name) {
   view.contiguous = (array.flags() & py::array::c_style) != 0;
   view.writable = array.writeable();
   return view;
+}
+
+bool is_tensor(py::handle object) {
+  return py::hasattr(object, "data_ptr") && py::hasattr(object, "is_contiguous");
 }
 
 View view_torch(py::handle tensor, const char *name) {
@@ -77,7 +84,7 @@ View view_torch(py::handle tensor, const char *name) {
     throw py::type_error(std::string("`") + name +
                          "`: a CPU or CUDA tensor is wanted, got one on " + type);
   const std::string dtype = py::str(tensor.attr("dtype"));
-  view.dtype = parse_dtype(dtype.substr(dtype.find('.') + 1), name);
+  set_dtype(view, dtype.substr(dtype.find('.') + 1));
   view.data = reinterpret_cast<void *>(tensor.attr("data_ptr")().cast<std::uintptr_t>());
   for (const py::handle n : tensor.attr("shape")) view.shape.push_back(n.cast<std::int64_t>());
   view.contiguous = tensor.attr("is_contiguous")().cast<bool>();
@@ -100,8 +107,7 @@ const char *dtype_name(DType dtype) { return find(dtype).name; }
 View as_view(py::handle object, const char *name) {
   if (py::isinstance<py::array>(object))
     return view_numpy(py::reinterpret_borrow<py::array>(object), name);
-  if (py::hasattr(object, "data_ptr") && py::hasattr(object, "is_contiguous"))
-    return view_torch(object, name);
+  if (is_tensor(object)) return view_torch(object, name);
   throw py::type_error(std::string("`") + name + "` must be a numpy array or a torch tensor, got " +
                        std::string(py::str(py::type::of(object).attr("__name__"))));
 }
@@ -112,12 +118,13 @@ View expect(py::handle object, const char *name, std::initializer_list<DType> dt
   if (view.device != device)
     throw py::type_error(std::string("`") + name + "` must be on " + device_name(device) +
                          ", got an array on " + device_name(view.device));
-  if (std::find(dtypes.begin(), dtypes.end(), view.dtype) == dtypes.end()) {
+  const bool foreign = !view.foreign.empty();
+  if (foreign || std::find(dtypes.begin(), dtypes.end(), view.dtype) == dtypes.end()) {
     std::string wanted;
     for (const DType dtype : dtypes)
       wanted += (wanted.empty() ? "" : " or ") + std::string(dtype_name(dtype));
     throw py::type_error(std::string("`") + name + "` must be " + wanted + ", got " +
-                         dtype_name(view.dtype));
+                         (foreign ? view.foreign : dtype_name(view.dtype)));
   }
   const bool same =
       view.shape.size() == shape.size() &&
@@ -125,10 +132,14 @@ View expect(py::handle object, const char *name, std::initializer_list<DType> dt
                  [](std::int64_t want, std::int64_t got) { return want == kAny || want == got; });
   if (!same) wrong(name, "of shape " + join(shape), join(view.shape));
   if (!view.contiguous)
-    wrong(name, "C-contiguous", "a strided array: pass numpy.ascontiguousarray(...)");
+    wrong(name, "C-contiguous",
+          is_tensor(object) ? "a strided tensor: pass .contiguous()"
+                            : "a strided array: pass numpy.ascontiguousarray(...)");
   // Of odd offsets into bytes; C++ may assume that a float lies at a multiple of four.
   if (reinterpret_cast<std::uintptr_t>(view.data) % find(view.dtype).size != 0)
-    wrong(name, "aligned in memory", "a misaligned array: pass numpy.array(...)");
+    wrong(name, "aligned in memory",
+          is_tensor(object) ? "a misaligned tensor: pass .clone()"
+                            : "a misaligned array: pass numpy.array(...)");
   if (device != kHost && reinterpret_cast<std::uintptr_t>(view.data) % 16 != 0)
     wrong(name, "aligned to 16 bytes", "a misaligned tensor: pass a clone()");
   return view;

@@ -22,6 +22,7 @@ constexpr int kHost = -1;
 struct View {
   void *data = nullptr;
   DType dtype{};
+  std::string foreign; // the name of a dtype that has no DType, which `expect` refuses
   int device = kHost;
   std::vector<std::int64_t> shape;
   bool contiguous = false, writable = false;
@@ -34,7 +35,7 @@ struct View {
 constexpr std::int64_t kAny = -1;
 
 // TypeError if `object` is neither a numpy array nor a torch tensor in the memory of the CPU or of
-// a CUDA device, or has a dtype without a DType. The object must outlive the view.
+// a CUDA device. The object must outlive the view.
 View as_view(py::handle object, const char *name);
 
 // Checks device and dtype (TypeError), number and length of dimensions, C order and alignment, on
