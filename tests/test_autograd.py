@@ -245,6 +245,20 @@ def test_ops_maxsim_keeps_gradients() -> None:
         ops.maxsim(query, documents, doclens, return_argmax=True)
 
 
+def test_ops_maxsim_refuses_the_same_with_and_without_gradients() -> None:
+    documents, doclens = torch.randn(5, 8, requires_grad=True), torch.tensor([5], dtype=torch.int32)
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            with pytest.raises(TypeError, match="`query` must be float32, got float16"):
+                ops.maxsim(torch.ones(3, 8).half(), documents, doclens)
+            with pytest.raises(ValueError, match="`query` must have 2 or 3 dimensions, got"):
+                ops.maxsim(torch.ones(8), documents, doclens)
+    with pytest.raises(TypeError, match="`query` must be a torch tensor for a gradient, got ndarr"):
+        ops.maxsim(np.ones((3, 8), np.float32), documents, doclens)
+    with pytest.raises(TypeError, match="`doclens` must be a torch tensor for a gradient, got nd"):
+        ops.maxsim(torch.ones(3, 8), documents, doclens.numpy())
+
+
 @pytest.mark.parametrize(
     ("device", "capable", "kernels"),
     [

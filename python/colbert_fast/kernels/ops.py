@@ -5,8 +5,9 @@ that `cuda` has and are refused by the others. One file, so that the list is see
 it is docstrings.
 
 All arrays are C-contiguous. A wrong dtype is a TypeError; a wrong shape, a strided array or a
-value out of range is a ValueError that names the argument. `dim` is a multiple of 8 from 8 to
-1024. `nbits` is 1, 2, 3, 4 or 8, and a packed row takes ``dim * nbits // 8`` bytes.
+value out of range is a ValueError that names the argument. Floats have to be finite, which most
+kernels do not check: with NaN or infinity scores and choices mean nothing. `dim` is a multiple of 8
+from 8 to 1024. `nbits` is 1, 2, 3, 4 or 8, and a packed row takes ``dim * nbits // 8`` bytes.
 
 Results are the same bits on every instruction set and for any number of threads. `reference` has
 the same functions in plain numpy: they say what each of these means.
@@ -82,17 +83,29 @@ def _empty(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
     return np.empty(shape, dtype)
 
 
+def _check_gradient_inputs(query: Array, **others: Array) -> None:
+    """Refuse what has no gradient, and what `maxsim` refuses without gradients but torch takes."""
+    torch = sys.modules["torch"]
+    for name, array in {"query": query, **others}.items():
+        if not isinstance(array, torch.Tensor):
+            kind = type(array).__name__
+            raise TypeError(f"`{name}` must be a torch tensor for a gradient, got {kind}")
+    if query.device.type == "cpu" and query.dtype != torch.float32:
+        raise TypeError(f"`query` must be float32, got {str(query.dtype).removeprefix('torch.')}")
+
+
 def _wants_gradient(array: Array) -> bool:
     return getattr(array, "requires_grad", False) and sys.modules["torch"].is_grad_enabled()
 
 
-def _shape(array: Array, name: str, ndim: int) -> tuple[int, ...]:
+def _shape(array: Array, name: str, *ndims: int) -> tuple[int, ...]:
     shape = getattr(array, "shape", None)
     if shape is None:
         kind = type(array).__name__
         raise TypeError(f"`{name}` must be a numpy array or a torch tensor, got {kind}")
-    if len(shape) != ndim:
-        raise ValueError(f"`{name}` must have {ndim} dimensions, got {tuple(shape)}")
+    if len(shape) not in ndims:
+        wanted = " or ".join(map(str, ndims))
+        raise ValueError(f"`{name}` must have {wanted} dimensions, got {tuple(shape)}")
     return tuple(shape)
 
 
@@ -345,6 +358,7 @@ def maxsim(
     """Exact MaxSim: for each query token its best dot product with a document's tokens, summed.
 
     Documents lie one after the other, without padding (ColBERT, arXiv 2004.12832, section 3.2).
+    Where the query or the documents require gradients, all three are tensors.
 
     Parameters
     ----------
@@ -367,15 +381,16 @@ def maxsim(
     argmax : int32 (n_docs, nq) or (b, n_docs, nq), if asked for
         Index within the document (ties: the first), -1 where it has no tokens.
     """
+    single = len(_shape(query, "query", 2, 3)) == 2
     if _wants_gradient(query) or _wants_gradient(documents):
         if return_argmax:
             raise ValueError("`return_argmax` has no gradient: detach the tensors first")
+        _check_gradient_inputs(query, documents=documents, doclens=doclens)
         from colbert_fast.kernels import autograd  # imports torch, which the caller has
 
         return autograd.maxsim(query, documents, doclens, documents_per_query=documents_per_query)
-    single = len(getattr(query, "shape", ())) == 2
     queries = query[None] if single else query
-    b, nq, _ = _shape(queries, "query", 3)
+    b, nq, _ = queries.shape
     (n_docs,) = _shape(doclens, "doclens", 1)
     columns = columns_of(b, n_docs, documents_per_query)
     scores = _empty(query, (b, columns), "float32")
