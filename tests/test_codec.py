@@ -153,6 +153,15 @@ def test_codes_are_as_narrow_as_the_centroids_allow(num_centroids: int, bits: in
     assert codec.columns(1)["codes"].bits == 1
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_few_small_centroids_are_read_in_their_own_type(tmp_path: Path, dtype: type) -> None:
+    """Files smaller than their header, of ours in float16 and of other libraries' in float32."""
+    centroids = unit(np.random.default_rng(0).normal(size=(1, 8))).astype(dtype).astype(np.float32)
+    ResidualCodec(centroids, np.zeros(2, np.float32), 1, np.zeros(1, np.float32)).save(tmp_path)
+    opened = open_codec(tmp_path, "plaid", nbits=1, dim=8, num_centroids=1)
+    np.testing.assert_array_equal(opened.centroids, centroids)
+
+
 @pytest.mark.parametrize("nbits", NBITS)
 @pytest.mark.parametrize("codec_name", ["default", "plaid"])
 def test_saved_files_give_the_same_codec(

@@ -16,7 +16,7 @@ from colbert_fast.errors import IndexFormatError
 from colbert_fast.kernels import ops
 from colbert_fast.storage.codes import code_bits
 from colbert_fast.storage.manifest import CodecName
-from colbert_fast.storage.segments import Column, open_npy, write_npy
+from colbert_fast.storage.segments import Column, open_npy, says_dtype, write_npy
 
 __all__ = ["NBITS", "Codec", "Columns", "Float16Codec", "ResidualCodec", "open_codec"]
 
@@ -348,7 +348,7 @@ def _open_centroids(
         if exponents.max() > 0:  # of vectors no longer than 127
             raise IndexFormatError(f"{path}: holds exponents above 0")
         return _from_centroid_bytes(rows, exponents)
-    wide = name == "plaid" and path.is_file() and path.stat().st_size > 4 * dim * num_centroids
+    wide = name == "plaid" and says_dtype(path, np.float32)
     stored = Column(np.dtype(np.float32 if wide else np.float16), row)
     centroids = open_npy(path, stored, num_centroids).astype(np.float32)
     if not np.isfinite(centroids).all():

@@ -22,6 +22,7 @@ __all__ = [
     "SegmentWriter",
     "open_column",
     "open_npy",
+    "says_dtype",
     "write_lists",
     "write_npy",
 ]
@@ -156,6 +157,15 @@ def open_npy(path: Path, column: Column, rows: int | None = None) -> npt.NDArray
     except OSError as error:
         raise IndexFormatError(f"{path}: {error.strerror or error}") from error
     return mapped.view(np.ndarray)
+
+
+def says_dtype(path: Path, dtype: npt.DTypeLike) -> bool:
+    """Whether there is an .npy file whose header names this dtype."""
+    try:
+        with path.open("rb") as file:
+            return f"'descr': '{np.dtype(dtype).str}'".encode() in file.read(_HEADER_BYTES)
+    except OSError:
+        return False
 
 
 _DOCLENS = Column(np.dtype(np.int32))
