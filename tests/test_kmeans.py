@@ -140,6 +140,9 @@ def test_compress_assigns_in_two_levels(rng: np.random.Generator) -> None:
     points = unit_vectors(rng, 3000, 32)
     codes, _ = ops.compress(points, centroids, np.zeros(1, np.float32))
     assert same_bits(codes, ops.assign(points, centroids, exact=False)[0])
+    weights, few = np.linspace(-0.5, 0.5, 16, dtype=np.float32), points[:60]
+    codes, *_ = reference.compress_trellis(few, centroids, weights, 4)
+    assert same_bits(codes, reference.assign(few, centroids, exact=False)[0])
 
 
 @every_isa

@@ -34,8 +34,8 @@ def fit_centroids(
     """Cluster unit vectors by cosine (spherical k-means, Lloyd's iterations).
 
     Starts from random distinct points. Clusters that lose all their points restart from the
-    points that are served worst, so the result has no dead centroids as long as there are enough
-    different points. The result depends on the seed only, not on the number of threads.
+    points that are served worst; those that lose them by the last step do not, so that a few
+    centroids may have none. The result depends on the seed only, not on the number of threads.
 
     From 1,024 centroids on points are assigned in two levels (`ops.assign` with ``exact=False``).
 

@@ -142,7 +142,7 @@ def compress_trellis(
     scales : uint8 (n,)
         Bytes as of :func:`decode_scales`; the nearest in the logarithm to the last scale.
     """
-    codes, _ = assign(embeddings, centroids)
+    codes, _ = assign(embeddings, centroids, exact=False)
     rows, scales = [], []
     for residual in embeddings.astype(np.float64) - centroids[codes]:
         scale = float(np.linalg.norm(residual))
