@@ -187,5 +187,3 @@ def test_bad_configurations() -> None:
         ModelConfig(dim=16, document_length="180")
     with pytest.raises(TypeError, match="skiplist_words: want a tuple of str"):
         ModelConfig(dim=16, skiplist_words=("a", 1))
-    with pytest.raises(ValueError, match="similarity: want 'maxsim'"):
-        ModelConfig(dim=16, similarity="dot")

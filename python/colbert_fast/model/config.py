@@ -36,8 +36,6 @@ class ModelConfig:
     skiplist_words : tuple of str
         Vocabulary tokens whose rows are dropped from documents. Words that are not a single
         vocabulary token are ignored.
-    similarity : str
-        "maxsim"; the only one searched here.
     """
 
     dim: int
@@ -50,7 +48,6 @@ class ModelConfig:
     do_query_expansion: bool = True
     attend_to_expansion_tokens: bool = False
     skiplist_words: tuple[str, ...] = PUNCTUATION
-    similarity: str = "maxsim"
 
     def __post_init__(self) -> None:
         """Raise TypeError or ValueError naming the field that cannot be."""
@@ -63,8 +60,6 @@ class ModelConfig:
             # [CLS], a marker and [SEP] must fit beside one token of text.
             if not 4 <= value <= MAX_LENGTH:
                 raise ValueError(f"{name}: want 4 to {MAX_LENGTH} tokens, got {value}")
-        if self.similarity != "maxsim":
-            raise ValueError(f"similarity: want 'maxsim', got {self.similarity!r}")
 
 
 def _check_type(name: str, value: object, kind: str) -> None:
