@@ -175,6 +175,12 @@ def test_wrong_texts_are_named_by_position(model: ColBERT, monkeypatch: pytest.M
         model.encode_queries(["why", None])
     with pytest.raises(TypeError, match=r"texts\[6\]: want str, got bytes"):
         model.encode_documents(["why"] * 6 + [b"sky"])
+    message = r"texts\[{}\]: character 4 is half of a surrogate pair \('\\ud83d'\)"
+    with pytest.raises(ValueError, match=message.format(5)):
+        model.encode_documents(["why"] * 5 + ["sky \ud83d"])
+    for function in (model.encode_queries, model.document_spans, model.query_tokens):
+        with pytest.raises(ValueError, match=message.format(0)):
+            function("sky \ud83d")
 
 
 @pytest.mark.parametrize(
@@ -209,6 +215,13 @@ def test_bad_dtype_and_device(folder: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(BackendUnavailable, match="device: got 'cuda'"):
             ColBERT.from_pretrained(folder, device="cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_16_bits_encode(folder: Path, model: ColBERT, dtype: torch.dtype) -> None:
+    (rows,) = ColBERT.from_pretrained(folder, dtype="float32").to(dtype).encode_documents(["why"])
+    assert rows.dtype == np.float32
+    np.testing.assert_allclose(rows, model.encode_documents(["why"])[0], atol=0.05)
 
 
 def test_bfloat16_stays_close_and_projects_in_float32(folder: Path, model: ColBERT) -> None:

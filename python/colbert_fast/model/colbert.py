@@ -24,7 +24,7 @@ from colbert_fast.model.fingerprint import model_fingerprint
 from colbert_fast.model.openvino_runner import load_openvino
 from colbert_fast.model.parts import check_lengths, override_config
 from colbert_fast.model.runner import Runner, make_runner
-from colbert_fast.model.streaming import Embedding, WindowEncoder, stream
+from colbert_fast.model.streaming import Embedding, WindowEncoder, check_texts, stream
 from colbert_fast.model.tokenizer import Batch, Tokenizer
 
 __all__ = ["ColBERT"]
@@ -123,7 +123,7 @@ class ColBERT(nn.Module):
             more, into the user's cache. Indexes do not depend on the backend: what one has built
             the other may search.
         allow_pickle : bool
-            Accept pytorch_model.bin (read with weights_only=True).
+            Accept pytorch_model.bin (read with weights_only=True), and download it.
         revision : str, optional
             Branch, tag or commit on the hub.
         dim : int, optional
@@ -260,6 +260,8 @@ document_prompt, do_query_expansion, attend_to_expansion_tokens, skiplist_words
         ------
         TypeError
             Naming the position of the first text that is not a str.
+        ValueError
+            Naming the position of the first text with half of a surrogate pair.
         """
         _check_batch_size(batch_size)
         texts = [texts] if isinstance(texts, str) else texts
@@ -323,6 +325,8 @@ document_prompt, do_query_expansion, attend_to_expansion_tokens, skiplist_words
         ------
         TypeError
             Naming the position of the first text that is not a str.
+        ValueError
+            Naming the position of the first text with half of a surrogate pair.
         """
         _check_batch_size(batch_size)
         if not isinstance(pool_factor, int) or pool_factor < 1:
@@ -337,10 +341,12 @@ document_prompt, do_query_expansion, attend_to_expansion_tokens, skiplist_words
 
     def document_spans(self, text: str) -> list[tuple[int, int] | None]:
         """Character span in `text` of each row of `encode_documents([text])`; None for markers."""
+        check_texts([text])
         return self.tokenizer.document_spans(text)
 
     def query_tokens(self, text: str) -> list[str]:
         """The token behind each row of `encode_queries(text)`."""
+        check_texts([text])
         return self.tokenizer.query_tokens(text)
 
     def _window_encoder(

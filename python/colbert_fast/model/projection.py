@@ -1,4 +1,4 @@
-"""The layers behind the backbone: one or more Dense, computed in float32, then unit rows."""
+"""The layers behind the backbone: one or more Dense, in float32 as loaded, then unit rows."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ class Dense(nn.Module):
             self.residual = nn.Linear(in_features, out_features, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(..., in_features) float32 to (..., out_features) float32."""
+        """(..., in_features) any float dtype to (..., out_features) of the weights' dtype."""
+        hidden = hidden.to(self.linear.weight.dtype)  # not float32 after model.half()
         out: Tensor = self.activation(self.linear(hidden))
         if not self.use_residual:
             return out
@@ -78,10 +79,9 @@ class Projection(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., in_features) any float dtype to (..., dim) float32 rows of unit length."""
-        hidden = hidden.float()
         for layer in self.layers:
             hidden = layer(hidden)
-        return nn.functional.normalize(hidden, p=2.0, dim=-1, eps=1e-12)
+        return nn.functional.normalize(hidden.float(), p=2.0, dim=-1, eps=1e-12)
 
 
 def seeded_projection(in_features: int, dim: int, seed: int) -> Projection:

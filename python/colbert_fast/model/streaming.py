@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-__all__ = ["Embedding", "WindowEncoder", "stream"]
+__all__ = ["Embedding", "WindowEncoder", "check_texts", "stream"]
 
 Embedding = npt.NDArray[np.float32]
 # (texts, batch size) to (position in texts, rows), in any order.
@@ -39,7 +39,7 @@ def stream(
         disable=not progress,
     ) as bar:
         while window := list(islice(source, WINDOW)):
-            _check_texts(window, done)
+            check_texts(window, done)
             rows: list[Embedding | None] = [None] * len(window)
             for position, row in encode(window, batch_size):
                 rows[position] = row
@@ -51,7 +51,16 @@ def stream(
             done += len(window)
 
 
-def _check_texts(texts: Sequence[object], offset: int) -> None:
+def check_texts(texts: Sequence[object], offset: int = 0) -> None:
+    """Raise TypeError or ValueError naming the first that no tokenizer takes."""
     for position, text in enumerate(texts, start=offset):
         if not isinstance(text, str):
             raise TypeError(f"texts[{position}]: want str, got {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"texts[{position}]: character {error.start} is half of a surrogate pair "
+                f"({text[error.start]!a}), which UTF-8 cannot hold; replace it, for example by "
+                "text.encode(errors='replace').decode()"
+            ) from error
