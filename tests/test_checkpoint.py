@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import string
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from colbert_fast.errors import CheckpointError, MissingDependencyError
 from colbert_fast.model import ColBERT, pylate
@@ -22,7 +21,6 @@ from tiny_models import (
     make_matrix,
     stanford_weights,
     write_dense,
-    write_json,
     write_modules,
     write_plain,
     write_pylate,
@@ -138,28 +136,6 @@ def test_weights_of_another_shape(tmp_path: Path) -> None:
 def test_bad_stanford_metadata(tmp_path: Path, metadata: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         load(write_stanford(tmp_path, metadata={**METADATA, **metadata}))
-
-
-def test_pickled_weights_only_on_request(tmp_path: Path) -> None:
-    pickled = write_stanford(tmp_path / "bin", metadata=METADATA, pickle=True)
-    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin.*allow_pickle=True"):
-        load(pickled)
-    safe = load(write_stanford(tmp_path / "safe", metadata=METADATA))
-    assert same(load(pickled, allow_pickle=True), safe)
-
-
-class Evil:
-    """Would run code if it were unpickled freely."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return exec, ("raise SystemExit('code ran')",)
-
-
-def test_a_pickle_that_runs_code_is_refused_even_on_request(tmp_path: Path) -> None:
-    folder = write_stanford(tmp_path, metadata=METADATA, pickle=True)
-    torch.save({"linear.weight": Evil()}, folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="unreadable"):
-        load(folder, allow_pickle=True)
 
 
 def test_pylate_defaults(tmp_path: Path) -> None:
@@ -378,89 +354,6 @@ def test_what_a_multi_vector_encoder_saves(tmp_path: Path) -> None:
     )
     for ours, other in pairs:
         np.testing.assert_allclose(ours, other.numpy(), atol=1e-5)
-
-
-def test_folders_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"neither config\.json nor modules\.json"):
-        load(tmp_path)
-    with pytest.raises(CheckpointError, match="no such folder"):
-        load(tmp_path / "nowhere")
-    (tmp_path / "model.dnn").touch()
-    with pytest.raises(CheckpointError, match="want a model folder, got a file"):
-        load(tmp_path / "model.dnn")
-
-
-def test_hub_failures_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match="check the name and the network") as caught:
-        ColBERT.from_pretrained("nobody/no-such-model-anywhere")
-    assert "\n" not in str(caught.value)
-    with pytest.raises(CheckpointError, match="no valid hub id"):
-        ColBERT.from_pretrained("no such id!")
-
-
-def test_hub_downloads_pickles_only_on_request(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = write_stanford(tmp_path, metadata=METADATA, pickle=True)
-    asked: list[tuple[str, str | None, bool]] = []
-
-    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((name, revision, any(p.endswith(".bin") for p in allow_patterns)))
-        return str(folder)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    with pytest.raises(CheckpointError, match="allow_pickle=True"):
-        ColBERT.from_pretrained("somebody/colbert")
-    model = ColBERT.from_pretrained("somebody/colbert@v2", allow_pickle=True)
-    assert model.name == "somebody/colbert@v2"
-    assert asked == [
-        ("somebody/colbert", None, False),
-        ("somebody/colbert", "v2", False),
-        ("somebody/colbert", "v2", True),
-    ]
-
-
-def test_broken_files(tmp_path: Path) -> None:
-    folder = write_stanford(tmp_path, metadata=METADATA)
-    (folder / "artifact.metadata").write_text("{")
-    with pytest.raises(CheckpointError, match=r"artifact\.metadata: not JSON"):
-        load(folder)
-    write_json(folder / "artifact.metadata", METADATA)
-    (folder / "model.safetensors").write_bytes(b"not tensors at all")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: unreadable"):
-        load(folder)
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"no model\.safetensors and no pytorch_model\.bin"):
-        load(folder)
-
-
-def test_missing_tokenizer(tmp_path: Path) -> None:
-    folder = write_stanford(tmp_path, metadata=METADATA)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).unlink()
-    with pytest.raises(CheckpointError, match="tokenizer"):
-        load(folder)
-
-
-def test_tokenizer_larger_than_the_embeddings(tmp_path: Path) -> None:
-    folder = write_plain(tmp_path, extra=("[Q] ",), backbone=make_backbone())
-    with pytest.raises(CheckpointError, match=r"the tokenizer has \d+ tokens"):
-        load(folder, document_length=60)
-
-
-def test_sharded_weights(tmp_path: Path) -> None:
-    whole = load(write_stanford(tmp_path / "a", metadata=METADATA))
-    folder = write_stanford(tmp_path / "b", metadata=METADATA)
-    (folder / "model.safetensors").unlink()
-    weights = stanford_weights()
-    names = {key: f"model-0000{n % 2 + 1}-of-00002.safetensors" for n, key in enumerate(weights)}
-    for name in set(names.values()):
-        part = {key: value for key, value in weights.items() if names[key] == name}
-        save_file(part, folder / name, metadata={"format": "pt"})
-    index = {"metadata": {}, "weight_map": names}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert same(load(folder), whole)
 
 
 def test_default_model_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

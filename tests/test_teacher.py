@@ -437,6 +437,13 @@ def test_what_is_no_cross_encoder_is_refused(tmp_path: Path) -> None:
         CrossEncoderTeacher(write_classifier(tmp_path / "three", 3))
     with pytest.raises(CheckpointError, match="no such folder"):
         CrossEncoderTeacher(tmp_path / "nothing")
+    folder = write_classifier(tmp_path / "own")
+    settings = json.loads((folder / "config.json").read_text())
+    own = {"AutoConfig": "own.Config", "AutoModelForSequenceClassification": "own.Model"}
+    settings.update(model_type="own", auto_map=own)
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match="Python code that comes with it, which is not run"):
+        CrossEncoderTeacher(folder)
     folder = write_classifier(tmp_path / "one")
     with pytest.raises(ValueError, match="batch_size: want an int of at least 1, got 0"):
         CrossEncoderTeacher(folder, batch_size=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ __all__ = [
     "quiet_transformers",
     "read_json",
     "read_weights",
+    "reason_of",
     "resolve_folder",
 ]
 
@@ -162,9 +164,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not any(path.match(name) for path in folder.iterdir() for name in TOKENIZER_FILES):
         raise CheckpointError(f"{folder}: no tokenizer file (one of {', '.join(TOKENIZER_FILES)})")
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}: no readable tokenizer: {_one_line(error)}") from error
+        raise CheckpointError(f"{folder}: no readable tokenizer: {reason_of(error)}") from error
     return tokenizer
 
 
@@ -193,12 +197,13 @@ def load_backbone(
             backbone, report = AutoModel.from_pretrained(
                 folder,
                 use_safetensors=safe,
+                trust_remote_code=False,
                 output_loading_info=True,
                 # Reported, so that _check_report can name the key.
                 ignore_mismatched_sizes=True,
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: unreadable encoder: {_one_line(error)}") from error
+        raise CheckpointError(f"{folder}: unreadable encoder: {reason_of(error)}") from error
     # Older transformers name the keys as the file does, newer ones without its prefix.
     prefix = f"{backbone.base_model_prefix}."
     missing = sorted(key.removeprefix(prefix) for key in report["missing_keys"])
@@ -208,9 +213,19 @@ def load_backbone(
         logger.info("%s: %d keys not of the encoder, first %s", folder, len(left), left[0])
     if any(key.startswith(UNUSED_HEAD) for key in missing):
         backbone.pooler = None
+    _check_language(folder, backbone.config)
     # Older transformers load float32, newer ones whatever was saved.
     model: PreTrainedModel = backbone.float().eval()
     return model
+
+
+def _check_language(folder: Path, config: Any) -> None:
+    """X-MOD has adapters by language, and raises at the first text if it is told none."""
+    if config.model_type == "xmod" and config.default_language is None:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: key 'default_language' is missing; set it to one of "
+            f"{', '.join(config.languages)}"
+        )
 
 
 def _check_report(folder: Path, report: Mapping[str, Any], missing: Sequence[str]) -> None:
@@ -223,19 +238,31 @@ def _check_report(folder: Path, report: Mapping[str, Any], missing: Sequence[str
         )
 
 
+_LOCK = threading.Lock()
+# What was before each that is in `quiet_transformers`: in whatever order they leave, the last one
+# finds what the first one found.
+_before: list[tuple[int, bool, int]] = []
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bar and no report on the console: what matters is checked and raised here."""
-    level = transformers_logging.get_verbosity()
-    bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    """No bars, reports and warnings of these libraries: what matters is checked and raised here."""
+    others = logging.getLogger("sentence_transformers")
+    with _LOCK:
+        bar = transformers_logging.is_progress_bar_enabled()
+        _before.append((transformers_logging.get_verbosity(), bar, others.level))
+        transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        others.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(level)
-        if bar:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        with _LOCK:
+            level, bar, others_level = _before.pop()
+            transformers_logging.set_verbosity(level)
+            if bar:
+                transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            others.setLevel(others_level)
 
 
 def mean_weights(models: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -250,5 +277,12 @@ def mean_weights(models: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {**first, **{key: (total / count).to(torch.float32) for key, total in sums.items()}}
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def reason_of(error: Exception) -> str:
+    """What a library says in one line, or that models with code of their own are not run."""
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text:
+        return (
+            "it needs Python code that comes with it, which is not run here; take a model of an "
+            "architecture that transformers has"
+        )
+    return text[:300]

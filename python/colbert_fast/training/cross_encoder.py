@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +15,7 @@ import torch
 from colbert_fast.errors import CheckpointError
 from colbert_fast.model.device import check_device, multiplies_bfloat16
 from colbert_fast.model.fingerprint import model_fingerprint
-from colbert_fast.model.weights import quiet_transformers, resolve_folder
+from colbert_fast.model.weights import quiet_transformers, reason_of, resolve_folder
 from colbert_fast.training.files import require
 from colbert_fast.training.teacher_cache import Pair
 
@@ -163,25 +162,17 @@ def load_with(kind: str, path_or_hub_id: str | Path, *, device: str, **options: 
     folder, _ = resolve_folder(path_or_hub_id, allow_pickle=False, revision=None)
     library = require("sentence_transformers", "a teacher of its kind")
     try:
-        with quiet_transformers(), _quiet_library():
+        with quiet_transformers():
             model = getattr(library, kind)(
-                str(folder), device=device, local_files_only=True, **options
+                str(folder),
+                device=device,
+                local_files_only=True,
+                trust_remote_code=False,
+                **options,
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path_or_hub_id}: {error}") from error
+        raise CheckpointError(f"{path_or_hub_id}: {reason_of(error)}") from error
     return model.float()
-
-
-@contextmanager
-def _quiet_library() -> Iterator[None]:
-    """No warnings of pooling or heads that are added: whoever loads says what they want."""
-    logger = logging.getLogger("sentence_transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def resolve_teacher_dtype(
