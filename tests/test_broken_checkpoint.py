@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import XmodConfig, XmodModel
 from transformers.utils import logging as transformers_logging
 
@@ -25,6 +27,7 @@ from tiny_models import (
     stanford_weights,
     write_json,
     write_plain,
+    write_pylate,
     write_stanford,
 )
 
@@ -83,26 +86,48 @@ def test_hub_failures_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         ColBERT.from_pretrained("no such id!")
 
 
+def hub_of(source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """Have the hub hold a folder; the revisions that it is asked for."""
+    asked: list[str | None] = []
+
+    def download(_name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append(revision)
+        for path in source.rglob("*.*"):
+            name = path.relative_to(source)
+            if path.is_file() and any(fnmatch.fnmatch(str(name), each) for each in allow_patterns):
+                (cache / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, cache / name)
+        return str(cache)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    return asked
+
+
 def test_hub_downloads_pickles_only_on_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = write_stanford(tmp_path, metadata=METADATA, pickle=True)
-    asked: list[tuple[str, str | None, bool]] = []
-
-    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((name, revision, any(p.endswith(".bin") for p in allow_patterns)))
-        return str(folder)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    with pytest.raises(CheckpointError, match="allow_pickle=True"):
+    folder = write_stanford(tmp_path / "hub", metadata=METADATA, pickle=True)
+    asked = hub_of(folder, tmp_path / "cache", monkeypatch)
+    with pytest.raises(CheckpointError, match="with allow_pickle=True only"):
         ColBERT.from_pretrained("somebody/colbert")
     model = ColBERT.from_pretrained("somebody/colbert@v2", allow_pickle=True)
     assert model.name == "somebody/colbert@v2"
-    assert asked == [
-        ("somebody/colbert", None, False),
-        ("somebody/colbert", "v2", False),
-        ("somebody/colbert", "v2", True),
-    ]
+    assert asked == [None, "v2"]
+
+
+def test_hub_downloads_one_pickle_beside_safetensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_pylate(tmp_path / "hub", **SETTINGS)
+    whole = load(folder)
+    weights = folder / "1_Dense" / "model.safetensors"
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    hub_of(folder, tmp_path / "cache", monkeypatch)
+    with pytest.raises(CheckpointError, match=r"1_Dense: no model.*with allow_pickle=True only"):
+        ColBERT.from_pretrained("somebody/colbert")
+    model = ColBERT.from_pretrained("somebody/colbert", dtype="float32", allow_pickle=True)
+    assert same(model, whole)
 
 
 def test_broken_files(tmp_path: Path) -> None:
@@ -133,18 +158,24 @@ def test_tokenizer_larger_than_the_embeddings(tmp_path: Path) -> None:
         load(folder, document_length=60)
 
 
-def test_sharded_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("model.safetensors", "model-{}.safetensors"), ("pytorch_model.bin", "pytorch_model-{}.bin")],
+)
+def test_sharded_weights(tmp_path: Path, name: str, part: str) -> None:
     whole = load(write_stanford(tmp_path / "a", metadata=METADATA))
     folder = write_stanford(tmp_path / "b", metadata=METADATA)
     (folder / "model.safetensors").unlink()
     weights = stanford_weights()
-    names = {key: f"model-0000{n % 2 + 1}-of-00002.safetensors" for n, key in enumerate(weights)}
-    for name in set(names.values()):
-        part = {key: value for key, value in weights.items() if names[key] == name}
-        save_file(part, folder / name, metadata={"format": "pt"})
-    index = {"metadata": {}, "weight_map": names}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert same(load(folder), whole)
+    names = {key: part.format(f"0000{n % 2 + 1}-of-00002") for n, key in enumerate(weights)}
+    for each in set(names.values()):
+        shard = {key: value for key, value in weights.items() if names[key] == each}
+        if name.endswith("bin"):
+            torch.save(shard, folder / each)
+        else:
+            save_file(shard, folder / each, metadata={"format": "pt"})
+    write_json(folder / f"{name}.index.json", {"metadata": {}, "weight_map": names})
+    assert same(load(folder, allow_pickle=name.endswith("bin")), whole)
 
 
 def test_code_that_comes_with_a_model_is_not_run(

@@ -54,7 +54,7 @@ def resolve_folder(
     path_or_hub_id : str or Path
         A hub id may end in "@revision".
     allow_pickle : bool
-        Download pytorch_model.bin where there is no safetensors file.
+        Download pytorch_model.bin too.
     revision : str, optional
 
     Returns
@@ -77,9 +77,8 @@ def resolve_folder(
         raise CheckpointError(f"{name}: no such folder")
     if revision is None and "@" in name:
         name, revision = name.rsplit("@", 1)
-    folder = _download(name, HUB_FILES, revision)
-    if allow_pickle and not any(folder.rglob("*.safetensors")):
-        folder = _download(name, (*HUB_FILES, HUB_PICKLES), revision)
+    # At once: any module of a model may be the one that is pickled.
+    folder = _download(name, (*HUB_FILES, HUB_PICKLES) if allow_pickle else HUB_FILES, revision)
     return folder, name if revision is None else f"{name}@{revision}"
 
 
@@ -111,19 +110,33 @@ def read_json(path: Path) -> Any:
 
 def read_weights(folder: Path, *, allow_pickle: bool, only: str | None = None) -> dict[str, Tensor]:
     """Tensors of a folder by key, sharded or not, on the CPU: all, or at most the one asked for."""
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        files = ["model.safetensors"]
-    elif index.is_file():
-        names: Mapping[str, str] = read_json(index)["weight_map"]
-        files = sorted(set(names.values()))
-    else:
-        found = _read_pickle(folder, allow_pickle=allow_pickle)
-        return {key: found[key] for key in found if only in (None, key)}
+    files, safe = _weight_files(folder, allow_pickle=allow_pickle)
     weights: dict[str, Tensor] = {}
-    for name in files:
-        weights.update(_read_safetensors(folder / name, only))
+    for path in files:
+        found = _read_safetensors(path, only) if safe else _read_pickle(path, only)
+        weights.update(found)
     return weights
+
+
+def _weight_files(folder: Path, *, allow_pickle: bool) -> tuple[list[Path], bool]:
+    """The files of a folder's weights, and whether these are safetensors."""
+    for name, safe in (("model.safetensors", True), ("pytorch_model.bin", False)):
+        whole, index = folder / name, folder / f"{name}.index.json"
+        if not whole.is_file() and not index.is_file():
+            continue
+        if not safe and not allow_pickle:
+            raise CheckpointError(
+                f"{whole}: weights in pickle format, and no model.safetensors; pass "
+                "allow_pickle=True if you trust the source (it is read with weights_only=True)"
+            )
+        if whole.is_file():
+            return [whole], safe
+        shards: Mapping[str, str] = read_json(index)["weight_map"]
+        return [folder / shard for shard in sorted(set(shards.values()))], safe
+    raise CheckpointError(
+        f"{folder}: no model.safetensors and no pytorch_model.bin"
+        + ("" if allow_pickle else " (which the hub is asked for with allow_pickle=True only)")
+    )
 
 
 def _read_safetensors(path: Path, only: str | None) -> dict[str, Tensor]:
@@ -135,27 +148,14 @@ def _read_safetensors(path: Path, only: str | None) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: unreadable safetensors: {error}") from error
 
 
-def _read_pickle(folder: Path, *, allow_pickle: bool) -> dict[str, Tensor]:
-    path = _pickle_file(folder, allow_pickle=allow_pickle)
+def _read_pickle(path: Path, only: str | None) -> dict[str, Tensor]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds, pickle's own included
         raise CheckpointError(f"{path}: unreadable: {error}") from error
-    if not isinstance(weights, dict):
-        raise CheckpointError(f"{path}: want a dict of tensors, got {type(weights).__name__}")
-    return weights
-
-
-def _pickle_file(folder: Path, *, allow_pickle: bool) -> Path:
-    path = folder / "pytorch_model.bin"
-    if not path.is_file():
-        raise CheckpointError(f"{folder}: no model.safetensors and no pytorch_model.bin")
-    if not allow_pickle:
-        raise CheckpointError(
-            f"{path}: weights in pickle format, and no model.safetensors; pass "
-            "allow_pickle=True if you trust the source (it is read with weights_only=True)"
-        )
-    return path
+    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+        raise CheckpointError(f"{path}: want a dict of tensors, got {weights!r:.60}")
+    return {key: weights[key] for key in weights if only in (None, key)}
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -189,9 +189,7 @@ def load_backbone(
     CheckpointError
         Naming the first key that is missing or of the wrong shape.
     """
-    safe = any((folder / f"model.safetensors{end}").is_file() for end in ("", ".index.json"))
-    if not safe:
-        _pickle_file(folder, allow_pickle=allow_pickle)
+    _, safe = _weight_files(folder, allow_pickle=allow_pickle)
     try:
         with quiet_transformers():
             backbone, report = AutoModel.from_pretrained(
