@@ -178,6 +178,46 @@ def test_sharded_weights(tmp_path: Path, name: str, part: str) -> None:
     assert same(load(folder, allow_pickle=name.endswith("bin")), whole)
 
 
+@pytest.mark.parametrize(
+    ("layout", "name", "value", "message"),
+    [
+        ("stanford", "config.json", [], r"config\.json: want dict, got \[\]"),
+        ("stanford", "artifact.metadata", None, r"artifact\.metadata: want dict, got None"),
+        ("stanford", "artifact.metadata", {"doc_token_id": [1]}, "'doc_token_id': want str"),
+        ("pylate", "modules.json", {}, r"modules\.json: want list, got \{\}"),
+        ("pylate", "modules.json", [{"path": ""}], "want modules with a 'type' each"),
+        ("pylate", "config_sentence_transformers.json", [], "want dict, got"),
+        ("pylate", "config_sentence_transformers.json", {"prompts": ["a"]}, "'prompts': want dict"),
+        ("pylate", "config_sentence_transformers.json", {"skiplist_words": 5}, "want list, got 5"),
+        ("pylate", "1_Dense/config.json", [], "want dict, got"),
+    ],
+)
+def test_json_of_the_wrong_kind(
+    tmp_path: Path, layout: str, name: str, value: object, message: str
+) -> None:
+    if layout == "stanford":
+        write_stanford(tmp_path, metadata=METADATA)
+    else:
+        write_pylate(tmp_path, **SETTINGS)
+    write_json(tmp_path / name, value)
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path)
+
+
+def test_weights_of_the_wrong_kind(tmp_path: Path) -> None:
+    weights = {**stanford_weights(), "linear.weight": torch.zeros(DIM)}
+    folder = write_stanford(tmp_path, weights=weights, metadata=METADATA)
+    with pytest.raises(CheckpointError, match=r"'linear\.weight' has shape \[16\], want a matrix"):
+        load(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({"linear.weight": 3}, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="want a dict of tensors, got"):
+        load(folder, allow_pickle=True)
+    write_json(folder / "model.safetensors.index.json", {"metadata": {}})
+    with pytest.raises(CheckpointError, match=r"key 'linear\.weight' .* is missing"):
+        load(folder)
+
+
 def test_code_that_comes_with_a_model_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,13 @@ from colbert_fast.model.parts import Checkpoint, check_fit, config_from
 from colbert_fast.model.projection import seeded_projection
 from colbert_fast.model.pylate import load_modules, save_checkpoint
 from colbert_fast.model.stanford import load_stanford, save_stanford
-from colbert_fast.model.weights import load_backbone, load_tokenizer, read_json, resolve_folder
+from colbert_fast.model.weights import (
+    load_backbone,
+    load_tokenizer,
+    read_json,
+    resolve_folder,
+    setting,
+)
 
 __all__ = [
     "Checkpoint",
@@ -121,14 +127,15 @@ def load_checkpoint(
 
 
 def _is_stanford(folder: Path) -> bool:
-    architectures = read_json(folder / "config.json").get("architectures") or []
+    path = folder / "config.json"
+    architectures: list[object] = setting(path, read_json(path, dict), "architectures", [])
     return "HF_ColBERT" in architectures or (folder / "artifact.metadata").is_file()
 
 
 def _load_plain(folder: Path, *, allow_pickle: bool, dim: int, seed: int) -> Checkpoint:
     root = folder
     if not (root / "config.json").is_file():
-        root = folder / str(read_json(folder / "modules.json")[0].get("path", ""))
+        root = folder / str(read_json(folder / "modules.json", list)[0].get("path", ""))
     tokenizer = load_tokenizer(root)
     backbone = load_backbone(root, allow_pickle=allow_pickle)
     logger.warning(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors.torch import save_file
 
@@ -20,7 +20,9 @@ from colbert_fast.model.weights import (
     load_tokenizer,
     quiet_transformers,
     read_json,
+    read_settings,
     read_weights,
+    setting,
 )
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ __all__ = [
     "write_beside",
     "write_json",
 ]
+
+T = TypeVar("T")
 
 CONFIG = "config_sentence_transformers.json"
 TRANSFORMER = "sentence_transformers.models.Transformer"
@@ -102,7 +106,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 def load_modules(folder: Path, *, allow_pickle: bool) -> Checkpoint | None:
     """A modules.json folder, or None if it makes one vector a text (a plain encoder to us)."""
     path = folder / "modules.json"
-    entries = [(str(entry["type"]).rsplit(".", 1)[-1], entry) for entry in read_json(path)]
+    entries = _read_entries(path)
     kinds = [kind for kind, _ in entries]
     if not kinds or kinds[0] != "Transformer":
         raise CheckpointError(f"{path}: the first module must be a Transformer, got {kinds[:1]}")
@@ -120,7 +124,7 @@ def load_modules(folder: Path, *, allow_pickle: bool) -> Checkpoint | None:
     root = folder / str(entries[0][1].get("path", ""))
     tokenizer = load_tokenizer(root)
     settings_path = folder / CONFIG
-    settings = read_json(settings_path) if settings_path.is_file() else {}
+    settings = read_settings(settings_path)
     if settings.get("model_type") == "MultiVectorEncoder":
         config = _multi_vector_config(settings, root, layers[-1].out_features, skip or ())
     else:
@@ -129,12 +133,21 @@ def load_modules(folder: Path, *, allow_pickle: bool) -> Checkpoint | None:
     return check_fit(Checkpoint(config, tokenizer, backbone, Projection(layers)), folder)
 
 
+def _read_entries(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The modules of a modules.json, each with the last part of its class name."""
+    entries = read_json(path, list)
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
+            raise CheckpointError(f"{path}: want modules with a 'type' each, got {entry!r:.60}")
+    return [(entry["type"].rsplit(".", 1)[-1], entry) for entry in entries]
+
+
 def load_dense(folder: Path, *, allow_pickle: bool) -> Dense:
     path = folder / "config.json"
-    settings = read_json(path)
+    settings = read_json(path, dict)
     for key in ("in_features", "out_features"):
-        if not isinstance(settings.get(key), int):
-            raise CheckpointError(f"{path}: key {key!r}: want an int, got {settings.get(key)!r}")
+        if setting(path, settings, key, 0) < 1:
+            raise CheckpointError(f"{path}: key {key!r}: want 1 or more, got {settings.get(key)!r}")
     name = str(settings.get("activation_function", "torch.nn.modules.linear.Identity"))
     activation = name.rsplit(".", 1)[-1]
     if activation not in ACTIVATIONS:
@@ -171,12 +184,11 @@ def save_dense(folder: Path, layer: Dense) -> None:
 def pylate_config(
     settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, dim: int, path: Path
 ) -> ModelConfig:
-    def value(key: str, default: object) -> Any:
-        found = settings.get(key)
-        return default if found is None else found
+    def value(key: str, default: T) -> T:
+        return setting(path, settings, key, default)
 
     vocabulary = tokenizer.get_vocab()
-    prompts = settings.get("prompts") or {}
+    prompts: dict[str, Any] = value("prompts", {})
     expansion = value("do_query_expansion", True)
     return config_from(
         path,
@@ -189,7 +201,7 @@ def pylate_config(
         document_prompt=prompts.get("document") or "",
         do_query_expansion=expansion,
         attend_to_expansion_tokens=expansion and value("attend_to_expansion_tokens", False),
-        skiplist_words=tuple(value("skiplist_words", PUNCTUATION)),
+        skiplist_words=tuple(value("skiplist_words", list(PUNCTUATION))),
     )
 
 
@@ -210,11 +222,12 @@ def pylate_settings(config: ModelConfig) -> dict[str, object]:
 
 
 def _multi_vector_skiplist(path: Path) -> tuple[str, ...]:
-    settings = read_json(path)
+    settings = read_json(path, dict)
     tasks = settings.get("skiplist_tasks") or ["document"]
     if tasks != ["document"] or settings.get("keep_only_token_ids"):
         raise CheckpointError(f"{path}: only a skip list for the task 'document' is supported")
-    return tuple(settings.get("skiplist_words") or ())
+    words: list[str] = setting(path, settings, "skiplist_words", [])
+    return tuple(words)
 
 
 def _multi_vector_config(
@@ -222,7 +235,7 @@ def _multi_vector_config(
 ) -> ModelConfig:
     """A folder saved by sentence-transformers 6's MultiVectorEncoder: markers are prompt text."""
     path = root / "sentence_bert_config.json"
-    layout = read_json(path) if path.is_file() else {}
+    layout = read_settings(path)
     longest = layout.get("max_seq_length") or 512
     expansion = layout.get("query_expansion")
     if expansion and (expansion.get("strategy") != "fixed" or expansion.get("token")):

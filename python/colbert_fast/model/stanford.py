@@ -16,7 +16,14 @@ from colbert_fast.model.config import PUNCTUATION, ModelConfig
 from colbert_fast.model.parts import Checkpoint, check_fit, config_from, fill_layer
 from colbert_fast.model.projection import Dense, Projection
 from colbert_fast.model.pylate import save_tokenizer, write_beside, write_json
-from colbert_fast.model.weights import load_backbone, load_tokenizer, read_json, read_weights
+from colbert_fast.model.weights import (
+    load_backbone,
+    load_tokenizer,
+    read_json,
+    read_settings,
+    read_weights,
+    setting,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,11 +36,16 @@ logger = logging.getLogger(__name__)
 def load_stanford(folder: Path, *, allow_pickle: bool) -> Checkpoint:
     """Read such a folder; CheckpointError naming the file or key that is wrong."""
     path = folder / "artifact.metadata"
-    metadata = read_json(path) if path.is_file() else {}
+    metadata = read_settings(path)
     weights = read_weights(folder, allow_pickle=allow_pickle, only="linear.weight")
     if "linear.weight" not in weights:
         raise CheckpointError(f"{folder}: key 'linear.weight' (the projection) is missing")
-    rows, columns = weights["linear.weight"].shape
+    shape = weights["linear.weight"].shape
+    if len(shape) != 2:
+        raise CheckpointError(
+            f"{folder}: key 'linear.weight' has shape {list(shape)}, want a matrix"
+        )
+    rows, columns = shape
     if metadata.get("dim", rows) != rows:
         raise CheckpointError(
             f"{path}: key 'dim' is {metadata['dim']}, but 'linear.weight' has {rows} rows"
@@ -58,18 +70,22 @@ def _stanford_config(
         dim=dim,
         query_length=metadata.get("query_maxlen", 32),
         document_length=metadata.get("doc_maxlen", 220),
-        query_prefix=_stanford_marker(metadata, "query_token_id", "[unused0]", tokenizer),
-        document_prefix=_stanford_marker(metadata, "doc_token_id", "[unused1]", tokenizer),
+        query_prefix=_stanford_marker(path, metadata, "query_token_id", "[unused0]", tokenizer),
+        document_prefix=_stanford_marker(path, metadata, "doc_token_id", "[unused1]", tokenizer),
         attend_to_expansion_tokens=bool(metadata.get("attend_to_mask_tokens", False)),
         skiplist_words=skip,
     )
 
 
 def _stanford_marker(
-    metadata: Mapping[str, Any], key: str, default: str, tokenizer: PreTrainedTokenizerBase
+    path: Path,
+    metadata: Mapping[str, Any],
+    key: str,
+    default: str,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> str:
     """The marker token; the unknown token where the vocabulary lacks it, as in training there."""
-    marker: str = metadata.get(key) or default
+    marker = setting(path, metadata, key, default) or default
     if marker in tokenizer.get_vocab():
         return marker
     unknown = str(tokenizer.unk_token or "")
@@ -114,7 +130,7 @@ def save_stanford(folder: Path, checkpoint: Checkpoint) -> None:
 
 def _rename_tokenizer(path: Path) -> None:
     """Call a generic tokenizer what transformers 4 called it, which colbert-ai runs on."""
-    settings = read_json(path)
+    settings = read_json(path, dict)
     if settings.get("tokenizer_class") == "TokenizersBackend":
         write_json(path, {**settings, "tokenizer_class": "PreTrainedTokenizerFast"})
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,10 +27,14 @@ __all__ = [
     "mean_weights",
     "quiet_transformers",
     "read_json",
+    "read_settings",
     "read_weights",
     "reason_of",
     "resolve_folder",
+    "setting",
 ]
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -98,14 +102,33 @@ def _download(name: str, patterns: Sequence[str], revision: str | None) -> Path:
         ) from error
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file's value; CheckpointError naming the file if it is missing or broken."""
+def read_json(path: Path, kind: type[T]) -> T:
+    """A JSON file's value; CheckpointError with its name if it is missing, broken or no `kind`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: not JSON ({error})") from error
+    if not isinstance(value, kind):
+        raise CheckpointError(f"{path}: want {kind.__name__}, got {value!r:.60}")
+    return value
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The keys of a JSON file that need not be there."""
+    return read_json(path, dict) if path.is_file() else {}
+
+
+def setting(path: Path, settings: Mapping[str, Any], key: str, default: T) -> T:
+    """A key's value, which must be of the default's type; the default if it is null or missing."""
+    value = settings.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, type(default)):
+        kind = type(default).__name__
+        raise CheckpointError(f"{path}: key {key!r}: want {kind}, got {value!r:.60}")
+    return value
 
 
 def read_weights(folder: Path, *, allow_pickle: bool, only: str | None = None) -> dict[str, Tensor]:
@@ -131,8 +154,8 @@ def _weight_files(folder: Path, *, allow_pickle: bool) -> tuple[list[Path], bool
             )
         if whole.is_file():
             return [whole], safe
-        shards: Mapping[str, str] = read_json(index)["weight_map"]
-        return [folder / shard for shard in sorted(set(shards.values()))], safe
+        shards: dict[str, object] = setting(index, read_json(index, dict), "weight_map", {})
+        return [folder / shard for shard in sorted({str(each) for each in shards.values()})], safe
     raise CheckpointError(
         f"{folder}: no model.safetensors and no pytorch_model.bin"
         + ("" if allow_pickle else " (which the hub is asked for with allow_pickle=True only)")

@@ -34,7 +34,7 @@ def load_default(here: Path = Path(__file__).parent) -> Checkpoint:
     tokenizer = load_tokenizer(folder)
     layer = load_dense(here / "1_Dense", allow_pickle=False)
     path = here / CONFIG
-    config = pylate_config(read_json(path), tokenizer, layer.out_features, path)
+    config = pylate_config(read_json(path, dict), tokenizer, layer.out_features, path)
     backbone = load_backbone(folder, allow_pickle=False)
     add_deltas(backbone, load_file(here / DELTAS), here / DELTAS)
     return Checkpoint(config, tokenizer, backbone, Projection([layer]))
