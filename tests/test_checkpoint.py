@@ -80,7 +80,8 @@ def test_stanford_metadata_is_optional(tmp_path: Path) -> None:
 
 
 def test_stanford_document_length_defaults_to_220(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"document_length: 220 is more than .* 64 positions"):
+    message = "document_length: 220 is more than .* 64 positions; pass document_length=64 or less"
+    with pytest.raises(CheckpointError, match=message):
         load(write_stanford(tmp_path))
 
 
@@ -247,6 +248,13 @@ def test_single_vector_sentence_transformer_is_a_plain_encoder(tmp_path: Path) -
     write_plain(tmp_path)
     write_modules(tmp_path, "sentence_transformers.models.Pooling")
     assert load(tmp_path, document_length=60, dim=24).dim == 24
+
+
+def test_a_projection_is_not_forgotten_for_a_pooling_beside_it(tmp_path: Path) -> None:
+    folder = write_stanford(tmp_path, metadata=METADATA)
+    before = load(folder)
+    write_modules(folder, "sentence_transformers.models.Pooling")
+    assert same(load(folder), before)
 
 
 @pytest.mark.parametrize("dim", [48, 96, 128, 768])

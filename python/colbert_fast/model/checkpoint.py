@@ -113,16 +113,18 @@ def load_checkpoint(
     CheckpointError
         Naming the file or key that is missing, foreign or of the wrong shape.
     """
-    if (folder / "modules.json").is_file():
-        checkpoint = load_modules(folder, allow_pickle=allow_pickle)
-        if checkpoint is not None:
-            return checkpoint
-    elif not (folder / "config.json").is_file():
+    has_modules = (folder / "modules.json").is_file()
+    checkpoint = load_modules(folder, allow_pickle=allow_pickle) if has_modules else None
+    if checkpoint is not None:
+        return checkpoint
+    if (folder / "config.json").is_file():
+        # Some have a modules.json with a Pooling beside it, for use with one vector a text.
+        if _is_stanford(folder):
+            return load_stanford(folder, allow_pickle=allow_pickle)
+    elif not has_modules:
         raise CheckpointError(
             f"{folder}: neither config.json nor modules.json; not a model folder that I know"
         )
-    elif _is_stanford(folder):
-        return load_stanford(folder, allow_pickle=allow_pickle)
     return _load_plain(folder, allow_pickle=allow_pickle, dim=dim or DEFAULT_DIM, seed=seed)
 
 

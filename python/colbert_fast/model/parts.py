@@ -23,6 +23,7 @@ __all__ = [
     "config_from",
     "fill_layer",
     "override_config",
+    "position_limit",
 ]
 
 
@@ -88,14 +89,22 @@ def override_config(config: ModelConfig, **changes: object) -> ModelConfig:
 
 def check_lengths(config: ModelConfig, backbone: nn.Module) -> None:
     """Raise CheckpointError for lengths beyond the backbone's table of positions, if it has one."""
-    for name, table in backbone.named_modules():
-        if not name.endswith("position_embeddings") or not isinstance(table, nn.Embedding):
-            continue
+    limit = position_limit(backbone)
+    for field in ("query_length", "document_length"):
+        length = getattr(config, field)
+        if limit is not None and length > limit:
+            raise CheckpointError(
+                f"{field}: {length} is more than the encoder's {limit} positions; "
+                f"pass {field}={limit} or less"
+            )
+
+
+def position_limit(backbone: nn.Module) -> int | None:
+    """Most tokens that the backbone's tables of positions have room for; None without any."""
+    limits = [
         # The RoBERTa family starts counting behind the padding index.
-        limit = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-        for field in ("query_length", "document_length"):
-            length = getattr(config, field)
-            if length > limit:
-                raise CheckpointError(
-                    f"{field}: {length} is more than the encoder's {limit} positions"
-                )
+        table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+        for name, table in backbone.named_modules()
+        if name.endswith("position_embeddings") and isinstance(table, nn.Embedding)
+    ]
+    return min(limits, default=None)
