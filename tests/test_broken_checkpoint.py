@@ -189,6 +189,7 @@ def test_sharded_weights(tmp_path: Path, name: str, part: str) -> None:
         ("pylate", "config_sentence_transformers.json", [], "want dict, got"),
         ("pylate", "config_sentence_transformers.json", {"prompts": ["a"]}, "'prompts': want dict"),
         ("pylate", "config_sentence_transformers.json", {"skiplist_words": 5}, "want list, got 5"),
+        ("pylate", "sentence_bert_config.json", None, "want dict, got None"),
         ("pylate", "1_Dense/config.json", [], "want dict, got"),
     ],
 )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "Dense", "Projection", "seeded_projection"]
+__all__ = ["ACTIVATIONS", "Dense", "Projection", "identity_layer", "seeded_projection"]
 
 # By the last part of the dotted name that PyLate and sentence-transformers write. A closed list:
 # a checkpoint must not be able to name arbitrary code to import.
@@ -82,6 +82,13 @@ class Projection(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden)
         return nn.functional.normalize(hidden.float(), p=2.0, dim=-1, eps=1e-12)
+
+
+def identity_layer(width: int) -> Dense:
+    """A layer that gives what it gets, to the bit."""
+    layer = Dense(width, width)
+    nn.init.eye_(layer.linear.weight)
+    return layer
 
 
 def seeded_projection(in_features: int, dim: int, seed: int) -> Projection:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from safetensors.torch import save_file
 
 from colbert_fast.errors import CheckpointError
-from colbert_fast.model.config import PUNCTUATION, ModelConfig
-from colbert_fast.model.parts import Checkpoint, check_fit, config_from, fill_layer
-from colbert_fast.model.projection import ACTIVATIONS, Dense, Projection
+from colbert_fast.model.config import MAX_LENGTH, PUNCTUATION, ModelConfig
+from colbert_fast.model.parts import Checkpoint, check_fit, config_from, fill_layer, position_limit
+from colbert_fast.model.projection import ACTIVATIONS, Dense, Projection, identity_layer
 from colbert_fast.model.weights import (
+    TRANSFORMER_CONFIG,
     load_backbone,
     load_tokenizer,
     quiet_transformers,
@@ -26,7 +27,7 @@ from colbert_fast.model.weights import (
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
     "CONFIG",
@@ -89,9 +90,7 @@ def _write_parts(folder: Path, checkpoint: Checkpoint) -> None:
     config = checkpoint.config
     longest = max(config.query_length, config.document_length)
     write_json(folder / "modules.json", modules)
-    write_json(
-        folder / "sentence_bert_config.json", {"max_seq_length": longest, "do_lower_case": False}
-    )
+    write_json(folder / TRANSFORMER_CONFIG, {"max_seq_length": longest, "do_lower_case": False})
     write_json(folder / CONFIG, pylate_settings(config))
 
 
@@ -105,31 +104,45 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 def load_modules(folder: Path, *, allow_pickle: bool) -> Checkpoint | None:
     """A modules.json folder, or None if it makes one vector a text (a plain encoder to us)."""
-    path = folder / "modules.json"
+    path, settings_path = folder / "modules.json", folder / CONFIG
     entries = _read_entries(path)
     kinds = [kind for kind, _ in entries]
     if not kinds or kinds[0] != "Transformer":
         raise CheckpointError(f"{path}: the first module must be a Transformer, got {kinds[:1]}")
-    if "Pooling" in kinds or "Dense" not in kinds:
+    settings = read_settings(settings_path)
+    multi_vector = settings.get("model_type") == "MultiVectorEncoder"
+    if not multi_vector and ("Pooling" in kinds or "Dense" not in kinds):
         return None
-    layers, skip = [], None
-    for kind, entry in entries[1:]:
+    layers: list[Dense] = []
+    skip: tuple[str, ...] = ()
+    for number, (kind, entry) in enumerate(entries[1:], start=1):
         where = folder / str(entry.get("path", ""))
-        if kind == "Dense":
+        behind = "Normalize" in kinds[:number]
+        if kind == "Dense" and not behind:
             layers.append(load_dense(where, allow_pickle=allow_pickle))
         elif kind == "MultiVectorMask":
             skip = _multi_vector_skiplist(where / "config.json")
         elif kind != "Normalize":
-            raise CheckpointError(f"{path}: module {entry['type']!r} is not supported")
+            place = " behind a Normalize" if behind else ""
+            raise CheckpointError(f"{path}: module {entry['type']!r} is not supported{place}")
+    if multi_vector and "Normalize" not in kinds:
+        raise CheckpointError(
+            f"{path}: without a Normalize module scores depend on the lengths of vectors, which "
+            "is not supported; train the model with one behind the last Dense"
+        )
     root = folder / str(entries[0][1].get("path", ""))
-    tokenizer = load_tokenizer(root)
-    settings_path = folder / CONFIG
-    settings = read_settings(settings_path)
-    if settings.get("model_type") == "MultiVectorEncoder":
-        config = _multi_vector_config(settings, root, layers[-1].out_features, skip or ())
+    tokenizer, backbone = load_tokenizer(root), load_backbone(root, allow_pickle=allow_pickle)
+    if not layers:  # PyLate would make a random layer of none when it reads what we save
+        layers.append(identity_layer(backbone.config.hidden_size))
+    dim = layers[-1].out_features
+    if multi_vector:
+        prompts: dict[str, Any] = setting(settings_path, settings, "prompts", {})
+        longest = _longest_text(tokenizer, backbone)
+        config = _multi_vector_config(
+            root / TRANSFORMER_CONFIG, longest, dim=dim, prompts=prompts, skip=skip
+        )
     else:
-        config = pylate_config(settings, tokenizer, layers[-1].out_features, settings_path)
-    backbone = load_backbone(root, allow_pickle=allow_pickle)
+        config = pylate_config(settings, tokenizer, dim, settings_path)
     return check_fit(Checkpoint(config, tokenizer, backbone, Projection(layers)), folder)
 
 
@@ -230,27 +243,31 @@ def _multi_vector_skiplist(path: Path) -> tuple[str, ...]:
     return tuple(words)
 
 
+def _longest_text(tokenizer: PreTrainedTokenizerBase, backbone: PreTrainedModel) -> int:
+    """Most tokens where no length is pinned, as sentence-transformers 6 has it."""
+    positions = getattr(backbone.config, "max_position_embeddings", -1)  # -1: no limit
+    limits = [tokenizer.model_max_length, positions, position_limit(backbone), MAX_LENGTH]
+    return int(min(limit for limit in limits if limit is not None and limit > 0))
+
+
 def _multi_vector_config(
-    settings: Mapping[str, Any], root: Path, dim: int, skip: tuple[str, ...]
+    path: Path, longest: int, *, dim: int, prompts: Mapping[str, Any], skip: tuple[str, ...]
 ) -> ModelConfig:
     """A folder saved by sentence-transformers 6's MultiVectorEncoder: markers are prompt text."""
-    path = root / "sentence_bert_config.json"
     layout = read_settings(path)
-    longest = layout.get("max_seq_length") or 512
-    expansion = layout.get("query_expansion")
+    longest = setting(path, layout, "max_seq_length", longest)
+    expansion: dict[str, Any] = setting(path, layout, "query_expansion", {})
     if expansion and (expansion.get("strategy") != "fixed" or expansion.get("token")):
         raise CheckpointError(f"{path}: key 'query_expansion': {expansion!r} is not supported")
-    length = expansion["length"] if expansion else layout.get("query_length")
-    prompts = settings.get("prompts") or {}
     return config_from(
         path,
         dim=dim,
-        query_length=length or longest,
+        query_length=expansion.get("length") or layout.get("query_length") or longest,
         document_length=layout.get("document_length") or longest,
         query_prompt=prompts.get("query") or "",
         document_prompt=prompts.get("document") or "",
         do_query_expansion=bool(expansion),
-        attend_to_expansion_tokens=bool(expansion and expansion.get("attend")),
+        attend_to_expansion_tokens=bool(expansion.get("attend")),
         skiplist_words=skip,
     )
 

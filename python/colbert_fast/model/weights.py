@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
+from tokenizers import normalizers
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
+    "TRANSFORMER_CONFIG",
     "load_backbone",
     "load_tokenizer",
     "mean_weights",
@@ -42,6 +44,8 @@ logger = logging.getLogger(__name__)
 HUB_FILES = ("*.json", "*.txt", "*.model", "artifact.metadata", "*model*.safetensors")
 HUB_PICKLES = "*pytorch_model*.bin"
 
+# What sentence-transformers writes beside a tokenizer.
+TRANSFORMER_CONFIG = "sentence_bert_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 # The head that sentence classifiers use; late interaction never does.
@@ -192,7 +196,22 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         )
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder}: no readable tokenizer: {reason_of(error)}") from error
+    path = folder / TRANSFORMER_CONFIG
+    if setting(path, read_settings(path), "do_lower_case", False):
+        _lower_case(tokenizer, path)
     return tokenizer
+
+
+def _lower_case(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Have it make texts lower-case before all else, as sentence-transformers does."""
+    if not tokenizer.is_fast:
+        raise CheckpointError(
+            f"{path}: key 'do_lower_case': only with a fast tokenizer, not with "
+            f"{type(tokenizer).__name__}; save the model again with tokenizer.json"
+        )
+    inner = tokenizer.backend_tokenizer
+    own = [] if inner.normalizer is None else [inner.normalizer]
+    inner.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
 
 
 def load_backbone(
