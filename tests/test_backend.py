@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,6 +52,35 @@ def test_info_says_what_is_running() -> None:
 def test_scalar_is_everywhere() -> None:
     assert "scalar" in AVAILABLE
     assert len(set(AVAILABLE)) == len(AVAILABLE)
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists(), reason="reads cpuinfo"
+)
+def test_what_the_processor_has_is_used() -> None:
+    flags = re.search(r"^flags\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    assert flags is not None
+    has = set(flags[1].split())
+    wanted = ["scalar"]
+    if {"avx2", "fma", "f16c"} <= has:
+        wanted.insert(0, "avx2")
+    if {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"} <= has:
+        wanted.insert(0, "avx512")
+    assert wanted == AVAILABLE
+    assert run_python(WHICH, COLBERT_FAST_ISA="").stdout.split() == wanted[:1]
+
+
+THREADS = "from colbert_fast.kernels import backend; print(backend.get_num_threads())"
+
+
+def test_the_environment_sets_threads() -> None:
+    assert run_python(THREADS, COLBERT_FAST_NUM_THREADS="3").stdout == "3\n"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert run_python(THREADS, COLBERT_FAST_NUM_THREADS="").stdout == f"{cores}\n"
+    for wrong in ("0", "two", "1.5"):
+        result = run_python(THREADS, COLBERT_FAST_NUM_THREADS=wrong)
+        assert result.returncode != 0
+        assert f"must be a number from 1 to 4096, got '{wrong}'" in result.stderr
 
 
 @pytest.mark.parametrize("name", AVAILABLE)

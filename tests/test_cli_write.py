@@ -63,6 +63,16 @@ def test_delete_takes_ids_or_a_filter(run, built, options):
     assert "give either ids of documents or --filter" in refused(run("delete", built, *options))
 
 
+def test_delete_by_filter(run, tmp_path):
+    path = tmp_path / "numbered.jsonl"
+    path.write_text("".join(f'{{"id": "d{n}", "text": "sky", "year": {n}}}\n' for n in range(5)))
+    run("index", path, tmp_path / "a.cf")
+    result = run("delete", tmp_path / "a.cf", "--filter", "year >= 3")
+    assert result.stdout == f"{tmp_path / 'a.cf'}: 2 documents deleted, 3 left\n"
+    with Index.open(tmp_path / "a.cf") as index:
+        assert index.ids == ("d0", "d1", "d2")
+
+
 def test_merge(run, built, more, tmp_path):
     other = tmp_path / "other.cf"
     assert run("index", more, other, "--codec-from", built).exit_code == 0

@@ -204,6 +204,9 @@ def test_fusion_is_of_standard_scores() -> None:
     fused = fuse(np.array([0, 2], np.float32), np.array([5, 5], np.float32), 0.25)
     assert fused.tolist() == [-0.25, 0.25]
     assert fused.dtype == np.float32
+    # Means 6 and 20, standard deviations 4 and 10.
+    fused = fuse(np.array([2, 10], np.float32), np.array([30, 10], np.float32), 0.25)
+    assert fused.tolist() == [0.5, -0.5]
 
 
 def test_no_texts_no_bm25(tmp_path: Path, rng: np.random.Generator) -> None:

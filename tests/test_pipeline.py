@@ -239,9 +239,10 @@ def kept_by_reference(query: np.ndarray, data: Arguments, ndocs: int) -> np.ndar
     """Mask of the ndocs documents with the best MaxSim over centroids scored in bytes."""
     table, step = reference.byte_scores(query, data["centroids"])
     scores = (step * (table.astype(np.float64) - reference.TABLE_ZERO)).astype(np.float32)
-    filled = np.flatnonzero(DOCLENS).astype(np.int32)
-    rough = reference.approximate_maxsim(scores, data["codes"], DOCLENS, filled)
-    return np.isin(np.arange(len(DOCLENS)), filled[reference.top_k(rough, ndocs)[1]])
+    doclens = data["doclens"]
+    filled = np.flatnonzero(doclens).astype(np.int32)
+    rough = reference.approximate_maxsim(scores, data["codes"], doclens, filled)
+    return np.isin(np.arange(len(doclens)), filled[reference.top_k(rough, ndocs)[1]])
 
 
 @every_isa
@@ -255,6 +256,40 @@ def test_the_documents_best_by_byte_scores_are_searched_exactly(codec: str, ndoc
     for row, query in enumerate(HARD_QUERIES):
         kept = kept_by_reference(query, arrays_of(COLLECTIONS[codec], codec), ndocs)
         truth = SEARCHERS[codec].search([query], exact, subset=kept)
+        assert same_bits(tuple(each[row : row + 1].copy() for each in found), truth), row
+
+
+@every_isa
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_best_centroids_are_found_in_every_block(threads: int) -> None:
+    """Each thread takes some 4,096 centroids at once; every document has one of its own."""
+    centroids = unit_vectors(np.random.default_rng(12), 12_000, 16)
+    codes, doclens = np.arange(12_000, dtype=np.int32), np.ones(12_000, np.int32)
+    arrays = {"centroids": centroids, "codes": codes, "doclens": doclens}
+    arrays["embeddings"] = centroids.astype(np.float16)
+    searcher = searcher_of(arrays, ops.build_lists(codes, doclens, 12_000))
+    wanted = np.arange(5, 12_000, 400)
+    queries = [centroids[[row, row]] for row in wanted]
+    with use_threads(threads):
+        found = searcher.search(queries, SearchParams.resolve(1, nprobe=1, ndocs=1))[0]
+    assert found[:, 0].tolist() == wanted.tolist()
+
+
+@every_isa
+@pytest.mark.parametrize("nbits", [2, 4])
+def test_more_than_a_step_of_the_int8_stage(nbits: int) -> None:
+    """Of 400 documents, far more than 128 at once, the best 150 lie anywhere."""
+    rng = np.random.default_rng(13)
+    doclens = rng.integers(1, 12, 700).astype(np.int32)
+    options: Arguments = {"nq": 9, "dim": 32, "num_centroids": 30, "doclens": doclens}
+    data = make_trellis_collection(rng, nbits=nbits, **options)
+    searcher = make_searcher(data, "default")
+    queries = [data.query, -data.query, data.embeddings[90:101].copy()]
+    found = searcher.search(queries, SearchParams.resolve(150, nprobe=30, ndocs=400))
+    for row, query in enumerate(queries):
+        kept = kept_by_reference(query, arrays_of(data, "default"), 400)
+        exact = SearchParams.resolve(150, exhaustive=True)
+        truth = searcher.search([query], exact, subset=kept)
         assert same_bits(tuple(each[row : row + 1].copy() for each in found), truth), row
 
 
