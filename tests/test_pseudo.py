@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
+from colbert_fast.training.collections import load_collection, write_questions
 from colbert_fast.training.pseudo import is_prose, pseudo_queries
+from colbert_fast.training.recipe import Collection
 
 TIDES = (
     "The Moon pulls at the oceans of the Earth from afar. The water rises and falls twice a day in "
@@ -33,6 +38,14 @@ def test_keywords_tell_the_passage_from_the_others() -> None:
     made = pseudo_queries(documents, kinds=["keywords"])
     assert len(made.queries) == 9
     assert not any("common" in query for query in made.queries.values())
+
+
+def test_keywords_of_other_alphabets() -> None:
+    documents = {"de": "Müller fährt über_Brücken nach Köln2", "ru": "Москва столица России"}
+    made = pseudo_queries(documents, kinds=["keywords"])
+    words = {"müller", "fährt", "über", "brücken", "nach", "köln"}
+    assert set(made.queries["keywords-de"].split()) <= words
+    assert set(made.queries["keywords-ru"].split()) <= {"москва", "столица", "россии"}
 
 
 def test_crop_is_a_part_of_one_sentence() -> None:
@@ -80,3 +93,17 @@ def test_bad_arguments_are_named() -> None:
         pseudo_queries(DOCUMENTS, kinds=["title"])
     with pytest.raises(ValueError, match=r"cloze_share.*1.5"):
         pseudo_queries(DOCUMENTS, cloze_share=1.5)
+
+
+def test_only_passages_whose_cloze_is_chosen_are_cut(tmp_path: Path) -> None:
+    documents = {f"d{n}": TIDES.replace("Moon", f"moon {n}") for n in range(40)}
+    lines = [json.dumps({"_id": name, "text": text}) for name, text in documents.items()]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    collection = Collection(
+        "made", documents=tmp_path / "texts.jsonl", pseudo_queries=True, limit=9
+    )
+    write_questions(collection, tmp_path, seed=0)
+    loaded = load_collection(collection, tmp_path)
+    cloze = {f"d{name.partition('-d')[2]}" for name in loaded.queries if name.startswith("cloze-")}
+    assert cloze
+    assert {name for name, text in loaded.documents.items() if text != documents[name]} == cloze

@@ -37,7 +37,7 @@ from colbert_fast.training.config import TrainingConfig
         ("xtr_k", 0, "at least 1"),
         ("dropout", 1.0, "below 1"),
         ("group_size", 5, "batch_size=32 is no multiple of 5"),
-        ("group_size", 4, "in_batch .*another query's document"),
+        ("group_size", 4, "in_batch know one positive"),
         ("eval_folder", "/nowhere", "no such folder"),
         ("average_best", 3, "BEIR folder"),
         ("eval_steps", 3, "BEIR folder"),
@@ -48,6 +48,11 @@ def test_what_cannot_be(name: str, value: Any, wanted: str) -> None:
         TrainingConfig(**{name: value})
     place = "eval_folder" if name in ("average_best", "eval_steps") else name
     assert str(caught.value).startswith(f"{place}: ")
+
+
+def test_pairs_go_without_groups() -> None:
+    with pytest.raises(ValueError, match="group_size: the losses pairwise know one positive"):
+        TrainingConfig(losses={"kl": 1.0, "pairwise": 1.0}, group_size=4)
 
 
 def test_checkpoints_are_what_is_evaluated(tmp_path: Any) -> None:

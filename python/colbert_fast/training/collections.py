@@ -44,8 +44,8 @@ def write_questions(collection: Collection, folder: Path, seed: int) -> None:
     """Choose or make the questions of a collection, once for all stages."""
     questions: Mapping[str, str]
     if collection.pseudo_queries:
-        made = pseudo_queries(Texts.open(_documents(collection)), seed=seed)
-        _write_texts(folder / _PASSAGES, made.documents)
+        passages = Texts.open(_documents(collection))
+        made = pseudo_queries(passages, seed=seed)
         questions, positives = made.queries, made.positives
     else:
         questions, positives = _questions(collection)
@@ -55,6 +55,10 @@ def write_questions(collection: Collection, folder: Path, seed: int) -> None:
         chosen = [chosen[i] for i in sorted(picked.tolist())]
     if not chosen:
         raise ValueError(f"collection {collection.name!r}: no question with a positive")
+    if collection.pseudo_queries:
+        cut = {name for each in chosen if each.startswith("cloze-") for name in positives[each]}
+        kept = {name: (made.documents if name in cut else passages)[name] for name in passages}
+        _write_texts(folder / _PASSAGES, kept)
     _write_texts(folder / _QUESTIONS, {name: questions[name] for name in chosen})
     text = json.dumps({name: positives[name] for name in chosen})
     (folder / _POSITIVES).write_text(text, encoding="utf-8")

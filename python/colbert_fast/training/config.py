@@ -222,11 +222,11 @@ class TrainingConfig:
             raise ValueError(
                 f"group_size: batch_size={self.batch_size} is no multiple of {self.group_size}"
             )
-        others = sorted({"in_batch", "contrastive", "xtr"} & set(self.losses))
+        others = sorted({"in_batch", "pairwise", "contrastive", "xtr"} & set(self.losses))
         if self.group_size > 1 and others:
             raise ValueError(
-                f"group_size: with the losses {', '.join(others)} a query's positive would be "
-                "among its negatives, as another query's document"
+                f"group_size: the losses {', '.join(others)} know one positive of a query, and the "
+                "others among a group's documents would be its negatives"
             )
 
     def _check_evaluation(self) -> None:

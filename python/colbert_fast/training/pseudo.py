@@ -27,7 +27,7 @@ FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 
 KINDS = ("keywords", "crop", "cloze")
 
-_WORD = re.compile(r"[A-Za-z][A-Za-z'-]+")
+_WORD = re.compile(r"[^\W\d_](?:[^\W\d_]|['-])+")
 _SENTENCE_END = re.compile(r"(?<=[.!?;])\s+")
 # A sentence of fewer words says little, one of more is a table or a listing without full stops.
 _SENTENCE_WORDS = range(5, 31)
