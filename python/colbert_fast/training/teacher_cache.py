@@ -94,13 +94,13 @@ class ScoreCache:
             self._connection.execute("COMMIT")
 
     def _number(self, fingerprint: str) -> int:
-        with named_errors(self._path):
-            self._connection.execute(
-                "INSERT OR IGNORE INTO teachers (fingerprint) VALUES (?)", (fingerprint,)
-            )
-        [(number,)] = self._connection.execute(
-            "SELECT number FROM teachers WHERE fingerprint = ?", (fingerprint,)
-        )
+        query = "SELECT number FROM teachers WHERE fingerprint = ?"
+        if self._connection.execute(query, (fingerprint,)).fetchone() is None:
+            with named_errors(self._path):
+                self._connection.execute(
+                    "INSERT OR IGNORE INTO teachers (fingerprint) VALUES (?)", (fingerprint,)
+                )
+        [(number,)] = self._connection.execute(query, (fingerprint,))
         return int(number)
 
     def __enter__(self) -> ScoreCache:

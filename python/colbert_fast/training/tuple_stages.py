@@ -178,13 +178,14 @@ def _draw(
             groups=settings.groups,
             seed=seed,
         )
+    fill = None if settings.late else list(collection.documents)
     draws = (
         sample_tuples(
             rankings,
             collection.positives,
             nway=None if settings.late else settings.nway,
             bands=settings.bands,
-            fill=None if settings.late else list(collection.documents),
+            fill=fill,
             seed=seed + draw,
         )
         for draw in range(settings.tuples_per_positive)
@@ -192,13 +193,13 @@ def _draw(
     return itertools.chain.from_iterable(draws)
 
 
-def _by_turns(rankings: Sequence[Sequence[NWay]]) -> Mapping[str, Sequence[tuple[str, float]]]:
+def _by_turns(rankings: Sequence[Sequence[NWay]]) -> list[NWay]:
     """One ranking for each query: the best of each source, then the second best of each, ..."""
     found: dict[str, list[list[str]]] = {}
     for source in rankings:
         for ranking in source:
             found.setdefault(ranking.query_id, []).append(list(ranking.document_ids))
-    return {query: [(name, 0.0) for name in _merged(each)] for query, each in found.items()}
+    return [NWay(query, tuple(_merged(each))) for query, each in found.items()]
 
 
 def _merged(rankings: Sequence[Sequence[str]]) -> Iterator[str]:
