@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def test_every_stage_is_there(finished):
         *("warm-up-mined", "warm-up-tuples", "warm-up"),
         *("teacher-mined", "teacher-tuples", "teacher"),
         *("round-1-mined", "round-1-tuples", "round-1"),
-        *("start-evaluation-beir", "evaluation-beir"),
+        *("start-evaluation-beir", "round-1-evaluation-beir"),
     }
     assert model == path.parent / "run/round-1/final"
     evaluation = measures["beir"]
@@ -271,6 +272,44 @@ def test_killed_and_started_again(finished, sources, tmp_path):
     ).read_bytes()
 
 
+def test_a_round_is_added(sources, tmp_path):
+    """The first round is kept, and the second one's model is measured too."""
+    path, _ = write_tuples_of(tmp_path, scores=[1.5, 3.0, 0.5])
+    values = recipe_of_tuples(sources, tmp_path / "run", path, evaluate=[str(sources / "beir")])
+    run_values(tmp_path, values)
+    first = (tmp_path / "run/round-1/stage.json").stat().st_mtime_ns
+    run_values(tmp_path, {**values, "rounds": 2 * values["rounds"]})
+    assert (tmp_path / "run/round-1/stage.json").stat().st_mtime_ns == first
+    assert (tmp_path / "run/round-2-evaluation-beir/measures.json").exists()
+
+
+def test_a_round_hangs_on_what_it_is_evaluated_on(sources, tmp_path):
+    path, _ = write_tuples_of(tmp_path, scores=[1.5, 3.0, 0.5])
+    values = recipe_of_tuples(sources, tmp_path / "run", path)
+    beir = shutil.copytree(sources / "beir", tmp_path / "judged")
+    validated = {"eval_folder": str(beir), "eval_split": "test", "save_steps": 1}
+    values["rounds"][0]["train"] |= validated
+    run_values(tmp_path, values)
+    (beir / "qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\n")
+    with pytest.raises(ValueError, match=r"round-1 was made .*judged"):
+        run_values(tmp_path, values)
+
+
+def test_margins_pass_over_a_positive_that_nothing_was_found_for(sources, tmp_path, caplog):
+    beir = shutil.copytree(sources, tmp_path / "sources") / "beir"
+    for name, text in (
+        ("corpus.jsonl", json.dumps({"_id": "rare", "text": "zyzzyva"})),
+        ("queries.jsonl", json.dumps({"_id": "rare", "text": "zyzzyva"})),
+        ("qrels/train.tsv", "rare\trare\t1"),
+    ):
+        (beir / name).write_text(f"{(beir / name).read_text().rstrip()}\n{text}\n")
+    mine = {"sources": ["bm25"], "depth": 10, "nway": 2, "bands": BAND, "margin": 0.0}
+    train = {"losses": {"kl": 1.0}, "batch_size": 4, "max_steps": 1}
+    _, tuples = one_round(beir.parent, tmp_path, mine, train)
+    assert "rare" not in {query for query, *_ in tuples}
+    assert "positives have too few candidates" in caplog.text
+
+
 def test_two_processes_and_made_questions(sources, tmp_path):
     values = {
         "output": str(tmp_path / "run"),
@@ -339,6 +378,8 @@ def test_too_few_judgements_for_groups(sources, tmp_path):
         ({"teacher": [{"kind": "bm25", "model": "x"}]}, r"kind bm25 wants no `model`"),
         ({"teacher": [{"kind": "maxsim"}]}, r"kind maxsim wants a `model`"),
         ({"collections": []}, r"collections: want at least one"),
+        ({"collections": [{"name": "a/b", "folder": "x"}]}, r"'a/b': want a name that files"),
+        ({"collections": [{"name": "x", "folder": "x", "limit": -1}]}, r"'x': want a limit above"),
         ({"collections": [{"name": "x"}]}, r"collection 'x': give either `folder` or documents"),
         ({"seed": "seven"}, r"seed: Input should be a valid integer"),
         ({"evaluate": ["nowhere"]}, r"evaluate: no such folder: nowhere"),
@@ -354,6 +395,10 @@ def test_too_few_judgements_for_groups(sources, tmp_path):
         (
             {"train_teacher": {"base": "x", "options": {"epoch": 1}}},
             r"train_teacher.*'epoch' is none of .*epochs",
+        ),
+        (
+            {"train_teacher": {"base": "x", "options": {"device": "cpu"}}},
+            r"train_teacher.*'device' is none of",
         ),
     ],
 )

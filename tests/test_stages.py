@@ -74,3 +74,25 @@ def test_time_is_noted_and_does_not_matter(stages):
     stages.run("score", {}, touch("scores"), after=(first,))
     file.write_text(json.dumps({**stage, "seconds": 7e7}))
     stages.run("score", {}, never, after=(first,))
+
+
+def test_a_run_in_the_folder_of_its_data_is_no_input(tmp_path):
+    stages = Stages(tmp_path / "data/run")
+    (tmp_path / "data/corpus").write_text("a text")
+    stages.run("mine", {}, touch("ranking"), inputs=[tmp_path / "data"])
+    stages.run("mine", {}, never, inputs=[tmp_path / "data"])
+    (tmp_path / "data/corpus").write_text("another text")
+    with pytest.raises(ValueError, match="mine was made with other settings"):
+        stages.run("mine", {}, never, inputs=[tmp_path / "data"])
+
+
+def test_files_are_on_disk_before_their_stage_is_done(stages, monkeypatch):
+    synced = []
+
+    def sync_files(folder, names):
+        assert json.loads((folder / "stage.json").read_text())["done"] is False
+        synced.extend(names)
+
+    monkeypatch.setattr("colbert_fast.training.stages.sync_files", sync_files)
+    stages.run("mine", {}, touch("ranking"))
+    assert "ranking" in synced

@@ -60,7 +60,7 @@ def run(job: TrainingJob) -> None:
     model = ColBERT.from_pretrained(job.model, device=device)
     train(
         model,
-        join(job.questions, job.config.nway),
+        join(job.questions, job.config.nway, job.config.seed),
         job.output,
         job.config,
         resume=True,
@@ -68,10 +68,10 @@ def run(job: TrainingJob) -> None:
     )
 
 
-def join(questions: Sequence[Questions], nway: int | None) -> Sequence[Example]:
+def join(questions: Sequence[Questions], nway: int | None, seed: int) -> Sequence[Example]:
     """The examples of all collections, one after the other; `train` shuffles them."""
     parts = (
-        TrainingData(each.queries, each.documents, TupleFile(each.tuples), nway=nway)
+        TrainingData(each.queries, each.documents, TupleFile(each.tuples), nway=nway, seed=seed)
         for each in questions
     )
     return cast("Sequence[Example]", ConcatDataset(cast("Iterable[Dataset[Example]]", parts)))

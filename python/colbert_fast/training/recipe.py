@@ -65,6 +65,10 @@ class Collection(_Strict):
 
     def __post_init__(self) -> None:
         """Raise ValueError where it is not clear what to read."""
+        if Path(self.name).name != self.name:
+            raise ValueError(f"collection {self.name!r}: want a name that files can have")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"collection {self.name!r}: want a limit above 0; got {self.limit}")
         files = {"documents": self.documents, "queries": self.queries, "positives": self.positives}
         wanted = ["documents"] if self.pseudo_queries else list(files)
         given = [name for name, path in files.items() if path is not None]
@@ -263,9 +267,10 @@ class TeacherTraining(_Strict):
         """Raise ValueError naming an option that `train_teacher` does not have."""
         from colbert_fast.training.train_teacher import train_teacher
 
-        known = inspect.signature(train_teacher).parameters
-        free = [name for name, each in known.items() if each.kind == each.KEYWORD_ONLY]
-        unknown = sorted(set(self.options) - set(free) - {"device", "progress"})
+        known = inspect.signature(train_teacher).parameters.values()
+        free = [each.name for each in known if each.kind == each.KEYWORD_ONLY]
+        free = [name for name in free if name not in ("device", "progress")]  # the run's
+        unknown = sorted(set(self.options) - set(free))
         if unknown:
             raise ValueError(f"options: {unknown[0]!r} is none of {', '.join(free)}")
 
@@ -321,15 +326,14 @@ class Recipe(_Strict):
             given = None if part is None else part.mine.tuples
             if given is not None and sorted(given) != sorted(names):
                 raise ValueError(f"tuples: want a file for each of {names}; got {[*given]}")
-        folders = [path.name for path in self.evaluate]
+        folders = [path.resolve().name for path in self.evaluate]
         if len(set(folders)) < len(folders):
             raise ValueError(f"evaluate: want folders of different names; got {folders}")
-        missing = [path for path in self.evaluate if not path.is_dir()]
-        if missing:
-            raise ValueError(f"evaluate: no such folder: {missing[0]}")
-        bare = [path for path in self.evaluate if held_out_split(path) is None]
-        if bare:
-            raise ValueError(f"evaluate: {bare[0]} has no judgements of a split test or dev")
+        for path in self.evaluate:
+            if not path.is_dir():
+                raise ValueError(f"evaluate: no such folder: {path}")
+            if held_out_split(path) is None:
+                raise ValueError(f"evaluate: {path} has no judgements of a split test or dev")
 
     def _check_untaught(self) -> None:
         for name, each in (("warm_up", self.warm_up), ("train_teacher", self.train_teacher)):

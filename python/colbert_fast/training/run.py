@@ -36,8 +36,8 @@ def run_recipe(
 
     Each has a folder in `recipe.output`: ``questions-NAME`` for every collection, ``start``;
     ``warm-up-mined``, ``warm-up-tuples`` and ``warm-up``; ``teacher-...`` and ``round-N-...``
-    likewise; ``start-evaluation-NAME`` and ``evaluation-NAME``, whose measures
-    ``evaluation.json`` has together. A run that was stopped goes on inside its last stage.
+    likewise; ``start-evaluation-NAME`` and ``round-N-evaluation-NAME`` of the last round, whose
+    measures ``evaluation.json`` has together. A run that was stopped goes on inside its last stage.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ class _Run:
 
         wanted = {**settings.train, "seed": config.seed}
         after = [tuples, self.newest]
-        self.newest = self.stages.run(name, wanted, make, after=after)
+        self.newest = self.stages.run(name, wanted, make, after=after, inputs=[config.eval_folder])
 
     def train_teacher(self, settings: TeacherTraining) -> None:
         """Fine-tune a cross-encoder."""
@@ -151,7 +151,7 @@ class _Run:
                 return  # a run was stopped between the model and the record of it
             train_teacher(
                 resolve_model(settings.base),
-                join(self._questions(tuples), nway),
+                join(self._questions(tuples), nway, options["seed"]),
                 folder / "final",
                 device=self.device,
                 progress=self.progress,
@@ -172,9 +172,10 @@ class _Run:
         for path in self.recipe.evaluate:
             split = held_out_split(path)
             assert split is not None  # the recipe was checked
-            before = self._measure(f"start-evaluation-{path.name}", self.start, path, split)
-            after = self._measure(f"evaluation-{path.name}", self.newest, path, split)
-            found[path.name] = Evaluation(split, before, after)
+            name = path.resolve().name  # "." has none
+            before = self._measure(name, self.start, path, split)
+            after = self._measure(name, self.newest, path, split)
+            found[name] = Evaluation(split, before, after)
         text = json.dumps({name: each._asdict() for name, each in found.items()}, indent=2) + "\n"
         file = self.recipe.output / _EVALUATION
         if found and not (file.exists() and file.read_text(encoding="utf-8") == text):
@@ -184,7 +185,7 @@ class _Run:
 
     def _measure(self, name: str, trained: Path, path: Path, split: str) -> dict[str, float]:
         folder = self.stages.run(
-            name,
+            f"{trained.name}-evaluation-{name}",
             {"folder": str(path), "split": split, "measures": DEFAULT_MEASURES},
             lambda folder: measure(
                 trained / "final",

@@ -134,6 +134,8 @@ class _Sampler:
         """The tuple of one positive; None if there are too few candidates."""
         pools = [list(candidates[start:stop]) for start, stop, _ in self.bands]
         if self.margin is not None or self.ratio is not None:
+            if not any(pools):
+                return None  # nor does the positive have a score, where all candidates got theirs
             limit = self._limit(query, positive)
             pools = [[d for d in pool if self._score(query, d) <= limit] for pool in pools]
         negatives = self._draw(query, positive, pools, positives)

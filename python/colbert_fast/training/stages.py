@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from colbert_fast.storage.files import sync_files
 from colbert_fast.training.files import replacing
 
 __all__ = ["Stages"]
@@ -74,7 +75,9 @@ class Stages:
         wanted = {
             "settings": json.loads(json.dumps(settings, default=str)),
             "after": {path.name: _digest(path) for path in after},
-            "inputs": {str(path): _state(Path(path)) for path in inputs if path is not None},
+            "inputs": {
+                str(path): _state(Path(path), self.output) for path in inputs if path is not None
+            },
         }
         file = folder / _FILE
         found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
@@ -94,6 +97,9 @@ class Stages:
                 "%s: stopped; what is done is kept, and the same run goes on from there", folder
             )
             raise
+        # A power cut must not leave a stage that is done without its files.
+        files = [file for file in folder.rglob("*") if file.is_file()]
+        sync_files(folder, [str(file.relative_to(folder)) for file in files])
         seconds = time.monotonic() - start
         _write(file, {**wanted, "done": True, "seconds": round(seconds, 1)})
         logger.info("%s: done in %.0f s", name, seconds)
@@ -121,9 +127,12 @@ def _digest(folder: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _state(path: Path) -> list[list[Any]]:
-    """Name, size and time of each file."""
+def _state(path: Path, output: Path) -> list[list[Any]]:
+    """Name, size and time of each file, but for those of a run that lies in the folder."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    own = output.resolve()
+    if path.resolve() in own.parents:
+        files = [file for file in files if own not in file.resolve().parents]
     return [
         [str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns]
         for file in files
