@@ -430,6 +430,63 @@ def test_cross_encoder_of_sentence_transformers_and_its_arithmetic(tmp_path: Pat
     assert exact.fingerprint == CrossEncoderTeacher(model, dtype="float32").fingerprint
 
 
+def change(folder: Path, name: str, *keys: str, value: object) -> None:
+    """Set a value in a JSON file of a model."""
+    whole = part = json.loads((folder / name).read_text())
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    (folder / name).write_text(json.dumps(whole))
+
+
+LOWERCASE = ("tokenizer.json", "normalizer", "lowercase")
+
+
+@pytest.mark.parametrize(
+    ("kind", "write"), [(CrossEncoderTeacher, write_classifier), (BiEncoderTeacher, write_plain)]
+)
+def test_settings_and_tokenizers_have_fingerprints(tmp_path: Path, kind: Any, write: Any) -> None:
+    for name, changed in (
+        ("a", None),
+        ("heads", ("config.json", "num_attention_heads", 4)),
+        ("case", (*LOWERCASE, False)),
+    ):
+        write(tmp_path / name)
+        if changed:
+            change(tmp_path / name, *changed[:-1], value=changed[-1])
+    teachers = [kind(tmp_path / name, dtype="float32") for name in ("a", "heads", "case")]
+    before = [each.fingerprint for each in teachers]
+    assert len(set(before)) == 3
+    assert len({tuple(each([*PAIRS, ("THE SKY", "BLUE")]).tolist()) for each in teachers}) == 3
+    for name, fingerprint in zip(("a", "heads", "case"), before, strict=True):
+        again = kind(tmp_path / name, dtype="float32")
+        again(PAIRS)
+        assert again.fingerprint == fingerprint
+
+
+def test_the_default_prompt_has_a_fingerprint(tmp_path: Path) -> None:
+    write_plain(tmp_path / "model")
+    prompts = {"x": "sky ", "y": "plaid "}
+    one, other = (
+        SentenceTransformer(
+            str(tmp_path / "model"), device="cpu", prompts=prompts, default_prompt_name=name
+        )
+        for name in prompts
+    )
+    assert BiEncoderTeacher(one).fingerprint != BiEncoderTeacher(other).fingerprint
+
+
+def test_the_tokenizer_of_a_maxsim_teacher_has_a_fingerprint(tmp_path: Path) -> None:
+    found = []
+    for name in ("a", "case"):
+        folder = write_pylate(tmp_path / name)
+        if name == "case":
+            change(folder, *LOWERCASE, value=False)
+        model = ColBERT.from_pretrained(folder, dtype="float32", document_length=60)
+        found.append(MaxSimTeacher(model).fingerprint)
+    assert found[0] != found[1]
+
+
 def test_what_is_no_cross_encoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no cross-encoder \(BertModel\)"):
         CrossEncoderTeacher(write_plain(tmp_path / "plain"))

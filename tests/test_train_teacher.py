@@ -14,7 +14,7 @@ torch: Any = pytest.importorskip("torch", reason="torch is an extra")
 for package in ("accelerate", "datasets", "sentence_transformers"):
     pytest.importorskip(package, reason=f"{package} is an extra")
 
-from safetensors.torch import load_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from colbert_fast.training.cross_encoder import CrossEncoderTeacher  # noqa: E402
 from colbert_fast.training.data import Example, NWay, TrainingData  # noqa: E402
@@ -143,6 +143,23 @@ def test_what_cannot_be_is_refused(tmp_path: Path, base: Path) -> None:
     with pytest.raises(ValueError, match="batch_size: want an int of at least 1, got 0"):
         train_teacher(base, data, out, **{**OPTIONS, "batch_size": 0})
     with pytest.raises(KeyboardInterrupt):
-        train_teacher(base, Dying(data, 1), out, **OPTIONS)
+        train_teacher(base, Dying(data, 3), out, **OPTIONS)
     with pytest.raises(ValueError, match=r"were made with learning_rate 0.001; remove the folder"):
         train_teacher(base, data, out, **{**OPTIONS, "learning_rate": 1e-4})
+
+
+def test_checkpoints_of_other_data_or_weights_are_refused(tmp_path: Path, base: Path) -> None:
+    data, out = make_data(), tmp_path / "teacher"
+    with pytest.raises(KeyboardInterrupt):
+        train_teacher(base, Dying(data, 3), out, **OPTIONS)
+    turned = [each._replace(document_ids=each.document_ids[::-1]) for each in data.tuples]
+    with pytest.raises(ValueError, match=r"were made with first_and_last '\w+'; remove the folder"):
+        train_teacher(base, TrainingData(data.queries, data.documents, turned), out, **OPTIONS)
+    state = load_file(base / "model.safetensors")
+    save_file(
+        {key: value + 1 for key, value in state.items()},
+        base / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(ValueError, match=r"were made with fingerprint '[\w ]+'; remove the folder"):
+        train_teacher(base, data, out, **OPTIONS)

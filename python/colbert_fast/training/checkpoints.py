@@ -32,6 +32,7 @@ __all__ = [
     "average_weights",
     "checkpoints",
     "describe_run",
+    "digest_of_ends",
     "disk_errors",
     "load_weights",
     "opened",
@@ -58,19 +59,24 @@ def checkpoints(output: Path) -> dict[int, Path]:
     return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
-def describe_run(
-    model: ColBERT, data: Sequence[ExampleLike], config: TrainingConfig, processes: int
-) -> dict[str, Any]:
-    """What a run is recognised by: see `train`."""
+def digest_of_ends(data: Sequence[ExampleLike]) -> str:
+    """Of the first and the last example: data may be too large to be read for this."""
     ends = [
         (each.query, [*each.documents], None if each.scores is None else [*map(float, each.scores)])
         for each in (data[0], data[len(data) - 1])
     ]
+    return hashlib.sha256(json.dumps(ends).encode()).hexdigest()[:16]
+
+
+def describe_run(
+    model: ColBERT, data: Sequence[ExampleLike], config: TrainingConfig, processes: int
+) -> dict[str, Any]:
+    """What a run is recognised by: see `train`."""
     described = {
         "model": model.eval().fingerprint(),
         "model_config": dataclasses.asdict(model.config),
         "examples": len(data),
-        "first_and_last": hashlib.sha256(json.dumps(ends).encode()).hexdigest()[:16],
+        "first_and_last": digest_of_ends(data),
         "processes": processes,
         "config": dataclasses.asdict(config),
     }

@@ -14,19 +14,20 @@ import torch
 
 from colbert_fast.errors import CheckpointError
 from colbert_fast.model.device import check_device, multiplies_bfloat16
-from colbert_fast.model.fingerprint import model_fingerprint
+from colbert_fast.model.fingerprint import model_fingerprint, settings_fingerprint
 from colbert_fast.model.weights import quiet_transformers, reason_of, resolve_folder
 from colbert_fast.training.files import require
 from colbert_fast.training.teacher_cache import Pair
 
 if TYPE_CHECKING:
-    from sentence_transformers import CrossEncoder
+    from sentence_transformers import CrossEncoder, SentenceTransformer
 
 __all__ = [
     "CrossEncoderTeacher",
     "TeacherDType",
     "autocast",
     "check_batch_size",
+    "foreign_fingerprint",
     "load_cross_encoder",
     "load_with",
     "resolve_teacher_dtype",
@@ -52,7 +53,8 @@ class CrossEncoderTeacher:
         Tokens of a pair, the longer text cut first; by default what the model says.
     dtype : {"auto", "float32", "bfloat16", "float16"}
         Arithmetic, by autocast. "auto" is bfloat16 where the device multiplies it, else float16 on
-        CUDA, else float32.
+        CUDA, else float32. The head's too: in bfloat16 a logit has 8 bits, so that those from 4 to
+        8 are multiples of 1/32.
     device : str, optional
         By default where the given model is; "cpu" for one that is loaded here.
     batch_size : int
@@ -92,10 +94,9 @@ class CrossEncoderTeacher:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Weights, length and arithmetic; computed once."""
-        weights = model_fingerprint(self.model)
+        """Weights, settings, tokenizer, prompts, length and arithmetic; computed once."""
         length = self.max_length or self.model.max_seq_length
-        return f"cross-encoder {weights} {length} {self.dtype}"
+        return f"cross-encoder {foreign_fingerprint(self.model)} {length} {self.dtype}"
 
     def __call__(self, pairs: Sequence[Pair]) -> npt.NDArray[np.float32]:
         """float32 (len(pairs),) scores of (query, document) texts."""
@@ -173,6 +174,18 @@ def load_with(kind: str, path_or_hub_id: str | Path, *, device: str, **options: 
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path_or_hub_id}: {reason_of(error)}") from error
     return model.float()
+
+
+def foreign_fingerprint(model: CrossEncoder | SentenceTransformer) -> str:
+    """Weights, settings, tokenizer and prompts of a model of sentence-transformers."""
+    network = model.transformers_model
+    settings = settings_fingerprint(
+        None if network is None else network.config,
+        getattr(model, "tokenizer", None),
+        model.prompts,
+        model.default_prompt_name,
+    )
+    return f"{model_fingerprint(model)} {settings}"
 
 
 def resolve_teacher_dtype(

@@ -16,13 +16,14 @@ import torch
 
 from colbert_fast.kernels import ops
 from colbert_fast.model.device import check_device
-from colbert_fast.model.fingerprint import model_fingerprint
+from colbert_fast.model.fingerprint import settings_fingerprint
 from colbert_fast.search.bm25 import length_norm, word_weight
 from colbert_fast.storage.text_index import count_terms
 from colbert_fast.training.cross_encoder import (
     TeacherDType,
     autocast,
     check_batch_size,
+    foreign_fingerprint,
     load_with,
     resolve_teacher_dtype,
 )
@@ -139,10 +140,10 @@ class MaxSimTeacher:
 
     @property
     def fingerprint(self) -> str:
-        """Weights, settings of the texts and arithmetic."""
-        settings = hashlib.blake2b(repr(self.model.config).encode(), digest_size=8).hexdigest()
-        arithmetic = f"{self.model.backend} {self.model.dtype}"
-        return f"maxsim {self.model.fingerprint()} {settings} {arithmetic}"
+        """Weights, settings of the model and the texts, tokenizer and arithmetic."""
+        model = self.model
+        settings = settings_fingerprint(model.backbone.config, model.tokenizer.base, model.config)
+        return f"maxsim {model.fingerprint()} {settings} {model.backend} {model.dtype}"
 
     def __call__(self, pairs: Sequence[Pair]) -> npt.NDArray[np.float32]:
         """float32 (len(pairs),) scores of (query, document) texts."""
@@ -208,12 +209,11 @@ class BiEncoderTeacher:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Weights, lengths, pooling, prompts, similarity and arithmetic; computed once."""
+        """Weights, settings, tokenizer, pooling, prompts, similarity and arithmetic; once."""
         model = self.model
-        settings = f"{model} {model.max_seq_length} {model.truncate_dim} {model.prompts}"
-        settings += f" {model.similarity_fn_name}"
+        settings = f"{model} {model.max_seq_length} {model.truncate_dim} {model.similarity_fn_name}"
         digest = hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()
-        return f"bi-encoder {model_fingerprint(model)} {digest} {self.dtype}"
+        return f"bi-encoder {foreign_fingerprint(model)} {digest} {self.dtype}"
 
     @torch.inference_mode()
     def __call__(self, pairs: Sequence[Pair]) -> npt.NDArray[np.float32]:

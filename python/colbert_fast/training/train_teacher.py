@@ -15,10 +15,12 @@ from transformers import PrinterCallback
 
 from colbert_fast.model.device import check_device
 from colbert_fast.model.weights import quiet_transformers
+from colbert_fast.training.checkpoints import digest_of_ends
 from colbert_fast.training.cross_encoder import (
     CrossEncoderTeacher,
     TeacherDType,
     check_batch_size,
+    foreign_fingerprint,
     load_cross_encoder,
     resolve_teacher_dtype,
 )
@@ -63,7 +65,9 @@ def train_teacher(
 
     sentence-transformers' CrossEncoderTrainer does the work. Checkpoints are in the folder `out`
     with ".partial" appended, and a run that was killed goes on from the last one when it is started
-    again; on a CPU it ends with the weights that it would have had. Then `out` appears, complete.
+    again; on a CPU it ends with the weights that it would have had. It is recognised by its
+    settings, the base's weights, the number of examples, and the first and the last of them: of
+    those between, nothing is noticed. Then `out` appears, complete.
 
     Parameters
     ----------
@@ -110,7 +114,8 @@ def train_teacher(
     FileExistsError
         Something is at `out`.
     ValueError
-        There are no data, a setting cannot be, or the checkpoints there are of other settings.
+        There are no data, a setting cannot be, or the checkpoints there are of other settings, data
+        or weights.
     CheckpointError
         `base` cannot be read.
     MissingDependencyError
@@ -141,11 +146,18 @@ def train_teacher(
         "fp16": arithmetic == "float16",
     }
     work = out.with_name(f"{out.name}.partial")
-    wanted = {"base": str(base), "examples": len(data), "loss": loss, "max_length": max_length}
-    checkpoint = _resume(work, {**wanted, **settings})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # the head's
         model = load_cross_encoder(base, max_length=max_length, device=device, new_head=True)
+    wanted = {
+        "base": str(base),
+        "fingerprint": foreign_fingerprint(model),
+        "examples": len(data),
+        "first_and_last": digest_of_ends(data),
+        "loss": loss,
+        "max_length": max_length,
+    }
+    checkpoint = _resume(work, {**wanted, **settings})
     trainer = _make_trainer(
         model,
         data,
