@@ -112,6 +112,15 @@ def test_in_batch_cross_entropy(all_scores: Any, temperature: float) -> None:
 
 
 @pytest.mark.parametrize("loss", [losses.contrastive, losses.in_batch_cross_entropy])
+def test_excluded_documents_do_not_count(all_scores: Any, loss: Callable[..., Any]) -> None:
+    excluded = torch.zeros(B, B * N, dtype=torch.bool)
+    assert torch.equal(loss(all_scores, N, excluded=excluded), loss(all_scores, N))
+    excluded[0, [N, 2 * N + 1]] = excluded[3, 5] = True
+    without = all_scores.masked_fill(excluded, -1e9)
+    assert float(loss(all_scores, N, excluded=excluded)) == pytest.approx(float(loss(without, N)))
+
+
+@pytest.mark.parametrize("loss", [losses.contrastive, losses.in_batch_cross_entropy])
 def test_processes_share_a_batch(all_scores: Any, loss: Callable[..., Any]) -> None:
     parts = [loss(all_scores[:2], N), loss(all_scores[2:], N, offset=2)]
     together = (2 * parts[0] + 3 * parts[1]) / 5

@@ -104,6 +104,38 @@ def test_gradients_of_a_step_are_those_of_the_formulas(
         torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-4)
 
 
+def test_a_query_s_positives_are_never_its_negatives(model: ColBERT) -> None:
+    """Two tuples of a query, another query with its positive, and a copy of it as a negative."""
+    first, second, third, fourth = EXAMPLES[:4]
+    examples = [
+        first,
+        second._replace(query=first.query),
+        third._replace(documents=(first.documents[0], *third.documents[1:])),
+        fourth._replace(documents=(*fourth.documents[:2], fourth.documents[0])),
+    ]
+    batch = collate(model, examples)
+    with torch.no_grad():
+        queries, rows = Encoder(model)(batch)
+    weight = dict.fromkeys(("in_batch", "contrastive", "xtr"), 1.0)
+    found = objective(
+        TrainingConfig(losses=weight), queries, rows, batch.doclens, texts=batch.texts
+    )
+    n = 3
+    scores = {
+        "in_batch": autograd.maxsim(queries, rows, batch.doclens),
+        "xtr": losses.xtr_scores(queries, rows, batch.doclens),
+    }
+    scores["contrastive"] = scores["in_batch"]
+    positives = {0: {0, 3, 6}, 1: {0, 3, 6}, 2: {0, 6}, 3: {9, 11}}  # columns
+    for name in weight:
+        total = 0.0
+        for row, known in positives.items():
+            own = range(row * n, row * n + n) if name == "in_batch" else ()
+            others = [c for c in range(4 * n) if c not in known and c not in own]
+            total -= scores[name][row, [row * n, *others]].log_softmax(0)[0]
+        torch.testing.assert_close(found[name], total / 4)
+
+
 def test_temperatures_and_k(model: ColBERT) -> None:
     batch = collate(model, EXAMPLES[:4])
     with torch.no_grad():

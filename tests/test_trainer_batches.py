@@ -147,6 +147,8 @@ def test_examples_that_do_not_go_together(model: ColBERT) -> None:
         collate([short], nway=2, needs_scores=True)
     with pytest.raises(ValueError, match=r"query 'blue': 1 scores for 2 documents"):
         collate([short._replace(scores=(1.0,))], nway=2)
+    with pytest.raises(ValueError, match=r"query 'blue': want finite scores, got \[1.0, nan\]"):
+        collate([short._replace(scores=(1.0, float("nan")))], nway=2)
 
 
 def test_nway_takes_the_first_documents(model: ColBERT) -> None:

@@ -20,7 +20,15 @@ from colbert_fast.training import distributed  # noqa: E402
 from colbert_fast.training.config import TrainingConfig  # noqa: E402
 from colbert_fast.training.trainer import train  # noqa: E402
 from colbert_fast.training.validation import METRIC  # noqa: E402
-from training_runs import load_model, make_examples, run, weights, write_beir, write_model  # noqa: E402
+from training_runs import (  # noqa: E402
+    load_model,
+    make_examples,
+    run,
+    weights,
+    with_twins,
+    write_beir,
+    write_model,
+)
 
 # A large epsilon, since Adam's updates are signs where a gradient is nothing but rounding; no
 # clipping, which would hide a factor on all gradients.
@@ -35,11 +43,13 @@ OPTIONS: dict[str, Any] = {
 OWN_ONLY = {"losses": {"kl": 1.0, "pairwise": 1.0}}
 
 
-def assert_two_are_one(tmp_path: Path, **changes: Any) -> None:
+def assert_two_are_one(tmp_path: Path, *, twins: bool = False, **changes: Any) -> None:
     folder = write_model(tmp_path / "model")
     options = {**OPTIONS, **changes}
     model = load_model(folder, dropout=0.0)
-    train(model, make_examples(), tmp_path / "one", TrainingConfig(**options), progress=False)
+    examples = with_twins(make_examples()) if twins else make_examples()
+    train(model, examples, tmp_path / "one", TrainingConfig(**options), progress=False)
+    options["twins"] = twins
     done = run(folder, tmp_path / "two", processes=2, **options, dropout=0.0)
     assert done.returncode == 0, done.stderr
     before, two = weights(folder), weights(tmp_path / "two" / "final")
@@ -50,7 +60,7 @@ def assert_two_are_one(tmp_path: Path, **changes: Any) -> None:
     assert moved > 1e-3
 
 
-@pytest.mark.parametrize("changes", [{}, {"gradient_cache": 2}, OWN_ONLY])
+@pytest.mark.parametrize("changes", [{}, {"gradient_cache": 2}, {"twins": True}, OWN_ONLY])
 def test_two_processes_are_one(changes: dict[str, Any], tmp_path: Path) -> None:
     assert_two_are_one(tmp_path, **changes)
 
@@ -61,13 +71,22 @@ def test_two_processes_evaluate_as_one(tmp_path: Path) -> None:
     beir.mkdir()
     write_beir(beir, make_examples())
     assert_two_are_one(tmp_path, **OWN_ONLY, eval_folder=str(beir), save_steps=4)
-    values = []
-    for name in ("one", "two"):
-        text = (tmp_path / name / "checkpoint-4" / "trainer_state.json").read_text("utf-8")
-        history = json.loads(text)["log_history"]
-        values += [entry[METRIC] for entry in history if METRIC in entry]
-    assert len(values) == 2
-    assert values[0] == pytest.approx(values[1], abs=0.02)
+    one, two = (log_of(tmp_path / name, METRIC) for name in ("one", "two"))
+    assert len(one) == 1
+    assert one == pytest.approx(two, abs=0.02)
+
+
+def log_of(run: Path, name: str) -> list[float]:
+    text = (run / "checkpoint-4" / "trainer_state.json").read_text("utf-8")
+    return [entry[name] for entry in json.loads(text)["log_history"] if name in entry]
+
+
+def test_two_processes_log_what_one_does(tmp_path: Path) -> None:
+    assert_two_are_one(tmp_path, logging_steps=2, save_steps=4)
+    for name in ("loss", "loss_kl", "loss_in_batch", "loss_xtr"):
+        one, two = (log_of(tmp_path / run, name) for run in ("one", "two"))
+        assert len(one) == 2
+        assert one == pytest.approx(two, rel=1e-3), name
 
 
 def test_a_process_leaves_its_group_before_it_ends(tmp_path: Path) -> None:

@@ -49,6 +49,11 @@ def make_examples(count: int = 24, n: int = 3, seed: int = 0) -> list[Example]:
     return examples
 
 
+def with_twins(examples: list[Example]) -> list[Example]:
+    """All examples ask one of two queries, so that many in a batch share one."""
+    return [each._replace(query=examples[i % 2].query) for i, each in enumerate(examples)]
+
+
 def write_model(folder: Path) -> Path:
     """A tiny checkpoint, in Stanford's layout."""
     return write_stanford(folder, metadata=METADATA)
@@ -125,11 +130,12 @@ def main(model: str, output: str, options: str) -> None:
     """The other process."""
     given = json.loads(options)
     kill_at, resume = given.pop("kill_at", None), given.pop("resume", False)
+    twins = given.pop("twins", False)
     dropout = given.pop("dropout", 0.1)
     torch.set_num_threads(1)
     train(
         load_model(Path(model), dropout=dropout),
-        make_examples(),
+        with_twins(make_examples()) if twins else make_examples(),
         output,
         TrainingConfig.from_dict(given),
         resume=resume,

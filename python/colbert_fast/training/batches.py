@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, Protocol
@@ -58,6 +60,8 @@ class TrainingBatch:
     doclens : int32 (b * n,), summing to n_tokens
     teacher : float32 (b, n), optional
         The teacher's scores.
+    texts : int64 (b,) and int64 (b * n,)
+        A number for each query's and document's text, the same in every process.
     """
 
     queries: tuple[Pass, ...]
@@ -66,6 +70,7 @@ class TrainingBatch:
     order: Tensor
     doclens: Tensor
     teacher: Tensor | None
+    texts: tuple[Tensor, Tensor]
 
     def to(self, device: torch.device) -> TrainingBatch:
         """The batch on a device; doclens, which kernels read on the host too, go along."""
@@ -126,11 +131,11 @@ class Collator:
         for example in examples:
             self._check(example)
         texts = [text for example in examples for text in example.documents[: self.nway]]
-        queries, query_keep = self._queries([example.query for example in examples])
+        asked = [example.query for example in examples]
+        queries, query_keep = self._queries(asked)
         documents, order, doclens = self._documents(texts)
-        return TrainingBatch(
-            queries, query_keep, documents, order, doclens, self._teacher(examples)
-        )
+        teacher, numbers = self._teacher(examples), (_numbers(asked), _numbers(texts))
+        return TrainingBatch(queries, query_keep, documents, order, doclens, teacher, numbers)
 
     def _check(self, example: ExampleLike) -> None:
         name = _name(example)
@@ -142,6 +147,8 @@ class Collator:
             raise ValueError(f"{name}: no teacher's scores, which the losses need")
         if example.scores is not None and len(example.scores) != count:
             raise ValueError(f"{name}: {len(example.scores)} scores for {count} documents")
+        if example.scores is not None and not all(map(math.isfinite, example.scores)):
+            raise ValueError(f"{name}: want finite scores, got {[*example.scores]}")
 
     def _teacher(self, examples: Sequence[ExampleLike]) -> Tensor | None:
         if not self.needs_scores:
@@ -188,6 +195,14 @@ class Collator:
     def _size(self, longest: int) -> int:
         size = max(1, self.tokens_per_pass // max(1, longest))
         return min(size, self.texts_per_pass or size)
+
+
+def _numbers(texts: Sequence[str]) -> Tensor:
+    """int64 (n,) that tell texts apart: 64 bits of BLAKE2b."""
+    digests = [
+        hashlib.blake2b(each.encode("utf-8", "surrogatepass"), digest_size=8) for each in texts
+    ]
+    return torch.tensor([int.from_bytes(each.digest(), "little", signed=True) for each in digests])
 
 
 def _name(example: ExampleLike) -> str:

@@ -11,7 +11,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["barrier", "broadcast", "gather_rows", "leave_at_exit", "processes", "rank"]
+__all__ = [
+    "barrier",
+    "broadcast",
+    "gather",
+    "gather_rows",
+    "leave_at_exit",
+    "mean",
+    "processes",
+    "rank",
+]
 
 
 def processes() -> int:
@@ -80,6 +89,20 @@ class _GatherRows(torch.autograd.Function):
         return grad[ctx.start : ctx.start + ctx.size], None
 
 
+def gather(values: Tensor) -> Tensor:
+    """Values of all processes, as many of each, those of process 0 first."""
+    if processes() == 1:
+        return values
+    parts = [torch.empty_like(values) for _ in range(processes())]
+    dist.all_gather(parts, values)
+    return torch.cat(parts)
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean over processes."""
+    return gather(values[None]).mean(0)
+
+
 def gather_rows(rows: Tensor, doclens: Tensor) -> tuple[Tensor, Tensor]:
     """Documents of all processes, those of process 0 first.
 
@@ -99,8 +122,7 @@ def gather_rows(rows: Tensor, doclens: Tensor) -> tuple[Tensor, Tensor]:
     """
     if processes() == 1:
         return rows, doclens
-    parts = [torch.empty_like(doclens) for _ in range(processes())]
-    dist.all_gather(parts, doclens)
-    sizes = [int(part.sum()) for part in parts]
+    everywhere = gather(doclens)
+    sizes = everywhere.view(processes(), -1).sum(1).tolist()
     everything: Tensor = _GatherRows.apply(rows, sizes)  # type: ignore[no-untyped-call]
-    return everything, torch.cat(parts)
+    return everything, everywhere

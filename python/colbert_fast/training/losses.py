@@ -4,6 +4,8 @@
 `all_scores` (b, n_queries * n) are with every document of the batch: query i of the whole batch
 owns columns ``i * n`` to ``i * n + n - 1``. Where a batch is spread over processes, each passes the
 rows of its own queries with the documents of all, and as `offset` the number of its first query.
+Where queries of a batch share positives, `excluded` (b, n_queries * n) says which documents count
+neither as positive nor as negative: a query's positives in the columns of others.
 
 Scores are float32 or float64; half precision holds too little for differences of sums over query
 tokens, and is a TypeError. Teacher scores are constants.
@@ -151,7 +153,12 @@ def _positives(all_scores: torch.Tensor, n: int, offset: int) -> torch.Tensor:
 
 
 def contrastive(
-    all_scores: torch.Tensor, n: int, *, temperature: float = 1.0, offset: int = 0
+    all_scores: torch.Tensor,
+    n: int,
+    *,
+    temperature: float = 1.0,
+    offset: int = 0,
+    excluded: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Softmax cross-entropy of the own positive against every document of the batch.
 
@@ -166,6 +173,8 @@ def contrastive(
         Divides the scores.
     offset : int
         The number, within the whole batch, of the query of row 0.
+    excluded : bool (b, n_queries * n), optional
+        Documents to leave out; False for each query's own positive.
 
     Returns
     -------
@@ -173,11 +182,24 @@ def contrastive(
     """
     _check_temperature(temperature)
     positives = _positives(all_scores, n, offset)
-    return functional.cross_entropy(all_scores / temperature, positives)
+    return _cross_entropy(all_scores / temperature, positives, excluded)
+
+
+def _cross_entropy(
+    logits: torch.Tensor, positives: torch.Tensor, excluded: torch.Tensor | None
+) -> torch.Tensor:
+    if excluded is not None:
+        logits = logits.masked_fill(excluded, -torch.inf)
+    return functional.cross_entropy(logits, positives)
 
 
 def in_batch_cross_entropy(
-    all_scores: torch.Tensor, n: int, *, temperature: float = 1.0, offset: int = 0
+    all_scores: torch.Tensor,
+    n: int,
+    *,
+    temperature: float = 1.0,
+    offset: int = 0,
+    excluded: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Softmax cross-entropy of the own positive against all documents of the other queries.
 
@@ -191,7 +213,7 @@ def in_batch_cross_entropy(
     behind = torch.arange(all_scores.shape[1], device=all_scores.device) - positives[:, None]
     own_negatives = (behind > 0) & (behind < n)
     logits = (all_scores / temperature).masked_fill(own_negatives, -torch.inf)
-    return functional.cross_entropy(logits, positives)
+    return _cross_entropy(logits, positives, excluded)
 
 
 def xtr_scores(
@@ -241,6 +263,7 @@ def xtr(
     k: int = 256,
     temperature: float = 1.0,
     offset: int = 0,
+    excluded: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The token-retrieval objective of XTR: `contrastive` over `xtr_scores`.
 
@@ -259,10 +282,12 @@ def xtr(
         Divides the scores, which for unit vectors lie between -1 and 1 whatever nq.
     offset : int
         The number, within the whole batch, of the first query.
+    excluded : bool (b, n_queries * n), optional
+        As of `contrastive`; their tokens are retrieved nevertheless.
 
     Returns
     -------
     scalar tensor
     """
     scores = xtr_scores(query, documents, doclens, k=k)
-    return contrastive(scores, n, temperature=temperature, offset=offset)
+    return contrastive(scores, n, temperature=temperature, offset=offset, excluded=excluded)

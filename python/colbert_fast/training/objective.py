@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.nn import functional
 from colbert_fast.kernels import autograd
 from colbert_fast.training import losses
 from colbert_fast.training.config import TrainingConfig
-from colbert_fast.training.distributed import gather_rows, rank
+from colbert_fast.training.distributed import gather, gather_rows, rank
 
 __all__ = ["objective"]
 
@@ -27,6 +28,7 @@ def objective(
     rows: Tensor,
     doclens: Tensor,
     teacher: Tensor | None = None,
+    texts: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The losses of a batch by name, each times its weight; their sum is to be minimised.
 
@@ -37,6 +39,9 @@ def objective(
     rows : float32 (n_tokens, dim)
     doclens : int32 (b * n,), summing to n_tokens
     teacher : float32 (b, n), optional
+    texts : int64 (b,) and int64 (b * n,), optional
+        A number for each query's and document's text, by which a query's positives are known where
+        other queries of the batch have them: those are none of its negatives.
 
     Returns
     -------
@@ -45,7 +50,10 @@ def objective(
     """
     if teacher is not None:
         teacher = teacher * config.teacher_scale
-    everything = gather_rows(rows, doclens) if set(_GLOBAL) & set(config.losses) else None
+    everything = excluded = None
+    if set(_GLOBAL) & set(config.losses):
+        everything = gather_rows(rows, doclens)
+        excluded = None if texts is None else _others_positives(*texts)
     total: dict[str, Tensor] = {}
     for dim in (*config.matryoshka, queries.shape[2]):
         part = _Losses(
@@ -54,11 +62,25 @@ def objective(
             (_prefix(rows, dim), doclens),
             everything and (_prefix(everything[0], dim), everything[1]),
             teacher,
+            excluded,
         )
         for name, weight in config.losses.items():
             weighted = weight * part.loss(name)
             total[name] = total[name] + weighted if name in total else weighted
     return total
+
+
+def _others_positives(queries: Tensor, documents: Tensor) -> Tensor:
+    """Which of all documents are a query's positives, but for its own, bool (b, all documents)."""
+    b, n = len(queries), len(documents) // len(queries)
+    documents = gather(documents)
+    # (b, all queries) and (all queries, all documents): a query may have several tuples.
+    same_query = queries[:, None] == gather(queries)
+    positive_of = documents[::n, None] == documents
+    found = same_query.float() @ positive_of.float() > 0
+    own = torch.arange(b, device=queries.device)
+    found[own, (rank() * b + own) * n] = False
+    return found
 
 
 def _prefix(vectors: Tensor, dim: int) -> Tensor:
@@ -78,8 +100,9 @@ class _Losses:
         own: tuple[Tensor, Tensor],
         everything: tuple[Tensor, Tensor] | None,
         teacher: Tensor | None,
+        excluded: Tensor | None,
     ) -> None:
-        self.config, self.teacher = config, teacher
+        self.config, self.teacher, self.excluded = config, teacher, excluded
         self.queries, self.own, self.everything = queries, own, everything
         self.n = len(own[1]) // len(queries)
         self.offset = rank() * len(queries)
@@ -115,15 +138,12 @@ class _Losses:
             return losses.pairwise_cross_entropy(self.scores)
         if name in ("kl", "margin_mse"):
             raise ValueError(f"losses: {name!r} needs the teacher's scores")
-        temperature, offset = config.contrastive_temperature, self.offset
+        options: dict[str, Any] = {
+            "temperature": config.contrastive_temperature,
+            "offset": self.offset,
+            "excluded": self.excluded,
+        }
         if self.everything is not None and name == "xtr":
-            return losses.xtr(
-                self.queries,
-                *self.everything,
-                n,
-                k=config.xtr_k,
-                temperature=temperature,
-                offset=offset,
-            )
+            return losses.xtr(self.queries, *self.everything, n, k=config.xtr_k, **options)
         of = losses.contrastive if name == "contrastive" else losses.in_batch_cross_entropy
-        return of(self.all_scores, n, temperature=temperature, offset=offset)
+        return of(self.all_scores, n, **options)

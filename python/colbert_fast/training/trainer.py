@@ -32,7 +32,14 @@ from colbert_fast.training.checkpoints import (
     prune,
 )
 from colbert_fast.training.config import TEACHER_LOSSES, TrainingConfig
-from colbert_fast.training.distributed import barrier, broadcast, leave_at_exit, processes, rank
+from colbert_fast.training.distributed import (
+    barrier,
+    broadcast,
+    leave_at_exit,
+    mean,
+    processes,
+    rank,
+)
 from colbert_fast.training.objective import objective
 from colbert_fast.training.parameters import dropout, frozen_parameters, without_gradient
 from colbert_fast.training.stored import Quantizer, pool_rows
@@ -303,7 +310,7 @@ class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
         rows, doclens = pool_rows(rows, batch.doclens, self.config.pool_factor)
         if self.quantizer is not None:
             rows = self.quantizer(self.state.global_step, rows, doclens)
-        parts = objective(self.config, queries, rows, doclens, batch.teacher)
+        parts = objective(self.config, queries, rows, doclens, batch.teacher, batch.texts)
         loss = torch.stack(list(parts.values())).sum()
         if not loss.isfinite():
             step = self.state.global_step + 1
@@ -316,8 +323,10 @@ class _Trainer(Trainer):  # type: ignore[misc, unused-ignore]
     def log(self, logs: dict[str, float], *rest: Any) -> None:
         """Log each loss beside their sum, and the passes over the data that it took."""
         if "loss" in logs:
-            for name, part in self.parts.items():
-                logs[f"loss_{name}"] = float(part) / self.steps_in_parts
+            # All processes log at the same steps, each its own queries' losses.
+            values = mean(torch.stack(list(self.parts.values()))) / self.steps_in_parts
+            for name, value in zip(self.parts, values.tolist(), strict=True):
+                logs[f"loss_{name}"] = value
             self.parts, self.steps_in_parts = {}, 0
         self.state.epoch = self.state.global_step / self.config.steps_per_epoch(len(self.data))
         if rank() == 0:
