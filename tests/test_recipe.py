@@ -272,10 +272,11 @@ def test_killed_and_started_again(finished, sources, tmp_path):
     ).read_bytes()
 
 
-def test_a_round_is_added(sources, tmp_path):
+def test_a_round_is_added(sources, tmp_path, monkeypatch):
     """The first round is kept, and the second one's model is measured too."""
+    monkeypatch.chdir(sources / "beir")
     path, _ = write_tuples_of(tmp_path, scores=[1.5, 3.0, 0.5])
-    values = recipe_of_tuples(sources, tmp_path / "run", path, evaluate=[str(sources / "beir")])
+    values = recipe_of_tuples(sources, tmp_path / "run", path, evaluate=["."])
     run_values(tmp_path, values)
     first = (tmp_path / "run/round-1/stage.json").stat().st_mtime_ns
     run_values(tmp_path, {**values, "rounds": 2 * values["rounds"]})
@@ -340,6 +341,14 @@ def test_two_processes_and_made_questions(sources, tmp_path):
     assert json.loads((model / "training.json").read_text())["processes"] == 2
     questions = (tmp_path / "run/questions-made/queries.jsonl").read_text().splitlines()
     assert 0 < len(questions) <= 8
+
+
+def test_a_process_s_error_is_raised_as_in_one(sources, tmp_path):
+    path, _ = write_tuples_of(tmp_path, scores=[1.5, 3.0, 0.5])
+    values = recipe_of_tuples(sources, tmp_path / "run", path)
+    values["rounds"][0]["train"]["batch_size"] = 3
+    with pytest.raises(ValueError, match=r"^batch_size: want a multiple of the 2 processes"):
+        run_recipe(read_recipe(write_recipe(tmp_path, values)), processes=2, progress=False)
 
 
 def test_groups(sources, tmp_path):

@@ -133,6 +133,7 @@ def test_datasets_of_others(tmp_path, datasets):
         ("[5, 6, [7, 1.0]]", r"wanted \[document, score\] for every document or none, got 6"),
         ("[5, [6, 1.0], [7]]", r"or none, got \[7\]"),
         ("[5, [6, 1.0], [7, NaN]]", "a score must be a finite number, got nan"),
+        (f"[5, [6, {'9' * 400}]]", "a score must be a finite number, got 9999"),
         ("[5, [6, 1.0], [7, true]]", "a score must be a finite number, got True"),
         ("[5, [1.5, 6], [0.5, 7]]", "the id of a document must be a string or an integer, got 1.5"),
         ("[null, 6, 7]", "the id of a query must be a string or an integer, got None"),
@@ -497,6 +498,9 @@ def test_bad_examples_are_named(tmp_path):
     bad = TrainingData({"q1": "?"}, TEXTS, [NWay("q1", ("d1", "d2"), (float("nan"), 1.0))])
     with pytest.raises(ValueError, match=r"tuples\[0\]: a score must be a finite number"):
         bad[0]
+    numpy = np.array([1.5, 0.0], np.float32)
+    good = TrainingData({"q1": "?"}, TEXTS, [NWay("q1", ("d1", "d2"), tuple(numpy))])
+    assert good[0].scores == (1.5, 0.0)
 
 
 def test_training_positives(tmp_path, caplog):

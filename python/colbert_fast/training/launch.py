@@ -12,12 +12,18 @@ from typing import cast
 
 from torch.utils.data import ConcatDataset, Dataset
 
+from colbert_fast.errors import CheckpointError, UnknownDocumentError
 from colbert_fast.model import ColBERT
 from colbert_fast.training.config import TrainingConfig
 from colbert_fast.training.data import Example, Texts, TrainingData, TupleFile
 from colbert_fast.training.trainer import train
 
 __all__ = ["Questions", "TrainingJob", "join", "launch"]
+
+
+_ERRORS = (ValueError, TypeError, OSError, FileNotFoundError, TimeoutError, FloatingPointError)
+_MENDABLE = {each.__name__: each for each in (*_ERRORS, CheckpointError, UnknownDocumentError)}
+"""What a process may raise that says what to do; anything else is reported with all it has."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +84,14 @@ def join(questions: Sequence[Questions], nway: int | None, seed: int) -> Sequenc
 
 
 def launch(job: TrainingJob, processes: int) -> None:
-    """Run a training, in `processes` processes of this machine as ``torchrun`` starts them."""
+    """Run a training, in `processes` processes of this machine as ``torchrun`` starts them.
+
+    Raises what `run` does; ChildFailedError where a process died of something else.
+    """
     if processes == 1:
         run(job)
         return
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     config = LaunchConfig(
@@ -95,7 +105,18 @@ def launch(job: TrainingJob, processes: int) -> None:
     )
     # As torchrun does: processes with as many threads each as there are cores slow one another.
     with _threads(max(1, (os.cpu_count() or 1) // processes)):
-        elastic_launch(config, run)(job)
+        try:
+            elastic_launch(config, run)(job)
+        except ChildFailedError as error:
+            _, failure = error.get_first_failure()
+            raise _as_raised(failure.message) or error from None
+
+
+def _as_raised(message: object) -> Exception | None:
+    """The error that a process failed with, if a user can do something about it."""
+    text = message["message"] if isinstance(message, dict) else ""
+    name, _, text = text.partition(": ")
+    return _MENDABLE[name](text) if name in _MENDABLE else None
 
 
 @contextmanager

@@ -137,7 +137,8 @@ def score_with_teacher(
         disable=not progress,
     )
     with bar, ScoreCache(path) as scores:
-        read = _with_texts(source, queries, documents)
+        name = f" of {tuples}" if isinstance(tuples, (str, Path)) else ""
+        read = _with_texts(source, queries, documents, name)
         write_tuples(out, _scored(read, teacher, scores, window, bar), layout=layout)
     return out
 
@@ -151,24 +152,23 @@ def _check_teacher(teacher: object) -> None:
 
 
 def _with_texts(
-    tuples: Iterable[NWay], queries: Mapping[str, str], documents: Mapping[str, str]
+    tuples: Iterable[NWay], queries: Mapping[str, str], documents: Mapping[str, str], name: str
 ) -> Iterator[tuple[NWay, list[Pair]]]:
     """Each tuple and its pairs of texts."""
-    for number, each in enumerate(tuples):
-        query = _text("queries", queries, each.query_id, number)
+    for number, each in enumerate(tuples, 1):
+        where = f"tuple {number}{name} (query {each.query_id!r})"
+        query = _text("queries", queries, each.query_id, where)
         yield (
             each,
-            [(query, _text("documents", documents, key, number)) for key in each.document_ids],
+            [(query, _text("documents", documents, key, where)) for key in each.document_ids],
         )
 
 
-def _text(name: str, texts: Mapping[str, str], key: str, number: int) -> str:
+def _text(name: str, texts: Mapping[str, str], key: str, where: str) -> str:
     try:
         return texts[key]
     except KeyError as error:
-        raise UnknownDocumentError(
-            f"{name}: no text for the id {key!r} of tuple {number}"
-        ) from error
+        raise UnknownDocumentError(f"{name}: no text for the id {key!r} of {where}") from error
 
 
 def _scored(

@@ -6,6 +6,8 @@ import ast
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 __all__ = ["COLUMNS", "NWay", "TupleLayout", "checked", "format_line", "parse_line", "parse_row"]
@@ -123,10 +125,13 @@ def _as_id(value: Any, what: str) -> str:
 
 
 def _as_score(value: Any) -> float:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value):
-        raise ValueError(f"a score must be a finite number, got {value!r}")
-    return float(value)
+    score = math.nan
+    if isinstance(value, (float, int, Real)) and not isinstance(value, bool):
+        with suppress(OverflowError):  # an integer beyond all floats
+            score = float(value)
+    if not math.isfinite(score):
+        raise ValueError(f"a score must be a finite number, got {value!r:.60}")
+    return score
 
 
 def format_line(item: NWay, layout: TupleLayout) -> str:

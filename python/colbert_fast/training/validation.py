@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from colbert_fast.evaluation import DEFAULT_MEASURES, evaluate, load_beir
 from colbert_fast.index import Index
@@ -28,23 +29,30 @@ def measure(
     model: Path, folder: Path, split: str, out: Path, *, device: str, progress: bool
 ) -> None:
     """Write the measures of a saved model to the file `out`, its index of 2 bits beside it."""
-    beir = load_beir(folder, split=split)
-    with Index.build(
-        out.parent / "index.cf",
-        beir.documents(),
-        model=ColBERT.from_pretrained(model, device=device),
-        resume=True,
-        overwrite=True,
-        progress=progress,
-    ) as index:
-        measures = evaluate(index, beir.queries, beir.qrels, measures=DEFAULT_MEASURES)
+    loaded = ColBERT.from_pretrained(model, device=device)
+    index = out.parent / "index.cf"
+    measures = _evaluate(loaded, folder, split, index, DEFAULT_MEASURES, progress=progress)
     out.write_text(json.dumps(measures, indent=2) + "\n", encoding="utf-8")
 
 
 def validate(model: ColBERT, folder: str | Path, split: str) -> float:
     """nDCG@10 of a model in eval mode, with a temporary index of 2 bits."""
-    beir = load_beir(folder, split=split)
     with TemporaryDirectory(prefix="colbert-fast-") as temporary:
-        path = Path(temporary) / "index"
-        index = Index.build(path, beir.documents(), model=model, progress=False)
-        return evaluate(index, beir.queries, beir.qrels, measures=["nDCG@10"])["nDCG@10"]
+        index = Path(temporary) / "index"
+        return _evaluate(model, folder, split, index, ["nDCG@10"], progress=False)["nDCG@10"]
+
+
+def _evaluate(
+    model: ColBERT,
+    folder: str | Path,
+    split: str,
+    path: Path,
+    measures: Sequence[str],
+    *,
+    progress: bool,
+) -> dict[str, float]:
+    """Measures with an index at `path`, which a stopped call goes on building."""
+    beir = load_beir(folder, split=split)
+    options: dict[str, Any] = {"resume": True, "overwrite": True, "progress": progress}
+    with Index.build(path, beir.documents(), model=model, **options) as index:
+        return evaluate(index, beir.queries, beir.qrels, measures=measures)
