@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,12 @@ def test_sound_segments_are_saved(index: Index, documents: list[np.ndarray], nam
         assert repaired.search(documents[110], k=1)[0].id == 110
         repaired.add(documents[:3], progress=False)
     assert (index.path / "lost-segment-000000").is_dir()
+
+
+def test_a_segment_whose_folder_is_gone(index: Index) -> None:
+    shutil.rmtree(index.path / "segment-000000")
+    assert Index.repair(index.path).lost == 99
+    assert len(Index.open(index.path)) == 49
 
 
 def test_lost_marks(index: Index) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from colbert_fast.indexing import resume
+from colbert_fast.storage import transactions
 from fakes import WordModel
 from synthetic import files, make, sentences
 
@@ -73,6 +74,27 @@ def test_a_replacement(tmp_path: Path, texts: list[str]) -> None:
     model = Counting()
     index = make(tmp_path / "a", texts, model=model, resume=True, overwrite=True)
     assert (model.encoded, len(index)) == (35, 75)
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+    assert not (tmp_path / "a" / "encoded").exists()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_an_interrupt_in_the_last_step_keeps_what_is_encoded(
+    tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    options: Any = {"resume": True, "overwrite": replaced}
+    if replaced:
+        make(tmp_path / "a", texts[:5], model=Counting())
+    with monkeypatch.context() as patch:
+        patch.setattr(transactions, "_move_into_place", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "a", texts, model=Counting(), **options)
+    model = Counting()
+    index = make(tmp_path / "a", texts, model=model, **options)
+    assert (model.encoded, len(index)) == (0, 75)
     assert [each.name for each in tmp_path.iterdir()] == ["a"]
     assert not (tmp_path / "a" / "encoded").exists()
 

@@ -261,20 +261,32 @@ def full_folder(path: Path) -> None:
     (path / "thesis.txt").write_text("x")
 
 
+def other_manifest(path: Path) -> None:
+    path.mkdir()
+    (path / "manifest.json").write_text('{"name": "My web app", "icons": []}')
+
+
 def dangling_link(path: Path) -> None:
     path.symlink_to("nowhere")
 
 
-@pytest.mark.parametrize("put", [plain_file, full_folder, dangling_link])
+@pytest.mark.parametrize("put", [plain_file, full_folder, other_manifest, dangling_link])
 def test_overwrite_replaces_nothing_but_an_index(
     tmp_path: Path, documents: list[np.ndarray], put: Callable[[Path], None]
 ) -> None:
     put(tmp_path / "a")
     with pytest.raises(IndexExistsError, match="already exists"):
         make(tmp_path / "a", documents)
-    with pytest.raises(IndexExistsError, match="is not a colbert_fast index"):
+    message = "is not a colbert_fast index|is a symbolic link, .* leads to, 'nowhere'"
+    with pytest.raises(IndexExistsError, match=message):
         make(tmp_path / "a", documents, overwrite=True)
     assert [each.name for each in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_damaged_index_may_be_overwritten(tmp_path: Path, documents: list[np.ndarray]) -> None:
+    manifest = make(tmp_path / "a", documents[:20]).path / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:60])
+    make(tmp_path / "a", documents, overwrite=True).verify()
 
 
 def test_an_empty_folder_may_be_overwritten(tmp_path: Path, documents: list[np.ndarray]) -> None:

@@ -370,3 +370,26 @@ def test_encoding_anew_drops_the_curve(fresh: Index) -> None:
     fresh.tune(0.9, k=10, num_queries=8, progress=False)
     fresh.compact(retrain=True, progress=False)
     assert fresh.tuning is None
+def test_a_reader_of_an_older_encoding_does_not_write(fresh: Index) -> None:
+    with Index.open(fresh.path) as stale:
+        fresh.compact(retrain=True, progress=False)
+        tuning = fresh.tune(0.9, k=10, num_queries=8, progress=False)
+        with pytest.raises(ValueError, match=r"call refresh\(\), then tune\(\) again"):
+            stale.tune(0.9, k=10, num_queries=8, progress=False)
+        assert Index.open(fresh.path).tuning == tuning
+        assert stale.refresh()
+        stale.tune(0.9, k=10, num_queries=8, progress=False)
+
+
+def test_a_failed_commit_keeps_the_curve(fresh: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuning = fresh.tune(0.9, k=10, num_queries=8, progress=False)
+
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("colbert_fast.storage.transactions.Manifest.write", fail)
+    with pytest.raises(OSError, match="No space left"):
+        fresh.compact(retrain=True, progress=False)
+    assert fresh.tuning == tuning
+
+

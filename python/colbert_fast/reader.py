@@ -265,7 +265,7 @@ class IndexReader:
         Raises
         ------
         ValueError, TypeError
-            An argument is out of range, or a query is as `search` refuses it.
+            An argument is out of range, a query as `search` refuses it, or the index encoded anew.
         OSError
             The index folder cannot be written to.
         """

@@ -42,9 +42,9 @@ def read_documents(
         "embeddings", optionally "id", and any further keys as metadata; or the embeddings
         themselves, shape (tokens, dim).
     ids
-        One id per document, for items that carry none. Without it they are numbered.
+        One id per document, for items that carry none. Without it their ids are their positions.
     first_id
-        From where.
+        Is added to these. Beyond a larger number among the ids so far they go on from that one.
 
     Raises
     ------
@@ -52,9 +52,9 @@ def read_documents(
         An item has no accepted form, or `ids` is shorter or longer than `documents`.
     """
     given = None if ids is None else iter(ids)
-    position = -1
+    position, free = -1, first_id
     for position, item in enumerate(documents):
-        fallback: Any = first_id + position
+        fallback: Any = max(first_id + position, free)
         if given is not None:
             try:
                 fallback = next(given)
@@ -68,8 +68,10 @@ def read_documents(
             )
         if own_id is not None and given is not None:
             raise ValueError(f"ids: document {position} already carries the id {own_id!r}")
-        chosen = fallback if own_id is None else own_id
-        yield Document(check_id(chosen, position), *content)
+        chosen = check_id(fallback if own_id is None else own_id, position)
+        if isinstance(chosen, int):
+            free = max(free, chosen + 1)
+        yield Document(chosen, *content)
     for extra in given or ():
         raise ValueError(f"ids: {extra!r} is one more than the {position + 1} documents")
 
@@ -124,7 +126,9 @@ def length_of(*sources: Any) -> int | None:
     return None
 
 
-def check_documents(documents: Iterable[Any], ids: Iterable[DocumentId] | None) -> None:
+def check_documents(
+    documents: Iterable[Any], ids: Iterable[DocumentId] | None, *, first_id: int = 0
+) -> None:
     """Read a list of documents to its end before any work is done on it, for bad items and ids.
 
     A stream cannot be read twice: there the same mistakes are found as the documents arrive.
@@ -141,7 +145,7 @@ def check_documents(documents: Iterable[Any], ids: Iterable[DocumentId] | None) 
     if not isinstance(documents, (list, tuple)) or not (ids is None or hasattr(ids, "__len__")):
         return
     seen: set[DocumentId] = set()
-    for document in read_documents(documents, ids):
+    for document in read_documents(documents, ids, first_id=first_id):
         if document.id in seen:
             raise ValueError(
                 f"ids must be unique: {document.id!r} is the id of more than one document"

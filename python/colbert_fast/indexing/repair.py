@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import shutil
@@ -57,8 +58,7 @@ class RepairReport(NamedTuple):
 
 def repair_index(path: Path, *, timeout: float) -> RepairReport:
     """Commit what is sound of the index at `path`; see `Index.repair`."""
-    with update(path, timeout=timeout) as transaction:
-        manifest = Manifest.read(path)
+    with update(path, timeout=timeout) as (transaction, manifest):
         tuning = _drop_damaged_tuning(path, manifest)
         damage = {
             name: error
@@ -92,7 +92,8 @@ def repair_index(path: Path, *, timeout: float) -> RepairReport:
         marked = _marked(transaction, segments, damage)
         transaction.commit(dataclasses.replace(manifest, segments=tuple(marked)))
         for segment in lost:  # somebody may save more of it by hand
-            (path / segment.name).rename(path / f"lost-{segment.name}")
+            with contextlib.suppress(FileNotFoundError):  # all of it may be gone
+                (path / segment.name).rename(path / f"lost-{segment.name}")
     return RepairReport(
         tuple(rebuilt),
         sum(each.num_deleted for each in segments) - sum(each.num_deleted for each in marked),

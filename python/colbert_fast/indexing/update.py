@@ -85,11 +85,11 @@ def add_documents(
 
     `model` is called if there are texts to encode.
     """
-    check_documents(documents, ids)
-    with update(path, timeout=options.timeout) as transaction:
-        snapshot = Snapshot.of(path, transaction.base)
+    with update(path, timeout=options.timeout) as (transaction, base):
+        check_documents(documents, ids, first_id=base.next_id)
+        snapshot = Snapshot(path, base)
         replaced: list[int] = []
-        items = read_documents(documents, ids, first_id=snapshot.manifest.next_id)
+        items = read_documents(documents, ids, first_id=base.next_id)
         items = _new_or_replacing(items, snapshot.library, replaced if options.upsert else None)
         first = next(items, None)
         if first is None:
@@ -260,8 +260,8 @@ def delete_documents(
     """Mark documents as deleted; returns how many."""
     if (ids is None) == (filter is None):
         raise ValueError("delete: expected either ids or a filter")
-    with update(path, timeout=timeout) as transaction:
-        snapshot = Snapshot.of(path, transaction.base)
+    with update(path, timeout=timeout) as (transaction, base):
+        snapshot = Snapshot(path, base)
         if ids is not None:
             positions = set(snapshot.library.positions(ids, name="ids"))
         else:
@@ -275,9 +275,8 @@ def delete_documents(
 
 def compact(path: Path, *, retrain: bool, seed: int, timeout: float, progress: bool) -> None:
     """Write all live documents as one segment; with `retrain` under a codec fitted to them."""
-    with update(path, timeout=timeout) as transaction:
-        snapshot = Snapshot.of(path, transaction.base)
-        manifest = snapshot.manifest
+    with update(path, timeout=timeout) as (transaction, manifest):
+        snapshot = Snapshot(path, manifest)
         sources = [each for each in sources_of(snapshot) if each.wanted.any()]
         tidy = len(sources) == len(manifest.segments) == 1 and manifest.segments[0].num_deleted == 0
         if not sources or (tidy and not retrain):

@@ -108,11 +108,6 @@ class Snapshot:
         )
 
     @classmethod
-    def of(cls, path: Path, manifest: Manifest | None) -> Snapshot:
-        """What a transaction goes on from."""
-        return cls.open(path) if manifest is None else cls(path, manifest)
-
-    @classmethod
     def open(cls, path: Path, device: str = "cpu", *, before: Snapshot | None = None) -> Snapshot:
         """The newest generation of the index at `path`, to be searched on `device`.
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from colbert_fast.errors import IndexFormatError
+from colbert_fast.storage.lock import writer_lock
 from colbert_fast.storage.manifest import TUNING, Manifest
 
 __all__ = ["Curve", "OperatingPoint", "Tuning"]
@@ -141,7 +143,22 @@ class Tuning:
         return "\n".join(lines)
 
     def write(self, folder: Path, manifest: Manifest) -> None:
-        """Write tuning.json into the index `folder`, complete or not at all."""
+        """Write tuning.json into the index `folder`, complete or not at all, after other writers.
+
+        Raises
+        ------
+        ValueError
+            The index has been encoded anew since `manifest`.
+        """
+        with writer_lock(folder, timeout=math.inf):
+            if Manifest.read(folder).lineage != manifest.lineage:
+                raise ValueError(
+                    f"{folder}: was encoded anew since it was opened, so the tuning is not its "
+                    "own; call refresh(), then tune() again"
+                )
+            self._write(folder, manifest)
+
+    def _write(self, folder: Path, manifest: Manifest) -> None:
         contents = {"format": FORMAT, "version": VERSION, "index": manifest.lineage}
         text = json.dumps(contents | dataclasses.asdict(self), indent=2)
         path = folder / TUNING

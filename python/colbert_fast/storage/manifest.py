@@ -18,6 +18,7 @@ from colbert_fast.storage.files import CHECKED, FileRecord, sync_folder
 if TYPE_CHECKING:
     from colbert_fast.model import ColBERT
 
+    "MAX_DOCUMENTS",
 __all__ = [
     "CODECS",
     "FORMAT",
@@ -28,7 +29,7 @@ __all__ = [
     "CodecName",
     "Manifest",
     "SegmentRecord",
-    "fingerprint_of",
+    "is_manifest",
     "library_version",
     "new_lineage",
 ]
@@ -38,6 +39,7 @@ CODECS: tuple[CodecName, ...] = ("default", "plaid", "float16")
 
 FORMAT = "colbert_fast"
 VERSION = 3
+MAX_DOCUMENTS = 2**31 - 1  # positions are int32 in the lists and in the search
 NAME = "manifest.json"
 STORE = "documents.sqlite"  # one in each segment
 TUNING = "tuning.json"  # not listed: it may come and go
@@ -278,6 +280,16 @@ class Manifest:
         if found not in (None, self.model_fingerprint):
             raise ValueError(
                 "model: the index was built with other weights (fingerprint "
+def is_manifest(path: Path) -> bool:
+    """Whether `path` is a manifest of this library, of whatever version and however damaged."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_FIRST)) == _FIRST
+    except OSError:
+        return False
+
+
+_FIRST = f'{{"format": "{FORMAT}"'.encode()
                 f"{self.model_fingerprint}, this model has {found}); pass the model that it was "
                 f"built with ({self.model}), or build the index again with this one"
             )

@@ -20,7 +20,7 @@ from pathlib import Path
 from colbert_fast.errors import IndexBusyError, IndexExistsError, IndexFormatError
 from colbert_fast.storage.files import FileRecord, record_files, sync_files, sync_folder
 from colbert_fast.storage.lock import LOCK, writer_lock
-from colbert_fast.storage.manifest import NAME, TUNING, Manifest
+from colbert_fast.storage.manifest import MAX_DOCUMENTS, NAME, TUNING, Manifest, is_manifest
 from colbert_fast.storage.spill import SPILL
 
 __all__ = ["ENCODED", "Transaction", "building", "check_target", "is_building", "update"]
@@ -29,9 +29,8 @@ logger = logging.getLogger(__name__)
 
 _BUILDING = ".building"
 _ATTEMPTS = 10
-_MAX_ROWS = 2**31 - 1  # positions are int32 in the search
 ENCODED = "encoded"
-_TEMPORARY = (f"{NAME}.new", SPILL)
+_TEMPORARY = (f"{NAME}.new", SPILL, ENCODED)
 # What a commit may leave behind; nothing else in the folder is ever removed.
 _OURS = re.compile(r"(codec|segment|deleted)-(?P<number>\d{6,})(\.npy)?")
 
@@ -75,10 +74,10 @@ class Transaction:
 
         Its generation, next_number and files are filled in here.
         """
-        if manifest.num_rows > _MAX_ROWS:
+        if manifest.num_rows > MAX_DOCUMENTS:
             raise ValueError(
                 f"{self.folder}: {manifest.num_rows} documents, deleted ones included; an index "
-                f"holds at most {_MAX_ROWS}: compact it or build several"
+                f"holds at most {MAX_DOCUMENTS}: compact it or build several"
             )
         known = self._known
         names = [*self._files_of(manifest.codec_folder)]
@@ -95,9 +94,9 @@ class Transaction:
             next_number=self._number,
             files={name: known.get(name) or recorded[name] for name in names},
         )
+        committed.write(self.folder)
         if self.base is None or self.base.lineage != manifest.lineage:
             (self.folder / TUNING).unlink(missing_ok=True)
-        committed.write(self.folder)
         return committed
 
     def _files_of(self, folder: str) -> list[str]:
@@ -113,8 +112,10 @@ def _first_number(folder: Path, base: Manifest | None) -> int:
 
 
 @contextlib.contextmanager
-def update(folder: Path, *, timeout: float = 0.0) -> Iterator[Transaction]:
+def update(folder: Path, *, timeout: float = 0.0) -> Iterator[tuple[Transaction, Manifest]]:
     """Change an index under its writer's lock; without a commit nothing of it remains.
+
+    Yields the transaction and the generation that it goes on from.
 
     Raises
     ------
@@ -125,9 +126,10 @@ def update(folder: Path, *, timeout: float = 0.0) -> Iterator[Transaction]:
     """
     Manifest.read(folder)  # before a lock file is put somewhere else
     with writer_lock(folder, timeout):
-        transaction = Transaction(folder, Manifest.read(folder))
+        base = Manifest.read(folder)
+        transaction = Transaction(folder, base)
         try:
-            yield transaction
+            yield transaction, base
         except BaseException:
             # The manifest may be in its place and yet not on disk, so nothing older goes.
             collect(folder, transaction.first_number)
@@ -204,6 +206,11 @@ def check_target(path: Path, *, overwrite: bool) -> None:
         raise IndexExistsError(
             f"path {str(path)!r} already exists; pass overwrite=True to replace the index there"
         )
+    if path.is_symlink():
+        raise IndexExistsError(
+            f"path {str(path)!r} is a symbolic link, which overwrite=True does not follow; pass "
+            f"the folder that it leads to, {str(path.readlink())!r}"
+        )
     if not _looks_like_index(path):
         raise IndexExistsError(
             f"path {str(path)!r} exists and is not a colbert_fast index; overwrite=True replaces "
@@ -212,10 +219,7 @@ def check_target(path: Path, *, overwrite: bool) -> None:
 
 
 def _looks_like_index(path: Path) -> bool:
-    if path.is_symlink() or not path.is_dir():
-        return False
-    names = {entry.name for entry in path.iterdir()}
-    return not names or NAME in names
+    return path.is_dir() and (is_manifest(path / NAME) or not any(path.iterdir()))
 
 
 @contextlib.contextmanager
@@ -237,7 +241,7 @@ def building(path: Path, *, overwrite: bool, resume: bool) -> Iterator[Transacti
         _clear(folder, {LOCK, ENCODED} if resume else {LOCK})
         try:
             yield Transaction(folder, None)
-            _clear(folder, {LOCK, *_named_by(Manifest.read(folder))})
+            _clear(folder, {LOCK, ENCODED, *_named_by(Manifest.read(folder))})
             _move_into_place(folder, path, overwrite=overwrite)
         except BaseException:
             if resume:
@@ -282,6 +286,7 @@ def _move_into_place(folder: Path, path: Path, *, overwrite: bool) -> None:
         path.rmdir()  # systems differ in whether a rename replaces an empty folder
     folder.rename(path)
     sync_folder(path.parent)
+    collect(path)  # what was kept for a later attempt, as this one might have failed until now
 
 
 def _replace(folder: Path, path: Path) -> None:
