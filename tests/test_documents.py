@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import gc
+import enum
+import os
+import signal
 import sqlite3
 import threading
+import time
 from contextlib import closing
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -16,6 +19,7 @@ from colbert_fast.errors import IndexFormatError
 from colbert_fast.indexing.ingest import check_documents, read_documents
 from colbert_fast.storage import documents as documents_module
 from colbert_fast.storage.documents import Document, DocumentStore, DocumentWriter, sqlite_uri
+from colbert_fast.storage.filters import read_filter
 
 DOCUMENTS = [
     Document("a", "text of a", {"year": 1999, "tags": ["x", "ü"]}),
@@ -55,7 +59,7 @@ def test_ids_keep_their_type(store: DocumentStore) -> None:
 def test_more_documents_than_an_index_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(documents_module, "_MAX_DOCUMENTS", 2)
+    monkeypatch.setattr(documents_module, "MAX_DOCUMENTS", 2)
     with DocumentWriter(tmp_path / "documents.sqlite") as writer:
         writer.add(DOCUMENTS[0])
         writer.add(DOCUMENTS[1])
@@ -197,8 +201,7 @@ def test_a_closed_store_says_so(store: DocumentStore) -> None:
 def test_a_store_left_open_closes_itself(tmp_path: Path) -> None:
     store = write(tmp_path / "documents.sqlite", DOCUMENTS)
     connection = store._connection
-    del store
-    gc.collect()
+    del store  # without a collection: until one came, files of old generations would stay open
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):
         connection.execute("SELECT 1")
 
@@ -217,7 +220,7 @@ def test_every_form_of_a_document() -> None:
         {"embeddings": ROWS, "text": "both"},
     ]
     read = list(read_documents(iter(given)))
-    assert [each.id for each in read] == [0, "b", "c", 3, 4, 9, 6]
+    assert [each.id for each in read] == [0, "b", "c", 3, 4, 9, 10]
     assert [each.text for each in read] == [
         "plain", "pair", "dict", "no id", None, None, "both",
     ]  # fmt: skip
@@ -274,3 +277,46 @@ def test_lists_are_checked_for_duplicates_at_once() -> None:
     with pytest.raises(ValueError, match=r"ids must be unique: 1"):
         check_documents([("a", "x"), "y", (1, "z")], None)
     check_documents(iter([("a", "x"), ("a", "z")]), None)  # read while building
+    check_documents([(1, "x"), "y"], None)
+
+
+def test_documents_without_an_id_are_numbered_on() -> None:
+    given: list[Any] = ["x", (13, "y"), "z", (2, "u"), "v"]
+    read = read_documents(given, first_id=12)
+    assert [each.id for each in read] == [12, 13, 14, 2, 16]
+    check_documents(given, None, first_id=12)
+    with pytest.raises(ValueError, match=r"ids must be unique: 12"):
+        check_documents(["x", (12, "y")], None, first_id=12)
+
+
+class Named(str, enum.Enum):
+    A = "a"
+
+
+def test_ids_of_an_enumeration_are_its_values() -> None:
+    [read] = read_documents([(Named.A, "x")])
+    assert (read.id, type(read.id)) == ("a", str)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_waits_for_threads_that_read(store: DocumentStore) -> None:
+    reading = threading.Event()
+
+    def read() -> None:
+        with store._lock, store.fields._lock:
+            reading.set()
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    reading.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(5)
+        found = store.fetch([1])[1]
+        positions = store.fields.positions(read_filter("year = 1999"), ["year"])
+        os._exit(0 if found == DOCUMENTS[1] and positions.tolist() == [0] else 1)
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+    assert store.fetch([1])[1] == DOCUMENTS[1]

@@ -92,6 +92,13 @@ def test_keys_are_names_whose_case_does_not_matter(table: FieldTable) -> None:
     assert found(table, "TITLE = 'x'") == [0]
 
 
+@pytest.mark.parametrize("key", ["वर्ष", "e\u0301te\u0301", "ปีที่", "😀", "naïve_key", "名前", "१"])
+def test_keys_in_any_script(tmp_path: Path, key: str) -> None:
+    table = table_of(tmp_path / "documents.sqlite", [{key: 1}, {key: 2}])
+    assert found(table, f"{key} = 2") == [1]
+    assert found(table, (f"{key} = :{key}", {key: 1})) == [0]
+
+
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
@@ -99,6 +106,8 @@ def test_keys_are_names_whose_case_does_not_matter(table: FieldTable) -> None:
         ("\"langg\" = 'de'", r"no document has the key 'langg'"),
         ("fields.c0 = 1", r"no document has the key 'fields.c0'"),
         ("c0 = 1", r"no document has the key 'c0'"),
+        ("वर्ष = 1", r"no document has the key 'वर्ष'"),
+        ("\u00a0year = 1999", r"no document has the key '\\xa0year'"),
         ("rowid = 1", r"no document has the key 'rowid'"),
         ("EXISTS (SELECT 1)", r"'SELECT' at 8 is not allowed"),
         ("year IN (VALUES (1))", r"'VALUES' at 9 is not allowed"),

@@ -8,7 +8,7 @@ import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -242,6 +242,12 @@ class Snapshot:
     def check_open(self) -> None:
         """Raise ValueError after `close`."""
         if self.closed:
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"the open index {str(self.path)!r} cannot be pickled: pass the path to the other "
+            "process and open it there"
+        )
+
             raise ValueError(f"the index {str(self.path)!r} is closed")
 
     def close(self) -> None:

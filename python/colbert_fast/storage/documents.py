@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import itertools
 import json
 import operator
@@ -18,7 +19,9 @@ from typing import Any
 from urllib.parse import quote
 
 from colbert_fast.errors import IndexFormatError
-from colbert_fast.storage.filters import FieldTable, write_fields
+from colbert_fast.storage.filters import FieldTable, is_unicode, write_fields
+from colbert_fast.storage.forks import lock_over_forks
+from colbert_fast.storage.manifest import MAX_DOCUMENTS
 from colbert_fast.storage.text_index import TextIndex, write_text_index
 
 __all__ = [
@@ -36,7 +39,6 @@ _APPLICATION_ID = 0x434F4C42  # "COLB": tells our file from any other SQLite dat
 # 2: with lengths and rows of fields even where no document has a text or metadata.
 _SCHEMA_VERSION, _READ_VERSIONS = 3, (2, 3)
 _BATCH = 500  # below SQLite's smallest limit on bound variables (999)
-_MAX_DOCUMENTS = 2**31 - 1  # positions are int32 in the inverted lists
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,7 @@ def check_id(value: Any, position: int, *, name: str = "ids") -> DocumentId:
     `name` is the argument that errors speak of.
     """
     if isinstance(value, str):
-        return str(value)
+        return str.__str__(value)  # not what a subclass, as an enumeration, makes of it
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(
             f"{name}[{position}]: an id must be a str or an int, got {type(value).__name__}"
@@ -113,9 +115,9 @@ class DocumentWriter:
             self._insert((self.count, *row))
 
     def _insert(self, row: tuple[Any, ...]) -> None:
-        if self.count >= _MAX_DOCUMENTS:
+        if self.count >= MAX_DOCUMENTS:
             raise ValueError(
-                f"document {row[1]!r}: an index holds at most {_MAX_DOCUMENTS} documents; "
+                f"document {row[1]!r}: an index holds at most {MAX_DOCUMENTS} documents; "
                 "build several"
             )
         try:
@@ -198,12 +200,14 @@ class DocumentStore:
 
     def __init__(self, path: Path, num_documents: int) -> None:
         self.path = path
-        self._lock = threading.Lock()
+        self._lock = lock_over_forks()
         if not path.is_file():
             raise IndexFormatError(f"{path}: no such file")
         uri = f"{sqlite_uri(path.resolve())}?mode=ro&immutable=1"
         self._connection = _connect(uri, path)
         weakref.finalize(self, self._connection.close)
+        # No method: what holds the store in turn would keep its file open until a collection.
+        self._query = functools.partial(_query, self._connection, self._lock, path)
         self._check(num_documents)
         self.texts = TextIndex(self._query, path, num_documents)
         self.fields = FieldTable(_connect(uri, path), path, num_documents)
@@ -226,15 +230,6 @@ class DocumentStore:
             raise IndexFormatError(
                 f"{self.path}: positions {first}..{last}, expected 0..{num_documents - 1}"
             )
-
-    def _query(self, statement: str, arguments: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        try:
-            with self._lock:
-                return self._connection.execute(statement, arguments).fetchall()
-        except sqlite3.ProgrammingError:
-            raise ValueError("the index is closed") from None
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            raise IndexFormatError(f"{self.path}: cannot be read ({error})") from error
 
     def fetch(self, positions: Iterable[int]) -> dict[int, Document]:
         """Position to document, for the positions given (int, 0-based).
@@ -272,7 +267,7 @@ class DocumentStore:
     def find(self, ids: Iterable[DocumentId]) -> dict[DocumentId, int]:
         """The positions of those of `ids` that are here."""
         found: dict[DocumentId, int] = {}
-        for batch in _batches(filter(_is_storable, ids)):
+        for batch in _batches(each for each in ids if is_unicode(str(each))):  # text is UTF-8 there
             marks = ",".join("?" * len(batch))
             found.update(self._query(f"SELECT id, pid FROM documents WHERE id IN ({marks})", batch))
         return found
@@ -312,6 +307,22 @@ def _connect(uri: str, path: Path) -> sqlite3.Connection:
         raise IndexFormatError(f"{path}: {error}") from error
 
 
+def _query(
+    connection: sqlite3.Connection,
+    lock: threading.Lock,
+    path: Path,
+    statement: str,
+    arguments: Sequence[Any] = (),
+) -> list[tuple[Any, ...]]:
+    try:
+        with lock:
+            return connection.execute(statement, arguments).fetchall()
+    except sqlite3.ProgrammingError:
+        raise ValueError("the index is closed") from None
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        raise IndexFormatError(f"{path}: cannot be read ({error})") from error
+
+
 def sqlite_uri(path: PurePath) -> str:
     """``file:`` URI of an absolute path, as SQLite reads it.
 
@@ -320,15 +331,6 @@ def sqlite_uri(path: PurePath) -> str:
     """
     posix = path.as_posix()
     return "file://" + quote(os.fsencode(posix if posix[0] == "/" else f"/{posix}"), safe="/:")
-
-
-def _is_storable(value: DocumentId) -> bool:
-    """Whether `value` can be in a store at all: text there is UTF-8."""
-    try:
-        str(value).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _batches(values: Iterable[Any]) -> Iterator[list[Any]]:

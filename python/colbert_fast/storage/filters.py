@@ -12,7 +12,6 @@ import functools
 import json
 import re
 import sqlite3
-import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,8 +22,17 @@ import numpy as np
 import numpy.typing as npt
 
 from colbert_fast.errors import IndexFormatError
+from colbert_fast.storage.forks import lock_over_forks
 
-__all__ = ["Condition", "FieldTable", "Filter", "matching", "read_filter", "write_fields"]
+__all__ = [
+    "Condition",
+    "FieldTable",
+    "Filter",
+    "is_unicode",
+    "matching",
+    "read_filter",
+    "write_fields",
+]
 
 Filter = str | tuple[str, Sequence[Any] | Mapping[str, Any]]
 """An SQL expression, alone or with the values of its ``?`` or ``:name``."""
@@ -49,11 +57,12 @@ _FUNCTIONS = frozenset((
 _ROW_IDS = frozenset(("rowid", "oid", "_rowid_"))  # columns that SQLite adds to every table
 _NOT_KEYS = _ROW_IDS | {_PID}
 _STATEMENTS = frozenset(("select", "values", "with"))
+# As SQLite splits it: every character beyond ASCII, a space among them, may be in a name.
 _TOKEN = re.compile(
-    r"""\s+ | '(?:[^']|'')*' | \d[\w.]*
+    r"""[\ \t\n\f\r]+ | '(?:[^']|'')*' | [0-9][\w.]*
     | (?P<quoted>"(?:[^"]|"")*" | `(?:[^`]|``)*` | \[[^\]]*\])
-    | (?P<word>[^\W\d][\w$]*)
-    | (?P<named>:\w+)
+    | (?P<word>[A-Za-z_\u0080-\U0010ffff][\w$\u0080-\U0010ffff]*)
+    | (?P<named>:[\w\u0080-\U0010ffff]+)
     | (?P<refused>-- | /\* | [;@$'"`\[\#] | \?\d+)
     | (?P<other>.)""",
     re.VERBOSE | re.DOTALL,
@@ -141,7 +150,7 @@ def read_filter(filter: Any) -> Condition:  # noqa: A002
             "filter: expected an SQL expression such as \"year >= 2020 and lang = 'de'\", or "
             f"(expression, values), got {type(filter).__name__}"
         )
-    if "\0" in expression or not _is_unicode(expression):
+    if "\0" in expression or not is_unicode(expression):
         raise ValueError(f"filter: not a text that SQL can hold: {_shown(expression)}")
     words: set[str] = set()
     quoted: list[str] = []
@@ -196,7 +205,7 @@ def _value(name: str, value: Any) -> str | int | float | None:
         raise TypeError(
             f"filter: {name} must be a str, a number, a bool or None, got {type(value).__name__}"
         )
-    if isinstance(plain, str) and not _is_unicode(plain):
+    if isinstance(plain, str) and not is_unicode(plain):
         raise ValueError(f"filter: {name} is not valid Unicode")
     if isinstance(plain, int) and not -(2**63) <= plain < 2**63:
         raise ValueError(f"filter: {name}: {plain} does not fit in 64 bits")
@@ -226,7 +235,7 @@ class FieldTable:
         self.num_documents = num_documents
         self._connection = connection
         weakref.finalize(self, connection.close)
-        self._lock = threading.Lock()
+        self._lock = lock_over_forks()
         self.seconds = _SECONDS + _SECONDS_PER_DOCUMENT * num_documents
         try:
             connection.execute("PRAGMA query_only = ON")
@@ -369,7 +378,8 @@ def _shown(expression: str) -> str:
     return repr(expression if len(expression) <= _MAX_SHOWN else f"{expression[:_MAX_SHOWN]}...")
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8, as SQLite stores texts, can hold `text`: not with lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
