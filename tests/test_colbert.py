@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from colbert_fast.errors import BackendUnavailable
+from colbert_fast.index import Index
 from colbert_fast.model import ColBERT, device, streaming
 from colbert_fast.model.fit_projection import fit_projection
 from tiny_models import DIM, IDS, WORDS, plain_rows, write_stanford
@@ -338,3 +339,16 @@ def test_fitted_directions_are_the_strongest_ones() -> None:
     np.testing.assert_allclose(fitted @ fitted.T, np.eye(3), atol=1e-9)
     with pytest.raises(ValueError, match="no token vectors"):
         fit_projection([], 3)
+
+
+def test_an_index_finds_the_model_with_its_settings(folder: Path, tmp_path: Path) -> None:
+    model = ColBERT.from_pretrained(
+        folder, do_query_expansion=False, query_prompt="the ", document_length=6, skiplist_words=[]
+    )
+    texts = ["the sky is blue, why not", "fast search engine index of color"]
+    built = Index.build(tmp_path / "a", texts, model=model, progress=False)
+    with Index.open(tmp_path / "a") as opened:
+        assert opened.search("blue sky") == built.search("blue sky")
+        assert opened.model.config == model.config
+        opened.add(texts, progress=False)
+        assert [len(rows) for rows in opened.get_embeddings(opened.ids)] == [6] * 4

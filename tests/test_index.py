@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -276,6 +278,38 @@ def test_a_model_of_other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         Index.open(tmp_path / "a").search("sky")
 
 
+@dataclasses.dataclass
+class Settings:
+    """As `ModelConfig`, which needs torch."""
+
+    dim: int = 32
+    document_length: int = 20
+    skiplist_words: tuple[str, ...] = ("!", "?")
+
+
+def test_the_settings_of_a_model_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model: Any = WordModel()
+    model.config = Settings()
+    Index.build(tmp_path / "a", ["sky", "sea"], model=model, progress=False).close()
+    asked = {}
+
+    def load(name: str, **settings: Any) -> WordModel:
+        asked.update(settings, name=name)
+        return WordModel()
+
+    loader = SimpleNamespace(ColBERT=SimpleNamespace(from_pretrained=load))
+    monkeypatch.setitem(sys.modules, "colbert_fast.model", loader)
+    assert Index.open(tmp_path / "a").search("sky")[0].id == 0
+    assert asked == {"name": "words", "document_length": 20, "skiplist_words": ["!", "?"]}
+    assert not caplog.messages
+    model.config = Settings(document_length=180)
+    Index.open(tmp_path / "a", model=model).close()
+    [message] = caplog.messages
+    assert "its document_length is 180, the index was built with 20" in message
+
+
 def test_a_model_or_an_index_that_has_no_fingerprint(tmp_path: Path) -> None:
     class Nameless(WordModel):
         fingerprint: Any = None
@@ -338,6 +372,29 @@ def test_closed(built: Path) -> None:
     for call in (lambda: index.search(query), index.verify):
         with pytest.raises(ValueError, match="is closed"):
             call()
+
+
+def test_an_index_is_not_pickled(built: Path) -> None:
+    with (
+        Index.open(built / "plaid") as index,
+        pytest.raises(TypeError, match="cannot be pickled: pass the path to the other process"),
+    ):
+        pickle.dumps(index)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts open files as Linux lists them")
+def test_refreshing_lets_go_of_the_old_files(tmp_path: Path) -> None:
+    index = Index.build(tmp_path / "a", list(np.eye(32, dtype=np.float32)[:, None]), progress=False)
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for number in range(5):
+            index.delete([number])
+            index.search(np.eye(32, dtype=np.float32))
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+    finally:
+        gc.enable()
 
 
 def test_many_threads_search_one_index(built: Path, rng: np.random.Generator) -> None:

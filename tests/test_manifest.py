@@ -70,6 +70,12 @@ def test_round_trip(folder: Path) -> None:
     json.loads((folder / "manifest.json").read_text())
 
 
+def test_without_the_settings_of_a_model(folder: Path) -> None:
+    """As they were written before settings were recorded."""
+    rewrite(folder, lambda c: c.pop("model_settings"))
+    assert Manifest.read(folder) == manifest(folder)
+
+
 def test_totals(folder: Path) -> None:
     found = Manifest.read(folder)
     assert (found.num_rows, found.num_documents, found.num_tokens) == (10, 6, 100)
@@ -104,6 +110,7 @@ CHANGES = {
     "bool": (lambda c: c.update(nbits=True), '"nbits" must be int'),
     "model": (lambda c: c.update(model=3), '"model" must be str or null'),
     "fingerprint": (lambda c: c.update(model_fingerprint=3), "must be str or null, got 3"),
+    "settings": (lambda c: c.update(model_settings=3), "must be dict or null, got 3"),
     "zero": (lambda c: c.update(num_centroids=0), '"num_centroids" must be at least 1'),
     "no store": (
         lambda c: c["files"].pop("segment-000000/documents.sqlite"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from colbert_fast.errors import IndexExistsError
 from colbert_fast.index import Index
+from fakes import WordModel
 from synthetic import clustered, make
 
 
@@ -67,6 +69,19 @@ def test_a_part_with_more_centroids(
     assert len(merged) == 450
     assert merged.search(documents[3], k=1)[0].id == 3
     assert merged.search(documents[120], k=1)[0].id == 120
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_part_without_a_model(
+    tmp_path: Path, documents: list[np.ndarray], order: tuple[int, int]
+) -> None:
+    model: Any = WordModel()
+    texts = make(tmp_path / "a", ["sky", "sea"], model=model)
+    rows = [each[:, : WordModel.dim] for each in documents[:9]]
+    other = make(tmp_path / "b", rows, ids=range(2, 11), codec_from=texts.path)
+    paths = (texts.path, other.path)
+    merged = Index.merge(tmp_path / "m", [paths[at] for at in order])
+    assert (merged.manifest.model, merged.manifest.model_fingerprint) == ("words", "words")
 
 
 def test_parts_that_do_not_fit(tmp_path: Path, documents: list[np.ndarray]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from colbert_fast.errors import IndexFormatError
 from colbert_fast.kernels.cuda import check_device
 from colbert_fast.search.hybrid import find
 from colbert_fast.search.params import Mode, SearchOptions, SearchParams, check_positive
@@ -28,8 +28,8 @@ from colbert_fast.search.tuning import Tuning
 from colbert_fast.storage.documents import DocumentId
 from colbert_fast.storage.filters import Filter
 from colbert_fast.storage.manifest import Manifest
+from colbert_fast.storage.models import check_model
 from colbert_fast.storage.residence import Residence
-from colbert_fast.storage.transactions import is_building
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -50,11 +50,12 @@ class IndexReader:
         residence: Residence | None = None,
     ) -> None:
         if model is not None:
-            snapshot.manifest.check_model(model)
+            check_model(snapshot.manifest, model)
         self._snapshot = snapshot
         self._model = model
         self._model_was_given = model is not None
         self._residence = residence
+        self._changing_snapshot = threading.Lock()
 
     @classmethod
     def open(
@@ -76,8 +77,8 @@ class IndexReader:
         path
             The index folder.
         model
-            Encodes text queries. By default the model that the index was built with is loaded
-            when the first text query comes.
+            Encodes text queries. By default the model that the index was built with is loaded,
+            with the same settings, when the first text query comes.
         device
             Where to search: "cpu", or a CUDA device such as "cuda" or "cuda:1", which gets a copy
             of the whole index here (torch is needed). There every document that probing finds is
@@ -103,12 +104,9 @@ class IndexReader:
         residence = None
         if memory_budget is not None:
             residence = Residence(check_positive("memory_budget", memory_budget))
-        folder = Path(path).absolute()
-        if is_building(folder):
-            raise IndexFormatError(f"{folder}: an unfinished build; build the index again")
         if device != "cpu":
             device = str(check_device(device))  # by number: threads may differ in theirs
-        snapshot = Snapshot.open(folder, device)
+        snapshot = Snapshot.open(Path(path).absolute(), device)
         if device != "cpu" and snapshot.num_documents:
             _ = snapshot.searcher  # what does not fit is said now
         return cls(snapshot, model=model, residence=residence)
@@ -296,18 +294,19 @@ class IndexReader:
         ValueError
             The index was built anew with another model than the one that was passed to `open`.
         """
-        old = self._snapshot
-        old.check_open()
-        if Manifest.read(old.path) == old.manifest:
-            return False
-        fresh = Snapshot.open(old.path, old.device, before=old)
-        if self._model is not None and fresh.manifest.lineage != old.manifest.lineage:
-            if self._model_was_given:
-                fresh.manifest.check_model(self._model)
-            else:
-                self._model = None
-        self._snapshot = fresh
-        return True
+        with self._changing_snapshot:
+            old = self._snapshot
+            old.check_open()
+            if Manifest.read(old.path) == old.manifest:
+                return False
+            fresh = Snapshot.open(old.path, old.device, before=old)
+            if self._model is not None and fresh.manifest.lineage != old.manifest.lineage:
+                if self._model_was_given:
+                    check_model(fresh.manifest, self._model)
+                else:
+                    self._model = None
+            self._snapshot = fresh
+            return True
 
     @property
     def model(self) -> ColBERT:
@@ -400,7 +399,8 @@ class IndexReader:
 
     def close(self) -> None:
         """Let go of the files; any later search raises ValueError."""
-        self._snapshot.close()
+        with self._changing_snapshot:
+            self._snapshot.close()
 
     def __len__(self) -> int:
         return self._snapshot.num_documents

@@ -41,10 +41,10 @@ from colbert_fast.storage.manifest import (
     STORE,
     Manifest,
     SegmentRecord,
-    fingerprint_of,
     library_version,
     new_lineage,
 )
+from colbert_fast.storage.models import ModelRecord, check_model
 from colbert_fast.storage.spill import SPILL, Spill
 from colbert_fast.storage.transactions import ENCODED, Transaction, building, check_target
 
@@ -120,8 +120,7 @@ def build_index(
                 segment,
                 residual_norm=residual_norm,
                 next_id=store.next_id,
-                model=None if model is None else str(model.name),
-                model_fingerprint=fingerprint_of(model),
+                model=ModelRecord.of(model),
             )
         )
     logger.info(
@@ -141,8 +140,7 @@ def first_manifest(
     *,
     residual_norm: float,
     next_id: int,
-    model: str | None,
-    model_fingerprint: str | None,
+    model: ModelRecord,
 ) -> Manifest:
     """The manifest of a new index; a transaction fills in the rest."""
     return Manifest(
@@ -157,11 +155,12 @@ def first_manifest(
         codec_folder=codec_folder,
         residual_norm=residual_norm,
         segments=(segment,),
-        model=model,
+        model=model.name,
         files={},
         created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         library_version=library_version(),
-        model_fingerprint=model_fingerprint,
+        model_fingerprint=model.fingerprint,
+        model_settings=model.settings,
     )
 
 
@@ -169,7 +168,7 @@ def _codec_of(path: Path, model: ColBERT | None) -> Fitted:
     """The codec of another index."""
     snapshot = Snapshot.open(path)
     if model is not None:
-        snapshot.manifest.check_model(model)
+        check_model(snapshot.manifest, model)
     return Fitted(snapshot.codec, snapshot.manifest.residual_norm)
 
 

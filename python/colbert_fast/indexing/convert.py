@@ -23,11 +23,8 @@ from colbert_fast.indexing.progress import progress_bar
 from colbert_fast.storage.documents import Document, DocumentId, DocumentWriter, check_id
 from colbert_fast.storage.files import sync_files, sync_folder
 from colbert_fast.storage.interop import ForeignChunk, ForeignIndex, StanfordWriter, open_foreign
-from colbert_fast.storage.manifest import (
-    STORE,
-    SegmentRecord,
-    fingerprint_of,
-)
+from colbert_fast.storage.manifest import STORE, SegmentRecord
+from colbert_fast.storage.models import ModelRecord
 from colbert_fast.storage.segments import SegmentWriter
 from colbert_fast.storage.transactions import Transaction, building, check_target
 
@@ -75,8 +72,7 @@ def import_index(
                 segment,
                 residual_norm=segment.residual_norm,
                 next_id=next_id,
-                model=foreign.model if model is None else str(model.name),
-                model_fingerprint=fingerprint_of(model),
+                model=ModelRecord(foreign.model) if model is None else ModelRecord.of(model),
             )
         )
     logger.info("%s: %d documents of %s", path, segment.num_documents, source)

@@ -11,6 +11,7 @@ from colbert_fast.compress.codec import Codec
 from colbert_fast.indexing.assembly import copy_segments, sources_of
 from colbert_fast.indexing.build import first_manifest, save_codec
 from colbert_fast.search.snapshot import Snapshot
+from colbert_fast.storage.models import ModelRecord
 from colbert_fast.storage.transactions import building, check_target
 
 __all__ = ["merge_indexes"]
@@ -40,10 +41,17 @@ def merge_indexes(path: Path, parts: Sequence[Path], *, overwrite: bool) -> None
                 segment,
                 residual_norm=widest.manifest.residual_norm,
                 next_id=max(each.manifest.next_id for each in snapshots),
-                model=widest.manifest.model,
-                model_fingerprint=widest.manifest.model_fingerprint,
+                model=_model_of(snapshots),
             )
         )
+
+
+def _model_of(parts: Sequence[Snapshot]) -> ModelRecord:
+    """The first that is named: a part may have been built from embeddings."""
+    for each in (part.manifest for part in parts):
+        if each.model is not None:
+            return ModelRecord(each.model, each.model_fingerprint, each.model_settings)
+    return ModelRecord()
 
 
 def _check_compatible(part: Snapshot, widest: Snapshot) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from colbert_fast.storage.manifest import fingerprint_of
+from colbert_fast.storage.files import named_error
+from colbert_fast.storage.models import fingerprint_of
 
 if TYPE_CHECKING:
     from colbert_fast.model import ColBERT
@@ -92,7 +93,7 @@ def _write(path: Path, key: bytes, rows: list[npt.NDArray[np.float16]]) -> None:
                 embeddings=np.concatenate(rows),
             )
     except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(fresh)) from error
+        raise named_error(error, fresh) from error
     fresh.replace(path)
 
 

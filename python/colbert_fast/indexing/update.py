@@ -37,6 +37,7 @@ from colbert_fast.storage.filters import Filter
 from colbert_fast.storage.library import Library
 from colbert_fast.storage.manifest import STORE, Manifest, SegmentRecord, new_lineage
 from colbert_fast.storage.segments import Segment, write_npy
+from colbert_fast.storage.models import check_model
 from colbert_fast.storage.spill import Spill
 from colbert_fast.storage.transactions import Transaction, update
 
@@ -125,7 +126,7 @@ def add_documents(
 
 def _checked(model: ColBERT, snapshot: Snapshot) -> ColBERT:
     """The model, if it is the index's: that may have been built anew since it was opened."""
-    snapshot.manifest.check_model(model)
+    check_model(snapshot.manifest, model)
     return model
 
 

@@ -15,6 +15,7 @@ from colbert_fast.errors import CheckpointError
 from colbert_fast.search.params import TEXT_MODES, SearchParams
 from colbert_fast.storage.filters import matching, read_filter
 from colbert_fast.storage.manifest import Manifest
+from colbert_fast.storage.models import check_model
 
 if TYPE_CHECKING:
     from colbert_fast.model import ColBERT
@@ -69,7 +70,7 @@ def read_queries(query: Any) -> tuple[list[Any], bool]:
 
 
 def load_model(manifest: Manifest) -> ColBERT:
-    """Load the model that an index was built with.
+    """Load the model that an index was built with, with the lengths, prompts and so on it had.
 
     Raises
     ------
@@ -88,13 +89,15 @@ def load_model(manifest: Manifest) -> ColBERT:
     from colbert_fast.model import ColBERT
 
     try:
-        model = ColBERT.from_pretrained(None if name == "default" else name)
+        model = ColBERT.from_pretrained(
+            None if name == "default" else name, **(manifest.model_settings or {})
+        )
     except (CheckpointError, OSError) as error:
         raise CheckpointError(
             f"this index was built with the model {name!r}, which cannot be loaded ({error}); "
             "pass model=ColBERT.from_pretrained(...) to Index.open"
         ) from error
-    manifest.check_model(model)
+    check_model(manifest, model)
     return model
 
 

@@ -23,6 +23,7 @@ from colbert_fast.storage.files import check_checksums, check_sizes
 from colbert_fast.storage.library import Library
 from colbert_fast.storage.manifest import STORE, Manifest, SegmentRecord
 from colbert_fast.storage.segments import Column, Segment, open_npy
+from colbert_fast.storage.transactions import is_building
 
 if TYPE_CHECKING:
     from colbert_fast.search.device import DeviceSearcher
@@ -119,6 +120,8 @@ class Snapshot:
             There is no index, or a file is missing, truncated, foreign or of a newer version; the
             message names the file.
         """
+        if is_building(path):
+            raise IndexFormatError(f"{path}: an unfinished build; build the index again")
         for attempt in itertools.count(1):
             manifest = Manifest.read(path)
             try:
@@ -239,15 +242,15 @@ class Snapshot:
             for column in segment.columns.values():
                 yield column.packed if isinstance(column, PackedCodes) else column
 
-    def check_open(self) -> None:
-        """Raise ValueError after `close`."""
-        if self.closed:
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             f"the open index {str(self.path)!r} cannot be pickled: pass the path to the other "
             "process and open it there"
         )
 
+    def check_open(self) -> None:
+        """Raise ValueError after `close`."""
+        if self.closed:
             raise ValueError(f"the index {str(self.path)!r} is closed")
 
     def close(self) -> None:

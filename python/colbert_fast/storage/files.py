@@ -16,6 +16,7 @@ __all__ = [
     "check_checksums",
     "check_sizes",
     "damage_of",
+    "named_error",
     "record_files",
     "sync_files",
     "sync_folder",
@@ -79,6 +80,11 @@ def damage_of(path: Path, record: FileRecord) -> IndexFormatError | None:
     except IndexFormatError as error:
         return error
     return None
+
+
+def named_error(error: OSError, path: Path) -> OSError:
+    """The same error with the file's name, which a failed write does not carry."""
+    return OSError(error.errno, error.strerror or str(error), str(path))
 
 
 def _check_size(path: Path, record: FileRecord) -> None:

@@ -9,19 +9,16 @@ import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from colbert_fast._version import __version__
 from colbert_fast.errors import IndexFormatError
-from colbert_fast.storage.files import CHECKED, FileRecord, sync_folder
+from colbert_fast.storage.files import CHECKED, FileRecord, named_error, sync_folder
 
-if TYPE_CHECKING:
-    from colbert_fast.model import ColBERT
-
-    "MAX_DOCUMENTS",
 __all__ = [
     "CODECS",
     "FORMAT",
+    "MAX_DOCUMENTS",
     "NAME",
     "STORE",
     "TUNING",
@@ -39,10 +36,10 @@ CODECS: tuple[CodecName, ...] = ("default", "plaid", "float16")
 
 FORMAT = "colbert_fast"
 VERSION = 3
-MAX_DOCUMENTS = 2**31 - 1  # positions are int32 in the lists and in the search
 NAME = "manifest.json"
 STORE = "documents.sqlite"  # one in each segment
 TUNING = "tuning.json"  # not listed: it may come and go
+MAX_DOCUMENTS = 2**31 - 1  # positions are int32 in the lists and in the search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +100,8 @@ class Manifest:
         Of the first generation, and of the library that wrote this one.
     model_fingerprint
         Tells weights of one name apart; None where it is not known.
+    model_settings
+        What cut texts into tokens; see `ModelRecord`.
     """
 
     lineage: str
@@ -121,6 +120,7 @@ class Manifest:
     created_at: str
     library_version: str
     model_fingerprint: str | None = None
+    model_settings: Mapping[str, Any] | None = None
 
     @property
     def num_rows(self) -> int:
@@ -152,7 +152,7 @@ class Manifest:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise OSError(error.errno, error.strerror or str(error), str(fresh)) from error
+            raise named_error(error, fresh) from error
         fresh.replace(folder / NAME)
         sync_folder(folder)
 
@@ -193,7 +193,7 @@ class Manifest:
 
     @classmethod
     def _from_json(cls, contents: dict[str, Any], path: Path) -> Manifest:
-        values = dict(_checked(contents, _FIELDS, path))
+        values = _checked({"model_settings": None, **contents}, _FIELDS, path)
         values["segments"] = tuple(
             SegmentRecord(**_checked(entry, _SEGMENT_FIELDS, path)) for entry in values["segments"]
         )
@@ -269,37 +269,6 @@ class Manifest:
             "library_version": self.library_version,
         }
 
-    def check_model(self, model: ColBERT) -> None:
-        """Raise ValueError if `model` has another dim or other weights than built the index."""
-        if model.dim != self.dim:
-            raise ValueError(
-                f"model: its dim is {model.dim}, the index has dim {self.dim}; pass the model that "
-                f"the index was built with ({self.model or 'not recorded'})"
-            )
-        found = None if self.model_fingerprint is None else fingerprint_of(model)
-        if found not in (None, self.model_fingerprint):
-            raise ValueError(
-                "model: the index was built with other weights (fingerprint "
-def is_manifest(path: Path) -> bool:
-    """Whether `path` is a manifest of this library, of whatever version and however damaged."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(_FIRST)) == _FIRST
-    except OSError:
-        return False
-
-
-_FIRST = f'{{"format": "{FORMAT}"'.encode()
-                f"{self.model_fingerprint}, this model has {found}); pass the model that it was "
-                f"built with ({self.model}), or build the index again with this one"
-            )
-
-
-def fingerprint_of(model: object) -> str | None:
-    """What tells the model's weights from others of the same name, if it can tell."""
-    fingerprint = getattr(model, "fingerprint", None)
-    return None if fingerprint is None else str(fingerprint())
-
 
 def new_lineage() -> str:
     """See `Manifest.lineage`."""
@@ -311,6 +280,16 @@ def library_version() -> str:
     return __version__
 
 
+def is_manifest(path: Path) -> bool:
+    """Whether `path` is a manifest of this library, of whatever version and however damaged."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_FIRST)) == _FIRST
+    except OSError:
+        return False
+
+
+_FIRST = f'{{"format": "{FORMAT}"'.encode()
 # The first line, which the checksum of all others is in.
 _HEAD = '{{"format": "{format}", "version": {version}, "crc32": "{crc32:08x}",\n'
 _HEAD_PATTERN = re.compile(
@@ -349,6 +328,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "created_at": (str,),
     "library_version": (str,),
     "model_fingerprint": (str, type(None)),
+    "model_settings": (dict, type(None)),
 }
 _SEGMENT_FIELDS: dict[str, tuple[type, ...]] = {
     "name": (str,),

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from colbert_fast.errors import IndexFormatError
 from colbert_fast.storage.codes import CodePacker, PackedCodes, packed_bytes
+from colbert_fast.storage.files import named_error
 
 __all__ = [
     "Column",
@@ -84,13 +85,13 @@ class NpyWriter:
         try:
             self._file.close()
         except OSError as error:
-            raise _named(error, self.path) from error
+            raise named_error(error, self.path) from error
 
     def _write(self, data: bytes | memoryview) -> None:
         try:
             self._file.write(data)
         except OSError as error:
-            raise _named(error, self.path) from error
+            raise named_error(error, self.path) from error
 
 
 def _header(column: Column, rows: int) -> bytes:
@@ -99,11 +100,6 @@ def _header(column: Column, rows: int) -> bytes:
     text = f"{{'descr': '{column.dtype.str}', 'fortran_order': False, 'shape': {shape}, }}"
     body = text.encode("ascii").ljust(_HEADER_BYTES - 11) + b"\n"
     return b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body
-
-
-def _named(error: OSError, path: Path) -> OSError:
-    """The same error with the file's name, which a failed write does not carry."""
-    return OSError(error.errno, error.strerror or str(error), str(path))
 
 
 def write_npy(path: Path, array: npt.NDArray[Any]) -> None:

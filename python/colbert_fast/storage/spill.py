@@ -9,6 +9,8 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
+from colbert_fast.storage.files import named_error
+
 __all__ = ["SPILL", "Spill"]
 
 SPILL = "spill.tmp"
@@ -36,7 +38,7 @@ class Spill:
         try:
             self._file.write(np.ascontiguousarray(embeddings).data)
         except OSError as error:
-            raise OSError(error.errno, error.strerror or str(error), str(self._path)) from error
+            raise named_error(error, self._path) from error
         self.dim = embeddings.shape[1]
         self.num_tokens += len(embeddings)
         self.num_documents += len(doclens)
