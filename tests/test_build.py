@@ -273,7 +273,8 @@ class Odd(WordModel):
         ({"num_centroids": 0}, "num_centroids must be at least 1, got 0"),
         ({"kmeans_iterations": -1}, "kmeans_iterations must be at least 0, got -1"),
         ({"pool_factor": 0}, "pool_factor must be at least 1, got 0"),
-        ({"pool_factor": 1.5}, "pool_factor must be an int, got 1.5"),
+        ({"pool_factor": 1.5}, "pool_factor must be an int, got float"),
+        ({"num_centroids": 2.5}, "num_centroids must be an int, got float"),
         ({"model": Odd()}, "dim must be a multiple of 8"),
         ({"ids": ["a", "b"]}, "ids: 2 given, but there are more documents"),
         ({"ids": ["a", "b", "a"]}, "ids must be unique: 'a'"),
@@ -469,6 +470,24 @@ def test_relative_paths(
     monkeypatch.chdir("/")
     index.verify()
     assert index.path == tmp_path / "a"
+
+
+def test_a_source_that_changes_the_working_folder(
+    tmp_path: Path, documents: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def source() -> Iterator[np.ndarray]:
+        yield documents[0]
+        monkeypatch.chdir("/")
+        yield documents[1]
+
+    monkeypatch.chdir(tmp_path)
+    assert make(Path("a"), source()).path == tmp_path / "a"
+
+
+def test_numbers_as_numpy_has_them(tmp_path: Path, documents: list[np.ndarray]) -> None:
+    names = ("nbits", "pool_factor", "num_centroids", "kmeans_iterations", "seed")
+    index = make(tmp_path / "a", documents[:20], **dict.fromkeys(names, np.int64(2)))
+    assert (index.manifest.nbits, index.manifest.num_centroids) == (2, 2)
 
 
 def test_the_manifest_says_what_was_built(tmp_path: Path, rng: np.random.Generator) -> None:

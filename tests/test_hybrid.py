@@ -177,7 +177,7 @@ def test_hybrid_fuses_both_scores(index: Index) -> None:
     found = index.search(QUERY, 300, mode="hybrid")
     assert sorted(ids(found)) == sorted(scores)
     places = [int(each[1:]) for each in scores]
-    for weight in (0.5, 0.0, 0.8):
+    for weight in (0.5, 0.0, np.float32(0.75)):
         fused = fuse(lexical[places], np.array([*scores.values()], np.float32), weight)
         expected = [places[at] for at in np.lexsort((places, -fused))]
         hits = index.search(QUERY, 300, mode="hybrid", bm25_weight=weight, exhaustive=True)

@@ -176,7 +176,7 @@ def test_queries_as_tensors(plain: Index, queries: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("mode", ["default", "plaid"])
-@pytest.mark.parametrize("k", [1499, 1500, 1501, 10**12])
+@pytest.mark.parametrize("k", [1499, 1500, 1501, 10**12, 10**30])
 def test_more_hits_than_documents(plain: Index, queries: np.ndarray, mode: Any, k: int) -> None:
     for hits in plain.search(queries[:2], k=k, mode=mode):
         assert len(set(numbers(hits))) == min(k, 1500)

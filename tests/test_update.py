@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from colbert_fast.errors import IndexBusyError, IndexFormatError, UnknownDocumentError
 from colbert_fast.index import Index
+from colbert_fast.search.snapshot import Snapshot
 from colbert_fast.storage.lock import writer_lock
 from fakes import WordModel
 from synthetic import brute_force, clustered, files, make, unit
@@ -68,7 +70,7 @@ def test_texts_and_metadata_come_along(tmp_path: Path) -> None:
     index.add([{"id": 9, "text": "red apple", "kind": "fruit"}, "blue light"], progress=False)
     [hit] = index.search("apple", k=1)
     assert (hit.id, hit.text, hit.metadata) == (9, "red apple", {"kind": "fruit"})
-    assert index.ids == ("s", "t", 9, 1)
+    assert index.ids == ("s", "t", 9, 10)
     index.upsert([("s", "stone")], progress=False)
     assert index.search("stone", k=1)[0].text == "stone"
     assert len(index) == 4
@@ -411,6 +413,51 @@ def test_a_model_of_another_index_does_not_come_in(
     monkeypatch.setattr("colbert_fast.reader.load_model", lambda _: Other())
     assert len(loaded.search("sky")) == 3
     loaded.add(["stone"], progress=False)
+
+
+def test_refreshing_in_two_threads_never_goes_back(
+    tmp_path: Path, documents: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, writer = make(tmp_path / "a", documents[:20]), Index.open(tmp_path / "a")
+    opening = threading.Event()
+    opened = Snapshot.open
+
+    def slow(*args: Any, **options: Any) -> Snapshot:
+        snapshot = opened(*args, **options)
+        if threading.current_thread().name == "slow":
+            opening.set()
+            time.sleep(0.3)
+        return snapshot
+
+    monkeypatch.setattr(Snapshot, "open", slow)
+    for change in (index.refresh, index.close):
+        writer.delete(writer.ids[:1])
+        opening.clear()
+        thread = threading.Thread(target=index.refresh, name="slow")
+        thread.start()
+        opening.wait()
+        writer.delete(writer.ids[:1])
+        change()
+        thread.join()
+        assert index.manifest.generation == writer.manifest.generation - (change == index.close)
+    with pytest.raises(ValueError, match="is closed"):
+        index.search(documents[0])
+
+
+@pytest.mark.parametrize("pool_factor", [0, -3, 1.5])
+def test_pool_factors_that_are_refused(
+    tmp_path: Path, documents: list[np.ndarray], pool_factor: Any
+) -> None:
+    index = make(tmp_path / "a", documents[:20])
+    with pytest.raises((ValueError, TypeError), match="pool_factor must be"):
+        index.add(documents[20:], pool_factor=pool_factor, progress=False)
+
+
+def test_ids_given_and_not_in_one_list(tmp_path: Path, documents: list[np.ndarray]) -> None:
+    index = make(tmp_path / "a", documents[:10])
+    index.upsert([(1, documents[10]), documents[11]], progress=False)
+    index.add([(12, documents[12]), documents[13]], progress=False)
+    assert sorted(index.ids) == [*range(10), 11, 12, 13]
 
 
 def test_the_lock_of_a_folder_that_was_moved(tmp_path: Path) -> None:

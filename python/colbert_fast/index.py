@@ -139,8 +139,8 @@ class Index(IndexReader):
             device=device,
             progress=progress,
         )
-        build_index(Path(path).absolute(), documents, options, model=model, ids=ids)
-        return cls.open(path, model=model)
+        build_index(folder := Path(path).absolute(), documents, options, model=model, ids=ids)
+        return cls.open(folder, model=model)  # the documents may have changed the working folder
 
     @classmethod
     def import_from(
@@ -191,14 +191,14 @@ class Index(IndexReader):
 
         import_index(
             Path(source).absolute(),
-            Path(path).absolute(),
+            folder := Path(path).absolute(),
             documents=documents,
             ids=ids,
             model=model,
             overwrite=overwrite,
             progress=progress,
         )
-        return cls.open(path, model=model)
+        return cls.open(folder, model=model)
 
     def add(
         self,
@@ -370,8 +370,8 @@ class Index(IndexReader):
         from colbert_fast.indexing.merge import merge_indexes
 
         parts = [Path(each).absolute() for each in indexes]
-        merge_indexes(Path(path).absolute(), parts, overwrite=overwrite)
-        return cls.open(path, model=model)
+        merge_indexes(folder := Path(path).absolute(), parts, overwrite=overwrite)
+        return cls.open(folder, model=model)
 
     @staticmethod
     def repair(path: str | os.PathLike[str], *, timeout: float = 0.0) -> RepairReport:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from colbert_fast.compress.codec import check_nbits
 from colbert_fast.compress.device import BuildDevice, check_build_device
+from colbert_fast.search.params import check_positive
 from colbert_fast.storage.manifest import CODECS, CodecName
 
 __all__ = ["BuildOptions"]
@@ -35,9 +36,9 @@ class BuildOptions:
             raise ValueError(f"codec must be one of {CODECS}, got {self.codec!r}")
         if self.codec != "float16":
             check_nbits(self.nbits)
-        for name, least in (("num_centroids", 1), ("kmeans_iterations", 0), ("pool_factor", 1)):
+        for name, least in (
+            ("nbits", 1), ("num_centroids", 1), ("kmeans_iterations", 0), ("pool_factor", 1),
+        ):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if not isinstance(self.pool_factor, int):
-            raise TypeError(f"pool_factor must be an int, got {self.pool_factor!r}")
+            if value is not None:  # plain ints from here on: they are written as JSON
+                object.__setattr__(self, name, check_positive(name, value, least=least))

@@ -30,14 +30,15 @@ from colbert_fast.indexing.ingest import (
 )
 from colbert_fast.indexing.options import BuildOptions
 from colbert_fast.kernels import ops
+from colbert_fast.search.params import check_positive
 from colbert_fast.search.queries import filtered
 from colbert_fast.search.snapshot import Snapshot
 from colbert_fast.storage.documents import Document, DocumentId, DocumentStore, DocumentWriter
 from colbert_fast.storage.filters import Filter
 from colbert_fast.storage.library import Library
 from colbert_fast.storage.manifest import STORE, Manifest, SegmentRecord, new_lineage
-from colbert_fast.storage.segments import Segment, write_npy
 from colbert_fast.storage.models import check_model
+from colbert_fast.storage.segments import Segment, write_npy
 from colbert_fast.storage.spill import Spill
 from colbert_fast.storage.transactions import Transaction, update
 
@@ -72,6 +73,9 @@ class AddOptions:
     pool_factor: int
     timeout: float
     progress: bool
+
+    def __post_init__(self) -> None:
+        check_positive("pool_factor", self.pool_factor)
 
 
 def add_documents(
@@ -312,8 +316,7 @@ def _encoded_again(
         for source in sources:
             store.add_rows(row for row in source.store.rows() if source.wanted[row[0]])
         store.close()
-    nbits = 2 if old.name == "float16" else old.nbits  # where it is not looked at
-    options = BuildOptions(nbits=nbits, codec=old.name, seed=seed, progress=progress)
+    options = BuildOptions(nbits=old.nbits, codec=old.name, seed=seed, progress=progress)
     return encode_stream(
         folder,
         chunks,

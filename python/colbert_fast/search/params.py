@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from colbert_fast.storage.documents import DocumentId
 from colbert_fast.storage.filters import Filter
+from colbert_fast.storage.manifest import MAX_DOCUMENTS
 
 if TYPE_CHECKING:
     from colbert_fast.search.tuning import Tuning
@@ -121,7 +123,7 @@ class SearchParams(NamedTuple):
         TypeError, ValueError
             A value is of the wrong type or out of range; the message names it.
         """
-        k = check_positive("k", k)
+        k = _check_count("k", k)
         if mode not in _DEFAULTS:
             raise ValueError(f"mode must be one of {tuple(_DEFAULTS)}, got {mode!r}")
         if recall is not None:
@@ -141,7 +143,7 @@ class SearchParams(NamedTuple):
         defaults = _DEFAULTS[mode](k)
         if mode in _GROWING:
             defaults = _grown(defaults, num_documents)
-        if ndocs is not None and check_positive("ndocs", ndocs) < k:
+        if ndocs is not None and (ndocs := _check_count("ndocs", ndocs)) < k:
             raise ValueError(f"ndocs must be at least k={k}, got {ndocs}")
         threshold = defaults.centroid_score_threshold
         if centroid_score_threshold is not None:
@@ -155,8 +157,8 @@ class SearchParams(NamedTuple):
                 )
         return cls(
             k,
-            defaults.nprobe if nprobe is None else check_positive("nprobe", nprobe),
-            defaults.ndocs if ndocs is None else int(ndocs),
+            defaults.nprobe if nprobe is None else _check_count("nprobe", nprobe),
+            defaults.ndocs if ndocs is None else ndocs,
             threshold,
             mode,
             bool(exhaustive),
@@ -169,9 +171,7 @@ def _check_weight(weight: float | None, mode: Mode) -> float:
         return _BM25_WEIGHT
     if mode != "hybrid":
         raise ValueError(f"bm25_weight={weight} means nothing in mode {mode!r}; leave it out")
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-        raise TypeError(f"bm25_weight must be a float, got {type(weight).__name__}")
-    if not 0 <= weight <= 1:
+    if not 0 <= _check_real("bm25_weight", weight) <= 1:
         raise ValueError(f"bm25_weight must be from 0 to 1, got {weight}")
     return float(weight)
 
@@ -184,11 +184,15 @@ def check_recall(recall: float) -> float:
     TypeError, ValueError
         It is not.
     """
-    if isinstance(recall, bool) or not isinstance(recall, (int, float)):
-        raise TypeError(f"recall must be a float, got {type(recall).__name__}")
-    if not 0 < recall <= 1:
+    if not 0 < _check_real("recall", recall) <= 1:
         raise ValueError(f"recall must be above 0 and at most 1, got {recall}")
     return float(recall)
+
+
+def _check_real(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a float, got {type(value).__name__}")
+    return float(value)
 
 
 def _tuned(
@@ -242,8 +246,13 @@ def _hybrid(k: int) -> SearchParams:
 _DEFAULTS = {"default": _default, "plaid": _plaid, "rerank": _rerank, "hybrid": _hybrid}
 
 
-def check_positive(name: str, value: int) -> int:
-    """`value` as an int of at least 1.
+def _check_count(name: str, value: int) -> int:
+    """`value` as `check_positive` takes it, or as many documents as an index can hold."""
+    return min(check_positive(name, value), MAX_DOCUMENTS)
+
+
+def check_positive(name: str, value: int, *, least: int = 1) -> int:
+    """`value` as an int of at least 1, or `least`; NumPy's are taken.
 
     Raises
     ------
@@ -253,6 +262,6 @@ def check_positive(name: str, value: int) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     number = operator.index(value)
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1, got {number}")
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
     return number
