@@ -16,6 +16,7 @@ from fakes import WordModel
 
 testing = pytest.importorskip("typer.testing", reason="typer is not installed (extra cli)")
 cli = pytest.importorskip("colbert_fast.cli.commands")
+shell = pytest.importorskip("colbert_fast.cli.shell")
 
 TEXTS = {
     "sky": "The sky is blue because air scatters blue light",
@@ -28,7 +29,7 @@ TEXTS = {
 @pytest.fixture
 def run(monkeypatch):
     """Run a command in this process with the model that has no weights."""
-    for module in (cli, cli.measure, cli.write):
+    for module in (cli, cli.measure, cli.write, shell):
         monkeypatch.setattr(module, "load_model", lambda *_: WordModel())
     runner = testing.CliRunner()
 
@@ -211,10 +212,48 @@ def test_eval_builds_its_index(run, beir, tmp_path):
 
 def test_eval_of_an_index(run, beir, built):
     pytest.importorskip("ir_measures", reason="ir_measures is not installed (extra eval)")
-    result = run("eval", beir, "--index", built, "--measure", "P@1", "--exhaustive")
+    options = ("--measure", "P@1", "--exhaustive", "--model", "words")
+    result = run("eval", beir, "--index", built, *options)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[0].split() == ["P@1", "1.0000"]
     assert result.stdout.splitlines()[1].startswith("2 queries, ")
+
+
+@pytest.mark.parametrize("command", ["search", "add", "tune", "bench", "eval", "convert"])
+def test_where_to_encode_needs_a_model(run, beir, built, tmp_path, command):
+    arguments = {
+        "search": (built, "sky"),
+        "add": (built, tmp_path / "corpus.jsonl"),
+        "eval": (beir, "--index", built),
+        "convert": (built, tmp_path / "other.cf"),
+    }.get(command, (built,))
+    line = refused(run(command, *arguments, "--device", "cuda"))
+    assert "--device cuda needs --model" in line
+    if command != "convert":
+        line = refused(run(command, *arguments, "--backend", "openvino"))
+        assert "--backend openvino needs --model" in line
+
+
+def test_eval_with_the_model_of_the_index(run, beir, built, monkeypatch):
+    pytest.importorskip("ir_measures", reason="ir_measures is not installed (extra eval)")
+    monkeypatch.setattr(shell, "load_model", None)
+    monkeypatch.setattr(cli.measure, "load_model", None)
+    monkeypatch.setattr("colbert_fast.reader.load_model", lambda _: WordModel())
+    result = run("eval", beir, "--index", built, "--measure", "P@1")
+    assert result.stdout.splitlines()[0].split() == ["P@1", "1.0000"]
+
+
+def test_bench_leaves_own_documents_out_after_deletions(tmp_path):
+    from colbert_fast.cli.curves import bench_queries
+
+    rows = np.eye(32, dtype=np.float32)[:, None]
+    with Index.build(tmp_path / "a.cf", list(rows), progress=False) as index:
+        index.delete(range(30))
+        asked = bench_queries(index, None, 20, 0)
+        assert set().union(*asked.own) == {30, 31}
+        index.delete([30, 31])
+        with pytest.raises(ValueError, match="the index is empty"):
+            bench_queries(index, None, 20, 0)
 
 
 def test_tune_then_search_for_a_recall(run, built):

@@ -59,6 +59,12 @@ def test_embeddings_round_trip(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["a.npz"]
 
 
+@pytest.mark.parametrize("ids", [[1, "a"], ["a\0", "b"], [2, 1], ["é", ""]])
+def test_embeddings_keep_their_ids(tmp_path, ids):
+    save_embeddings(tmp_path / "a.npz", [np.eye(8)] * 2, ids=ids)
+    assert load_embeddings(tmp_path / "a.npz").ids == ids
+
+
 def test_embeddings_from_npy(tmp_path):
     np.save(tmp_path / "a.npy", np.ones((5, 8), np.float16))
     np.save(tmp_path / "a.doclens.npy", np.array([2, 3]))

@@ -85,6 +85,7 @@ def test_the_cheapest_point_is_chosen(k: int, recall: float, nprobe: int | None)
 def test_searches_take_the_chosen_point() -> None:
     params = SearchParams.resolve(10, recall=0.9, tuning=TUNING)
     assert params == SearchParams(10, 2, 64, None, "default", False)
+    assert SearchParams.resolve(10, recall=np.float32(0.75), tuning=TUNING).nprobe == 1
     assert SearchParams.resolve(10, recall=0.98, tuning=TUNING).exhaustive
     assert SearchParams.resolve(7, recall=1, tuning=TUNING).exhaustive
 
@@ -250,6 +251,13 @@ def test_tuning_that_is_refused(
     assert fresh.tuning is None
 
 
+def test_an_empty_index_is_not_tuned(fresh: Index) -> None:
+    fresh.delete(fresh.ids)
+    for queries in (None, [np.ones((2, DIM), np.float32)]):
+        with pytest.raises(ValueError, match="the index is empty; there is nothing to measure"):
+            fresh.tune(queries=queries, progress=False)
+
+
 # ---- the file
 
 
@@ -366,10 +374,6 @@ def test_an_index_that_has_grown(fresh: Index, documents: list[np.ndarray]) -> N
     fresh.verify()
 
 
-def test_encoding_anew_drops_the_curve(fresh: Index) -> None:
-    fresh.tune(0.9, k=10, num_queries=8, progress=False)
-    fresh.compact(retrain=True, progress=False)
-    assert fresh.tuning is None
 def test_a_reader_of_an_older_encoding_does_not_write(fresh: Index) -> None:
     with Index.open(fresh.path) as stale:
         fresh.compact(retrain=True, progress=False)
@@ -393,3 +397,7 @@ def test_a_failed_commit_keeps_the_curve(fresh: Index, monkeypatch: pytest.Monke
     assert fresh.tuning == tuning
 
 
+def test_encoding_anew_drops_the_curve(fresh: Index) -> None:
+    fresh.tune(0.9, k=10, num_queries=8, progress=False)
+    fresh.compact(retrain=True, progress=False)
+    assert fresh.tuning is None

@@ -198,7 +198,7 @@ class Embeddings(NamedTuple):
     """float16 or float32 (n_tokens, dim)."""
     doclens: npt.NDArray[np.integer[Any]]
     """Tokens of each text: int (n_texts,)."""
-    ids: list[str] | list[int] | None
+    ids: list[str | int] | None
 
     def texts(self) -> Iterator[npt.NDArray[np.float16 | np.float32]]:
         """Stream the (tokens, dim) array of each text."""
@@ -211,7 +211,7 @@ def save_embeddings(
     path: str | Path,
     arrays: Sequence[npt.NDArray[np.float16 | np.float32]],
     *,
-    ids: Sequence[str] | Sequence[int],
+    ids: Sequence[str | int],
 ) -> None:
     """Write the token embeddings of texts to one ``.npz``: embeddings (float16), doclens, ids."""
     path = Path(path)
@@ -223,11 +223,17 @@ def save_embeddings(
                 file,
                 embeddings=np.concatenate(rows) if rows else np.empty((0, 0), np.float16),
                 doclens=np.array([len(row) for row in rows], dtype=np.int32),
-                ids=np.array(ids),
+                ids=_packed(ids),
             )
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _packed(ids: Sequence[str | int]) -> npt.NDArray[Any]:
+    """One array: of JSON where another would change ids, as numbers beside texts, or a last NUL."""
+    array = np.array(ids)
+    return array if array.tolist() == list(ids) else np.array(json.dumps(list(ids)))
 
 
 def load_embeddings(path: str | Path, *, doclens: str | Path | None = None) -> Embeddings:
@@ -260,9 +266,10 @@ def load_embeddings(path: str | Path, *, doclens: str | Path | None = None) -> E
             f"{path}: `doclens` must add up to the {len(embeddings)} rows of `embeddings`; "
             f"they add up to {lens.sum()}"
         )
-    if ids is not None and len(ids) != len(lens):
-        raise ValueError(f"{path}: {len(ids)} `ids` for {len(lens)} `doclens`")
-    return Embeddings(embeddings, lens, None if ids is None else ids.tolist())
+    named = None if ids is None else ids.tolist() if ids.ndim else json.loads(ids.item())
+    if named is not None and len(named) != len(lens):
+        raise ValueError(f"{path}: {len(named)} `ids` for {len(lens)} `doclens`")
+    return Embeddings(embeddings, lens, named)
 
 
 def _expect(

@@ -33,6 +33,7 @@ from colbert_fast.cli.shell import (
     ProgressOption,
     RecallOption,
     dumps,
+    given_model,
     load_model,
     show_progress,
 )
@@ -90,9 +91,7 @@ def search(
     queries = [text for text in queries if text]
     if not queries:
         raise ValueError("no query: give one after the index, or lines on standard input")
-    if backend != "torch" and model is None:
-        raise ValueError(f"--backend {backend} needs --model: the index loads its own with torch")
-    with Index.open(path, model=load_model(model, device, backend) if model else None) as opened:
+    with Index.open(path, model=given_model(model, device, backend)) as opened:
         answers = opened.search(
             queries,
             k=k,

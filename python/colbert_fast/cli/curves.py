@@ -15,7 +15,7 @@ from colbert_fast.errors import MissingDependencyError
 from colbert_fast.index import Index
 from colbert_fast.kernels.backend import backend_info
 from colbert_fast.search.params import DenseMode, SearchParams
-from colbert_fast.search.tune import pseudo_queries
+from colbert_fast.search.tune import check_not_empty, pseudo_queries
 
 __all__ = ["Asked", "Report", "Row", "bench_queries", "check_plot", "draw", "measure", "table"]
 
@@ -66,9 +66,11 @@ class Report:
 
 def bench_queries(index: Index, given: Sequence[Any] | None, num_queries: int, seed: int) -> Asked:
     """The queries given, texts encoded; or else some made from the index's documents."""
+    check_not_empty(index._snapshot)
     if given is None:
         made = pseudo_queries(index._snapshot, num_queries, seed)
-        own = [{index.ids[position] for position in row} for row in made.own.tolist()]
+        ids = index._snapshot.library.ids  # by position, which deleted documents have too
+        own = [{ids[position] for position in row} for row in made.own.tolist()]
         return Asked(made.vectors, own, "pseudo-queries")
     if not given:
         raise ValueError("queries: there are none")

@@ -15,7 +15,7 @@ from colbert_fast.cli.shell import (
     ModelOption,
     OverwriteOption,
     ProgressOption,
-    load_model,
+    given_model,
     show_progress,
 )
 from colbert_fast.cli.terminal import counted
@@ -52,7 +52,7 @@ def convert(
         source,
         path,
         documents=None if documents is None else read_corpus(documents, layout=layout),
-        model=load_model(model, device) if model else None,
+        model=given_model(model, device),
         overwrite=overwrite,
         progress=show_progress(progress),
     ) as imported:

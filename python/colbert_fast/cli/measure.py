@@ -25,6 +25,7 @@ from colbert_fast.cli.shell import (
     NprobeOption,
     ProgressOption,
     dumps,
+    given_model,
     load_model,
     show_progress,
 )
@@ -83,8 +84,9 @@ def evaluate(
     measures = tuple(measure or evaluation.DEFAULT_MEASURES)
     evaluation.check_measures(measures, k=k)
     beir = evaluation.load_beir(folder, split=split)
+    load = load_model if path is None else given_model
     with _opened_or_built(
-        path, beir, load_model(model, device, backend), nbits, codec, progress
+        path, beir, load(model, device, backend), nbits, codec, progress
     ) as opened:
         evaluation.check_judged_documents(opened, beir.qrels)
         start = time.perf_counter()
@@ -126,8 +128,7 @@ def tune(
     from colbert_fast.index import Index
 
     ks = _numbers(k)
-    loaded = load_model(model, device, backend) if model else None
-    with Index.open(path, model=loaded) as opened:
+    with Index.open(path, model=given_model(model, device, backend)) as opened:
         tuning = opened.tune(
             recall,
             k=ks,
@@ -162,8 +163,7 @@ def bench(
     ks = _numbers(k)
     if plot is not None:
         check_plot(plot)
-    loaded = load_model(model, device, backend) if model else None
-    with Index.open(path, model=loaded) as opened:
+    with Index.open(path, model=given_model(model, device, backend)) as opened:
         given = None if queries is None else _read_queries(queries)[:num_queries]
         asked = bench_queries(opened, given, num_queries, seed)
         report = measure(opened, asked, ks, progress=show_progress(progress))
@@ -201,7 +201,7 @@ def _read_queries(path: Path) -> list[Any]:
 def _opened_or_built(
     path: Path | None,
     beir: Any,
-    model: ColBERT,
+    model: ColBERT | None,
     nbits: int,
     codec: CodecName,
     progress: bool | None,

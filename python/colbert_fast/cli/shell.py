@@ -39,6 +39,7 @@ __all__ = [
     "ProgressOption",
     "RecallOption",
     "dumps",
+    "given_model",
     "load_model",
     "show_progress",
 ]
@@ -177,6 +178,21 @@ def load_model(
     from colbert_fast.model import ColBERT
 
     return ColBERT.from_pretrained(model, device=device, backend=backend)
+
+
+def given_model(
+    model: str | None, device: str, backend: Literal["torch", "openvino"] = "torch"
+) -> ColBERT | None:
+    """Load the checkpoint that was asked for; for None the index loads its own, as it does."""
+    if model is not None:
+        return load_model(model, device, backend)
+    for option, value, usual in (("--device", device, "cpu"), ("--backend", backend, "torch")):
+        if value != usual:
+            raise ValueError(
+                f"{option} {value} needs --model: by itself an index loads its own model with "
+                "torch, on the CPU"
+            )
+    return None
 
 
 def dumps(value: object) -> str:

@@ -22,6 +22,7 @@ from colbert_fast.cli.shell import (
     OverwriteOption,
     PoolOption,
     ProgressOption,
+    given_model,
     load_model,
     show_progress,
 )
@@ -86,7 +87,8 @@ def index(
 
     documents, ids = _read(source, layout, doclens, limit)
     # A model told to an index of embeddings is for its queries.
-    encoder = load_model(model, device, backend) if model or not _is_embeddings(source) else None
+    load = given_model if _is_embeddings(source) else load_model
+    encoder = load(model, device, backend)
     start = time.perf_counter()
     with Index.build(
         path,
@@ -134,8 +136,7 @@ def add(
     from colbert_fast.index import Index
 
     documents, ids = _read(source, layout, doclens, limit)
-    encoder = load_model(model, device, backend) if model else None
-    with Index.open(path, model=encoder) as opened:
+    with Index.open(path, model=given_model(model, device, backend)) as opened:
         put = opened.upsert if upsert else opened.add
         count = put(
             documents,

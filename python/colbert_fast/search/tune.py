@@ -31,7 +31,7 @@ from colbert_fast.search.tuning import Curve, OperatingPoint, Tuning
 if TYPE_CHECKING:
     from colbert_fast.search.snapshot import Snapshot
 
-__all__ = ["Queries", "TuneOptions", "calibrate", "pseudo_queries", "tune"]
+__all__ = ["Queries", "TuneOptions", "calibrate", "check_not_empty", "pseudo_queries", "tune"]
 
 QUERY_ROWS = 32
 _FEWEST, _MOST = 10, 20  # different tokens in a query
@@ -82,7 +82,7 @@ def tune(snapshot: Snapshot, queries: Vectors | None, options: TuneOptions) -> T
     Raises
     ------
     TypeError, ValueError
-        An option is of the wrong type or out of range, or there are no queries.
+        An option is of the wrong type or out of range, or there are no queries or documents.
     """
     target = check_recall(options.recall)
     given = options.k if isinstance(options.k, Iterable) else [options.k]
@@ -90,6 +90,7 @@ def tune(snapshot: Snapshot, queries: Vectors | None, options: TuneOptions) -> T
     if not ks:
         raise ValueError("k: expected an int or several, got none")
     count = check_positive("num_queries", options.num_queries)
+    check_not_empty(snapshot)
     if queries is None:
         asked = pseudo_queries(snapshot, count, options.seed)
     else:
@@ -115,6 +116,12 @@ def tune(snapshot: Snapshot, queries: Vectors | None, options: TuneOptions) -> T
         threads=_core.get_num_threads(),
         isa=_core.isa(),
     )
+
+
+def check_not_empty(snapshot: Snapshot) -> None:
+    """Raise ValueError unless a search can find something."""
+    if not snapshot.num_documents:
+        raise ValueError(f"{snapshot.path}: the index is empty; there is nothing to measure")
 
 
 def pseudo_queries(snapshot: Snapshot, count: int, seed: int) -> Queries:
