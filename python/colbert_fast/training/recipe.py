@@ -270,8 +270,7 @@ class TeacherTraining(_Strict):
         known = inspect.signature(train_teacher).parameters.values()
         free = [each.name for each in known if each.kind == each.KEYWORD_ONLY]
         free = [name for name in free if name not in ("device", "progress")]  # the run's
-        unknown = sorted(set(self.options) - set(free))
-        if unknown:
+        if unknown := sorted(set(self.options) - set(free)):
             raise ValueError(f"options: {unknown[0]!r} is none of {', '.join(free)}")
 
 
