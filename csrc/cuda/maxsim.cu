@@ -91,48 +91,47 @@ __global__ void __launch_bounds__(kGradThreads)
   for (unsigned k = 0; k < 4; ++k) out[row * dim + d + k] = sum[k];
 }
 
-constexpr std::size_t kSums = 8192; // floats of sums that a block holds: of 8 tokens at least
+constexpr unsigned kGradTokens = 16, kGradWarps = kGradThreads / kWarp;
+constexpr std::size_t kGradBlocks = 16; // of a document
 
-struct GradShared {
-  float sums[kSums];
-  float weight[kGradThreads];
-  std::int32_t met[kGradThreads];
-};
-
-// A block makes the rows of one document, so many at a time. A thread owns dimensions and adds what
-// met them in order: no atomics, the same bits each time.
+// A block makes 16 rows of a document at a time, a warp every fourth of them: it looks at all that
+// queries met in the document, 32 at once, and adds up in order what met its rows. No atomics, the
+// same bits each time; and a lane keeps to its dimensions, so nothing waits for another.
 __global__ void __launch_bounds__(kGradThreads)
     grad_documents_kernel(const float *queries, const float *grad, const std::int32_t *argmax,
                           unsigned nq, unsigned dim, Documents documents, Pairs pairs, float *out) {
-  auto &shared = shared_memory<GradShared>();
+  float4 *sums = &shared_memory<float4>(); // kGradTokens * dim / 4
   const std::size_t document = blockIdx.x, b = pairs.first_query(document);
   const Span span = span_of(documents, document);
-  const std::size_t n = pairs.queries_per_document() * nq;
-  const unsigned held = static_cast<unsigned>(kSums) / dim;
-  for (unsigned t = 0; t < span.count; t += held) {
-    const unsigned count = min_of(held, span.count - t);
-    for (unsigned i = threadIdx.x; i < count * dim; i += kGradThreads) shared.sums[i] = 0.0f;
-    for (std::size_t first = 0; first < n; first += kGradThreads) {
-      __syncthreads();
-      if (const std::size_t i = first + threadIdx.x; i < n) {
-        const std::size_t cell = pairs.at(b + i / nq, document);
-        shared.weight[threadIdx.x] = grad[cell];
-        shared.met[threadIdx.x] = argmax[cell * nq + i % nq];
-      }
-      __syncthreads();
-      const auto staged = static_cast<unsigned>(min_of<std::size_t>(kGradThreads, n - first));
-      for (unsigned i = 0; i < staged; ++i) {
-        const std::int64_t met = std::int64_t{shared.met[i]} - t;
-        if (met < 0 || met >= count) continue;
-        const float *token = queries + (b * nq + first + i) * dim;
-        float *sums = shared.sums + met * dim;
-        for (unsigned d = threadIdx.x; d < dim; d += kGradThreads)
-          sums[d] = fmaf(shared.weight[i], token[d], sums[d]);
+  const auto n = static_cast<unsigned>(pairs.queries_per_document() * nq);
+  const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, width = dim / 4;
+  const auto *tokens = reinterpret_cast<const float4 *>(queries) + b * nq * width;
+  for (unsigned t = blockIdx.y * kGradTokens; t < span.count; t += gridDim.y * kGradTokens) {
+    const unsigned count = min_of(kGradTokens, span.count - t);
+    for (unsigned row = warp; row < count; row += kGradWarps)
+      for (unsigned d = lane; d < width; d += kWarp) sums[row * width + d] = {};
+    for (unsigned first = 0; first < n; first += kWarp) {
+      const unsigned i = min_of(first + lane, n - 1);
+      const std::size_t cell = pairs.at(b + i / nq, document);
+      const unsigned met = static_cast<unsigned>(argmax[cell * nq + i % nq]) - t;
+      const float weight = grad[cell];
+      unsigned mine =
+          __ballot_sync(kAllLanes, first + lane < n && met < count && met % kGradWarps == warp);
+      for (; mine != 0; mine &= mine - 1) {
+        const int from = __ffs(mine) - 1;
+        const float by = __shfl_sync(kAllLanes, weight, from);
+        float4 *sum = sums + __shfl_sync(kAllLanes, met, from) * width;
+        const float4 *token = tokens + std::size_t{first + static_cast<unsigned>(from)} * width;
+        for (unsigned d = lane; d < width; d += kWarp) {
+          const float4 x = token[d], to = sum[d];
+          sum[d] = {fmaf(by, x.x, to.x), fmaf(by, x.y, to.y), fmaf(by, x.z, to.z),
+                    fmaf(by, x.w, to.w)};
+        }
       }
     }
-    __syncthreads();
-    for (unsigned i = threadIdx.x; i < count * dim; i += kGradThreads)
-      out[(span.first + t) * dim + i] = shared.sums[i];
+    auto *rows = reinterpret_cast<float4 *>(out) + (span.first + t) * width;
+    for (unsigned row = warp; row < count; row += kGradWarps)
+      for (unsigned d = lane; d < width; d += kWarp) rows[row * width + d] = sums[row * width + d];
   }
 }
 
@@ -164,9 +163,9 @@ void maxsim_grad_query(const float *grad, const std::int32_t *argmax, std::size_
 void maxsim_grad_documents(const float *queries, const float *grad, const std::int32_t *argmax,
                            std::size_t nq, std::size_t dim, const Documents &documents,
                            const Pairs &pairs, float *out, Stream stream) {
-  launch(grad_documents_kernel, documents.count, 1, kGradThreads, sizeof(GradShared), stream,
-         queries, grad, argmax, static_cast<unsigned>(nq), static_cast<unsigned>(dim), documents,
-         pairs, out);
+  launch(grad_documents_kernel, documents.count, kGradBlocks, kGradThreads,
+         kGradTokens * dim * sizeof(float), stream, queries, grad, argmax,
+         static_cast<unsigned>(nq), static_cast<unsigned>(dim), documents, pairs, out);
 }
 
 } // namespace colbert_fast::cuda

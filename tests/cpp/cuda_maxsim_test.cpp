@@ -12,7 +12,7 @@ using namespace testing;
 
 namespace {
 
-constexpr std::size_t kLengths[] = {0, 1, 2, 31, 63, 64, 65, 129};
+constexpr std::size_t kLengths[] = {0, 1, 2, 31, 63, 64, 65, 129, 273};
 constexpr std::size_t kTokens[] = {1, 15, 16, 17, 32, 33, 65};
 
 // Documents of awkward lengths, the queries that they are scored with, and what the CPU makes of
@@ -60,7 +60,8 @@ struct Batch {
   DType type;
   Buffer<std::int32_t> lengths;
   Buffer<std::int64_t> offsets;
-  Buffer<float> queries, grad, scores;
+  DeviceBuffer<float> queries;
+  Buffer<float> grad, scores;
   Buffer<std::int32_t> argmax;
   Rows rows;
   std::size_t n_rows;
@@ -83,7 +84,8 @@ void forward(const Batch &batch, Tally &tally, const std::string &what) {
 void backward(const Batch &batch, Tally &tally, const std::string &what) {
   const std::size_t b = batch.pairs.n_queries, columns = batch.pairs.columns, nq = batch.nq;
   Buffer<float> query(batch.queries.size()), want_query(batch.queries.size());
-  Buffer<float> rows(batch.n_rows * batch.dim), want_rows(batch.n_rows * batch.dim);
+  DeviceBuffer<float> rows(batch.n_rows * batch.dim);
+  Buffer<float> want_rows(batch.n_rows * batch.dim);
   want_query.poison(0);
   for (std::size_t i = 0; i < b; ++i)
     scalar().maxsim_grad_query(batch.grad.data() + i * columns,
@@ -141,7 +143,8 @@ void wild_values(Random &random, Tally &tally) {
               "maxsim: documents outside the rows");
   tally.check(std::equal(none, none + 3, argmax.data() + 3), "maxsim: they have no argmax");
   for (std::size_t i = 0; i < argmax.size(); ++i) argmax[i] = 1 << 30;
-  Buffer<float> query(24), out(48);
+  Buffer<float> query(24);
+  DeviceBuffer<float> out(48);
   cuda::maxsim_grad_query(batch.grad.data(), argmax.data(), 3, 8, rows.data(), DType::f32,
                           documents, batch.pairs, query.poison(0xff).data(), nullptr);
   cuda::maxsim_grad_documents(batch.queries.data(), batch.grad.data(), argmax.data(), 3, 8,
