@@ -135,6 +135,12 @@ __device__ void offer_tile(const Shared &shared, unsigned half, const Points &po
         mma<DType::f16>(d[m], points.halves[m][k + 1], {row.z, row.w});
       }
     }
+    bool above = false; // soon rare: one branch then, not eight
+#pragma unroll
+    for (unsigned i = 0; i < 4; ++i)
+#pragma unroll
+      for (unsigned c = 0; c < 2; ++c) above |= d[i / 2][i % 2 * 2 + c] > best[i].third;
+    if (!above) continue;
 #pragma unroll
     for (unsigned i = 0; i < 4; ++i)
 #pragma unroll
