@@ -8,8 +8,8 @@
 // truncate each product; how they add is not documented, so 2^-14 is allowed. A centroid whose
 // estimate lies more than twice that whole error below the best cannot be the nearest. Of each of
 // its points a lane keeps in registers the two best of the centroids that it sees, a quarter of
-// all, and the third's estimate: a point to which a lane's third is as near is compared with all
-// centroids, and so is one that float16 cannot hold.
+// all, and the third's estimate: a point to which a lane's third is as near is crowded, and so is
+// one that float16 cannot hold. Another kernel compares those with all centroids.
 #include <type_traits>
 
 #include "cuda/tile.cuh"
@@ -24,6 +24,7 @@ constexpr unsigned kStride = kDim + 32;
 constexpr float kLongest = 60000.0f; // no value of such a vector is beyond float16
 constexpr float kRelative = 0x1p-11f, kAbsolute = 0x1p-25f * 11.5f, kSums = 0x1p-14f;
 constexpr float kUnderflow = 0x1p-60f; // above all that is lost of a length by squaring
+constexpr std::int32_t kCrowded = -2;  // in place of a code, between the kernels
 
 struct Shared {
   uint4 centroids[2][kCentroids][kStride / 8]; // eight float16 each
@@ -185,7 +186,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     const float limit = top - tile.window[i];
     const bool crowded = !(tile.window[i] < HUGE_VALF) || best[i].third >= limit;
-    const unsigned of_warp = __ballot_sync(kAllLanes, crowded && point < n);
+    const unsigned of_warp = __ballot_sync(kAllLanes, crowded);
     const bool screened = (of_warp >> lane / 4 * 4 & 15u) == 0;
     const auto product = [&](std::int32_t c) {
       return exact_product(x, centroids + static_cast<std::size_t>(c) * dim, dim);
@@ -196,19 +197,45 @@ __global__ void __launch_bounds__(kThreads)
     if (screened && best[i].second >= limit)
       nearest.merge({product(best[i].second_at), best[i].second_at});
     nearest.reduce(4);
-    if (screened && lane % 4 == 0 && point < n)
+    if (lane % 4 == 0 && point < n)
+      codes[point] = screened ? nearest.index : kCrowded, products[point] = nearest.value;
+  }
+}
+
+constexpr unsigned kCrowdThreads = 512;
+
+struct CrowdShared {
+  unsigned count, points[kCrowdThreads];
+  Best best[kCrowdThreads / kWarp];
+};
+
+// A block finds which of its points are crowded, a thread looking at each, and compares one after
+// the other with all centroids.
+template <class T>
+__global__ void __launch_bounds__(kCrowdThreads)
+    compare_crowded_kernel(const T *points, std::size_t n, unsigned dim, const float *centroids,
+                           unsigned n_centroids, std::int32_t *codes, float *products) {
+  auto &shared = shared_memory<CrowdShared>();
+  const std::size_t first = std::size_t{blockIdx.x} * kCrowdThreads;
+  if (threadIdx.x == 0) shared.count = 0;
+  __syncthreads();
+  if (first + threadIdx.x < n && codes[first + threadIdx.x] == kCrowded)
+    shared.points[atomicAdd(&shared.count, 1u)] = threadIdx.x;
+  __syncthreads();
+  for (unsigned i = 0; i < shared.count; ++i) {
+    const std::size_t point = first + shared.points[i];
+    Best nearest{kMinusInf, 0};
+    for (unsigned c = threadIdx.x; c < n_centroids; c += kCrowdThreads)
+      nearest.offer(exact_product(points + point * dim, centroids + std::size_t{c} * dim, dim),
+                    static_cast<std::int32_t>(c));
+    nearest.reduce(kWarp);
+    if (threadIdx.x % kWarp == 0) shared.best[threadIdx.x / kWarp] = nearest;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      for (const Best &one : shared.best) nearest.merge(one);
       codes[point] = nearest.index, products[point] = nearest.value;
-    for (unsigned g = 0; g < 8; ++g) { // the warp together, centroids in the lanes
-      if ((of_warp >> 4 * g & 15u) == 0) continue;
-      const std::size_t at = mine - lane / 4 + g + 8 * i;
-      Best found{kMinusInf, 0};
-      for (unsigned c = lane; c < n_centroids; c += kWarp)
-        found.offer(
-            exact_product(points + at * dim, centroids + static_cast<std::size_t>(c) * dim, dim),
-            static_cast<std::int32_t>(c));
-      found.reduce(kWarp);
-      if (lane == 0) codes[at] = found.index, products[at] = found.value;
     }
+    __syncthreads();
   }
 }
 
@@ -255,6 +282,9 @@ void assign_mma(const void *points, DType type, std::size_t n, std::size_t dim,
     launch(assign_mma_kernel<T>, ceil_div(n, kThreads), 1, kThreads, sizeof(Shared), stream,
            static_cast<const T *>(points), n, static_cast<unsigned>(dim), centroids,
            static_cast<unsigned>(n_centroids), rows, extremes, codes, best);
+    launch(compare_crowded_kernel<T>, ceil_div(n, kCrowdThreads), 1, kCrowdThreads,
+           sizeof(CrowdShared), stream, static_cast<const T *>(points), n,
+           static_cast<unsigned>(dim), centroids, static_cast<unsigned>(n_centroids), codes, best);
   });
 }
 

@@ -49,8 +49,11 @@ void check(Tally &tally, const Case &c, const Rows &points, const Buffer<float> 
            Check kernel) {
   Buffer<float> scratch(assign_scratch(c.dim));
   Assigned want(c.n);
-  scalar().assign(points.data(), c.type, c.n, c.dim, centroids.data(), c.centroids, scratch.data(),
-                  want.codes.data(), want.best.data());
+  const std::size_t width = c.dim * (c.type == DType::f32 ? 4 : 2);
+  for (std::size_t first = 0; first < c.n; first += kPointBlock)
+    scalar().assign(static_cast<const char *>(points.data()) + first * width, c.type,
+                    std::min(kPointBlock, c.n - first), c.dim, centroids.data(), c.centroids,
+                    scratch.data(), want.codes.data() + first, want.best.data() + first);
   both_orders([&] { kernel(tally, c, points, centroids, want); });
 }
 
@@ -76,6 +79,16 @@ void near_ties(Random &random, Tally &tally, DType type, bool narrow) {
       centroids[i] = centroids[i % c.dim] + (narrow ? 5e-4f : 1e-5f) * centroids[i];
   for (std::size_t i = 0; narrow && i < centroids.size(); ++i)
     centroids[i] = cuda::half_to_float(cuda::float_to_half(centroids[i]));
+  check(tally, c, points, centroids, screened);
+}
+
+// Points that all are near to more centroids than lanes keep, for more than one block.
+void crowds(Random &random, Tally &tally) {
+  const Case c{520, 8, 1, 33, DType::f32, 2, false, true};
+  const Rows points = random.rows(c.type, c.n * c.dim, false);
+  Buffer<float> centroids = random.floats(c.centroids * c.dim);
+  for (std::size_t i = c.dim; i < centroids.size(); ++i) centroids[i] = centroids[i % c.dim];
+  centroids[centroids.size() - 1] *= 1.0001f; // the nearest, or the farthest
   check(tally, c, points, centroids, screened);
 }
 
@@ -121,5 +134,6 @@ int main() {
              {n, 8 * (1 + random.below(16)), 1, k, pick(random, kTypes), 2, false, true}, screened);
   for (const DType type : kTypes)
     for (const bool narrow : {false, true}) near_ties(random, tally, type, narrow);
+  crowds(random, tally);
   return tally.finish();
 }
