@@ -182,6 +182,16 @@ __device__ void best_cells(const ScoreShared &shared, const QueryTiles &queries,
   for (unsigned first = 0; first < span.count; first += kRows) {
     const auto token = [&](unsigned i) { return span.first + min_of(first + i, span.count - 1); };
     const std::uint8_t *row = tokens.packed + token(lane / 4) * packed_dim;
+    std::uint32_t cells[2];
+    unsigned scales[2], norms[2];
+#pragma unroll
+    for (unsigned c = 0; c < 2; ++c) { // on their way while residuals are decoded
+      const std::size_t at = token(lane % 4 * 2 + c);
+      cells[c] =
+          *reinterpret_cast<const std::uint32_t *>(queries.table + codes[at] * queries.stride + q);
+      scales[c] = tokens.scales == nullptr ? 0 : tokens.scales[at];
+      norms[c] = tokens.inverse_norms == nullptr ? 0 : tokens.inverse_norms[at];
+    }
     std::int32_t sums[4][2];
     for (unsigned i = 0; i < 4; ++i) sums[i][0] = sums[i][1] = start[i];
     for (unsigned slab = 0; slab < slabs; ++slab) {
@@ -189,16 +199,13 @@ __device__ void best_cells(const ScoreShared &shared, const QueryTiles &queries,
       load_slab<B, kAligned>(row, dim, slab, tables.levels, bytes);
       add_products(shared.query + slab * (kSlabWords / 4), bytes, sums);
     }
+#pragma unroll
     for (unsigned c = 0; c < 2; ++c) {
-      const std::size_t at = token(lane % 4 * 2 + c);
-      const float norm =
-          tokens.inverse_norms == nullptr ? 1.0f : shared.norms[tokens.inverse_norms[at]];
-      const float scale = tokens.scales == nullptr ? 1.0f : shared.scales[tokens.scales[at]];
+      const float norm = tokens.inverse_norms == nullptr ? 1.0f : shared.norms[norms[c]];
+      const float scale = tokens.scales == nullptr ? 1.0f : shared.scales[scales[c]];
       const float zero = norm * static_cast<float>(-kTableZero), scaled = norm * scale;
-      const std::uint32_t bytes =
-          *reinterpret_cast<const std::uint32_t *>(queries.table + codes[at] * queries.stride + q);
       for (unsigned i = 0; i < 4; ++i) {
-        const float centroid = fmaf(static_cast<float>(bytes >> 8 * i & 255u), norm, zero);
+        const float centroid = fmaf(static_cast<float>(cells[c] >> 8 * i & 255u), norm, zero);
         const float cell = fmaf(static_cast<float>(sums[i][c]) * ratio[i], scaled, centroid);
         best[i] = cell > best[i] ? cell : best[i];
       }
@@ -206,9 +213,12 @@ __device__ void best_cells(const ScoreShared &shared, const QueryTiles &queries,
   }
 }
 
+// Blocks to a multiprocessor: 64 registers, or what is needed not to spill.
+template <int B, bool kAligned> constexpr int kResident = B == 3 && !kAligned ? 6 : 8;
+
 // A warp scores a document; blocks (x, query) go through the query's list in strides.
 template <int B, bool kAligned>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, kResident<B, kAligned>)
     residual_maxsim_kernel(QueryTiles queries, unsigned nq, ScoreTables tables, SafeCodes codes,
                            StoredTokens tokens, unsigned dim, Documents documents,
                            DocumentLists lists, float *scores) {
