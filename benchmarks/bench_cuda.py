@@ -113,7 +113,7 @@ def bench_training(floor: Floor, b: int, per_query: int, length: int) -> None:
         return (
             scores,
             ops.maxsim_grad_query(documents, *met),
-            ops.maxsim_grad_documents(query, *met),
+            ops.maxsim_grad_documents(query, *met, n_tokens=len(documents)),
         )
 
     def plain() -> list[torch.Tensor]:

@@ -17,7 +17,7 @@ import pytest
 
 from colbert_fast.compress.trellis import fit_trellis
 from colbert_fast.errors import BackendUnavailable
-from colbert_fast.kernels import backend, ops, reference
+from colbert_fast.kernels import backend, cuda, ops, reference
 from support import DIMS, DOCLENS, NBITS, PAIRS, same_bits, unit_vectors
 from tolerances import MMA_PER_QUERY_TOKEN, assert_best
 
@@ -269,6 +269,13 @@ def test_maxsim_and_its_gradients(
     assert same_bits(
         on_cpu(of_documents), on_cpu(ops.maxsim_grad_documents(query, doclens, argmax, grad))
     )
+
+
+@pytest.mark.parametrize("n", [0, 1, 5000, 100_000])
+def test_documents_follow_one_another(n: int, gpu: Any, rng: np.random.Generator) -> None:
+    doclens = rng.integers(0, 2**20, n, dtype=np.int32)
+    first, _ = cuda.documents_of(gpu(doclens), gpu(doclens))
+    assert same_bits(on_cpu(first), np.cumsum(doclens, dtype=np.int64) - doclens)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

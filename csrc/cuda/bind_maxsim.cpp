@@ -6,6 +6,14 @@ using namespace colbert_fast;
 
 namespace {
 
+void starts(const py::object &doclens, const py::object &first, std::uintptr_t stream) {
+  const cuda::Arguments arguments(doclens, "doclens", stream);
+  const View lengths = arguments.in(doclens, "doclens", {DType::i32}, {kAny});
+  const View out = arguments.out(first, "first", DType::i64, {lengths.shape[0]});
+  cuda::starts(lengths.as<const std::int32_t>(), lengths.dim(0), out.as<std::int64_t>(),
+               arguments.stream());
+}
+
 void maxsim(const py::object &query, const py::object &documents, const py::object &first,
             const py::object &doclens, const py::object &scores, const py::object &argmax,
             std::uintptr_t stream) {
@@ -74,6 +82,7 @@ void maxsim_grad_documents(const py::object &query, const py::object &first,
 
 void bind_maxsim(py::module_ &m) {
   using py::arg;
+  m.def("starts", &starts, arg("doclens"), arg("first"), arg("stream"));
   m.def("maxsim", &maxsim, arg("query"), arg("documents"), arg("first"), arg("doclens"),
         arg("scores"), arg("argmax").none(true), arg("stream"));
   m.def("maxsim_grad_query", &maxsim_grad_query, arg("documents"), arg("first"), arg("doclens"),

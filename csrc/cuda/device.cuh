@@ -173,4 +173,13 @@ __device__ inline float add_16_lanes(float x) {
   return x;
 }
 
+// The sum of a warp's x up to this lane, its own included.
+template <class T> __device__ T sum_up_to_lane(T x) {
+  for (unsigned by = 1; by < kWarp; by *= 2) {
+    const T other = __shfl_up_sync(kAllLanes, x, by);
+    if (threadIdx.x % kWarp >= by) x += other;
+  }
+  return x;
+}
+
 } // namespace colbert_fast::cuda

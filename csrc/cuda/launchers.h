@@ -32,6 +32,9 @@ struct DocumentLists {
   std::size_t stride;
 };
 
+// first[i]: the sum of the lengths in front of document i.
+void starts(const std::int32_t *lengths, std::size_t n, std::int64_t *first, Stream stream);
+
 // -- maxsim --------------------------------------------------------------------------------------
 // Queries of nq tokens each; float32 arithmetic for any type of rows, the same bits as the CPU's.
 // `argmax` (n_queries, columns, nq) may be null.

@@ -60,18 +60,14 @@ __global__ void __launch_bounds__(kThreads)
   if (token >= n_tokens) return;
   for (unsigned j = lane; j < nprobe; j += kWarp) cells[token * nprobe + j] = -1;
   constexpr unsigned kRun = kBins / kWarp;
-  unsigned run[kRun] = {}, upto = 0;
+  unsigned run[kRun] = {}, own = 0;
 #pragma unroll 4
   for (unsigned chunk = 0; chunk < chunks; ++chunk) {
     const unsigned *bins = counts + (chunk * n_tokens + token) * kBins + kBins - (lane + 1) * kRun;
     for (unsigned j = 0; j < kRun; ++j) run[j] += bins[kRun - 1 - j];
   }
-  for (unsigned j = 0; j < kRun; ++j) upto += run[j];
-  unsigned own = upto;
-  for (unsigned by = 1; by < kWarp; by *= 2) {
-    const unsigned other = __shfl_up_sync(kAllLanes, upto, by);
-    if (lane >= by) upto += other;
-  }
+  for (unsigned j = 0; j < kRun; ++j) own += run[j];
+  const unsigned upto = sum_up_to_lane(own);
   unsigned above = upto - own; // in front of the lane's bins
   if (upto < nprobe || above >= nprobe) return;
   unsigned byte = kBins - 1 - lane * kRun;

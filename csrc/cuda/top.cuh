@@ -31,12 +31,7 @@ __device__ inline void find_digit(TopShared &shared, unsigned k, unsigned before
   constexpr unsigned kRun = kDigits / kWarp;
   unsigned digit = threadIdx.x * kRun, own = 0;
   for (unsigned j = 0; j < kRun; ++j) own += shared.counts[digit + j];
-  unsigned upto = own;
-  for (unsigned by = 1; by < kWarp; by *= 2) {
-    const unsigned other = __shfl_up_sync(kAllLanes, upto, by);
-    if (threadIdx.x >= by) upto += other;
-  }
-  unsigned front = before + upto - own;
+  unsigned front = before + sum_up_to_lane(own) - own;
   if (front >= k || front + own < k) return;
   while (front + shared.counts[digit] < k) front += shared.counts[digit++];
   shared.digit = digit, shared.before = front;

@@ -1,5 +1,6 @@
 // The GPU kernels of MaxSim on the emulator, bit by bit against the CPU's scalar table; those of
 // tensor cores with whole numbers, of which every sum is exact.
+#include "cuda/documents.cu"
 #include "cuda/maxsim.cu"
 #include "cuda/maxsim_mma.cu"
 
@@ -153,6 +154,22 @@ void wild_values(Random &random, Tally &tally) {
               "maxsim_grad_query: an argmax outside its document");
 }
 
+// Sums past 2^31, for a part of a round and for more than one.
+void starts(Random &random, Tally &tally, std::size_t n) {
+  Buffer<std::int32_t> lengths(n);
+  Buffer<std::int64_t> want(n);
+  std::int64_t sum = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    lengths[i] = static_cast<std::int32_t>(random.below(1u << 30));
+    want[i] = sum, sum += lengths[i];
+  }
+  both_orders([&] {
+    Buffer<std::int64_t> first(n);
+    cuda::starts(lengths.data(), n, first.poison(0xff).data(), nullptr);
+    tally.same(first, want, "cuda starts, " + std::to_string(n));
+  });
+}
+
 } // namespace
 
 int main() {
@@ -173,6 +190,7 @@ int main() {
             tensor_cores(batch, tally, what);
         });
       }
+  for (const std::size_t n : {0, 1, 9, 1000, 8192, 20'000}) starts(random, tally, n);
   wild_values(random, tally);
   return tally.finish();
 }

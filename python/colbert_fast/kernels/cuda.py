@@ -122,8 +122,9 @@ def documents_of(like: Any, doclens: Any) -> tuple[Any, ...]:
         return (doclens,)
     if not is_cuda(doclens):
         raise TypeError(f"`doclens` must be on {like.device}, got an array on the CPU")
-    torch = sys.modules["torch"]
-    return torch.cumsum(doclens, 0, dtype=torch.int64) - doclens, doclens
+    first = doclens.new_empty(doclens.shape, dtype=sys.modules["torch"].int64)
+    run("starts", doclens, first)
+    return first, doclens
 
 
 def narrow_centroids(centroids: Tensor) -> tuple[Tensor | None, Tensor | None]:
