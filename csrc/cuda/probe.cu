@@ -10,11 +10,13 @@ namespace {
 constexpr unsigned kThreads = 256, kWarps = kThreads / kWarp, kBins = 256;
 constexpr unsigned kWords = kQueryTile / 4;        // of a tile in a row of the table
 constexpr unsigned kStaged = 256;                  // centroids in shared memory at once
-constexpr std::size_t kBlocks = 64;                // more would write more counts than they save
+constexpr std::size_t kBlocks = 256;               // two to a multiprocessor
+constexpr std::size_t kMaxChunks = 64;             // whose counts a warp adds up
 constexpr unsigned kPerWarp = kQueryTile / kWarps; // tokens
 
 std::size_t chunks_of(std::size_t n_centroids, std::size_t n_tokens) {
-  return min_of(ceil_div(kBlocks * kQueryTile, n_tokens), ceil_div(n_centroids, kStaged));
+  const std::size_t chunks = min_of(ceil_div(kBlocks * kQueryTile, n_tokens), kMaxChunks);
+  return min_of(chunks, ceil_div(n_centroids, kStaged));
 }
 
 // Centroids [first, last) of a block's chunk.
