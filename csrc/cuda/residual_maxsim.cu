@@ -10,56 +10,75 @@ constexpr unsigned kThreads = 128, kWarps = kThreads / kWarp, kRows = 8;
 
 // ---- the query ----------------------------------------------------------------------------------
 
+constexpr unsigned kPackThreads = 512;
+
 struct PackShared {
+  float values[kQueryTile][kSlab + 1]; // an odd number: rows meet all banks
   float unit[kQueryTile];
   std::int32_t sum[kQueryTile];
 };
 
+// A slab of a block's tile into shared memory, zeros where there are no values.
+__device__ void stage_slab(PackShared &shared, const float *query, unsigned nq, unsigned dim,
+                           unsigned slab) {
+  __syncthreads(); // the slab before has been read
+  for (unsigned i = threadIdx.x; i < kQueryTile * kSlab; i += kPackThreads) {
+    const unsigned r = i / kSlab, q = blockIdx.x * kQueryTile + r, d = slab * kSlab + i % kSlab;
+    shared.values[r][i % kSlab] = q < nq && d < dim ? query[std::size_t{q} * dim + d] : 0.0f;
+  }
+  __syncthreads();
+}
+
 // A block packs a tile of query tokens. Lengths are chains of sums, a thread each, as on the CPU.
 template <int B>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kPackThreads)
     pack_query_kernel(const float *query, unsigned nq, unsigned dim, float zero, QueryBytes out) {
   auto &shared = shared_memory<PackShared>();
-  const unsigned tile = blockIdx.x * kQueryTile, slabs = static_cast<unsigned>(slabs_of(dim));
-  if (threadIdx.x < kQueryTile) {
-    const unsigned q = tile + threadIdx.x;
-    float largest = 0.0f, squares = 0.0f;
+  const unsigned own = threadIdx.x, slabs = static_cast<unsigned>(slabs_of(dim));
+  const std::size_t tile = blockIdx.x;
+  float largest = 0.0f, squares = 0.0f;
+  for (unsigned slab = 0; slab < slabs; ++slab) {
+    stage_slab(shared, query, nq, dim, slab);
+    if (own >= kQueryTile) continue;
 #pragma unroll 8
-    for (unsigned d = 0; d < (q < nq ? dim : 0); ++d) {
-      const float value = query[static_cast<std::size_t>(q) * dim + d];
+    for (unsigned d = 0; d < kSlab; ++d) {
+      const float value = shared.values[own][d];
       largest = largest < fabsf(value) ? fabsf(value) : largest;
       squares = squares + value * value;
     }
+  }
+  if (own < kQueryTile) {
     const bool usable = squares < HUGE_VALF && largest > 1e-30f;
-    shared.unit[threadIdx.x] = out.units[q] = usable ? largest / 127.0f : 0.0f;
+    const std::size_t q = tile * kQueryTile + own;
+    shared.unit[own] = out.units[q] = usable ? largest / 127.0f : 0.0f;
     out.norms[q] = usable ? sqrtf(squares) : 0.0f;
-    shared.sum[threadIdx.x] = 0;
+    shared.sum[own] = 0;
   }
   __syncthreads();
-  std::uint32_t *words = out.levels + static_cast<std::size_t>(blockIdx.x) * slabs * kSlabWords;
-  for (unsigned i = threadIdx.x; i < slabs * kSlabWords; i += kThreads) {
-    // slab, half of the tile, block of 32 dimensions, lane, register: as add_products reads them
-    const unsigned reg = i % 4, lane = i / 4 % 32, block = i / 128 % 4, m = i / 512 % 2;
-    const unsigned r = lane / 4 * 4 + 2 * m + reg % 2, q = tile + r;
-    const float unit = shared.unit[r];
-    std::uint32_t word = 0;
-    std::int32_t sum = 0;
-    for (unsigned j = 0; j < 4; ++j) {
-      const unsigned d = i / kSlabWords * kSlab + slab_dim<B>(lane % 4, 2 * block + reg / 2, j);
-      std::int32_t value = 0;
-      if (unit > 0.0f && d < dim)
-        value =
-            static_cast<std::int32_t>(rintf(query[static_cast<std::size_t>(q) * dim + d] / unit));
-      word |= (static_cast<std::uint32_t>(value) & 255u) << 8 * j;
-      sum += value;
+  for (unsigned slab = slabs; slab-- > 0;) {
+    if (slab + 1 < slabs) stage_slab(shared, query, nq, dim, slab); // the last one lies there
+    std::uint32_t *words = out.levels + (tile * slabs + slab) * kSlabWords;
+    for (unsigned i = own; i < kSlabWords; i += kPackThreads) {
+      // half of the tile, block of 32 dimensions, lane, register: as add_products reads them
+      const unsigned reg = i % 4, lane = i / 4 % 32, block = i / 128 % 4, m = i / 512;
+      const unsigned r = lane / 4 * 4 + 2 * m + reg % 2;
+      const float unit = shared.unit[r];
+      std::uint32_t word = 0;
+      std::int32_t sum = 0;
+      for (unsigned j = 0; j < 4; ++j) {
+        const float value = shared.values[r][slab_dim<B>(lane % 4, 2 * block + reg / 2, j)];
+        const auto level = static_cast<std::int32_t>(unit > 0.0f ? rintf(value / unit) : 0.0f);
+        word |= (static_cast<std::uint32_t>(level) & 255u) << 8 * j;
+        sum += level;
+      }
+      words[i] = word;
+      atomicAdd(&shared.sum[r], sum);
     }
-    words[i] = word;
-    atomicAdd(&shared.sum[r], sum);
   }
   __syncthreads();
-  if (threadIdx.x < kQueryTile)
-    out.start[tile + threadIdx.x] =
-        static_cast<std::int32_t>(rintf(-zero * static_cast<float>(shared.sum[threadIdx.x])));
+  if (own < kQueryTile)
+    out.start[tile * kQueryTile + own] =
+        static_cast<std::int32_t>(rintf(-zero * static_cast<float>(shared.sum[own])));
 }
 
 // ---- centroids ----------------------------------------------------------------------------------
@@ -272,7 +291,7 @@ std::size_t query_words(std::size_t nq, std::size_t dim) {
 void pack_query(const float *query, std::size_t nq, std::size_t dim, int nbits, float zero,
                 const QueryBytes &out, Stream stream) {
   with_bits(nbits, [&](auto b) {
-    launch(pack_query_kernel<decltype(b)::value>, ceil_div(nq, kQueryTile), 1, kThreads,
+    launch(pack_query_kernel<decltype(b)::value>, ceil_div(nq, kQueryTile), 1, kPackThreads,
            sizeof(PackShared), stream, query, static_cast<unsigned>(nq), static_cast<unsigned>(dim),
            zero, out);
   });
