@@ -6,6 +6,7 @@
 namespace colbert_fast::cuda {
 
 constexpr unsigned kTopThreads = 1024, kTopWarps = kTopThreads / kWarp, kDigits = 256;
+static_assert(kTopWarps == kWarp, "a lane for each warp");
 
 // Scores in the order of their bits, the largest least; NaN counts as -inf.
 __device__ inline std::uint32_t key_of(float score) {
@@ -80,10 +81,11 @@ __device__ void take_best(TopShared &shared, std::size_t n, unsigned k, Key key,
     __syncthreads();
     unsigned better_here = better + static_cast<unsigned>(__popc(beating & below));
     unsigned equal_here = equal + static_cast<unsigned>(__popc(tied & below));
-    for (unsigned w = 0; w < kTopWarps; ++w) {
-      if (w < warp) better_here += shared.better[w], equal_here += shared.equal[w];
-      better += shared.better[w], equal += shared.equal[w];
-    }
+    const unsigned better_there = shared.better[lane], equal_there = shared.equal[lane];
+    better_here += __reduce_add_sync(kAllLanes, lane < warp ? better_there : 0);
+    equal_here += __reduce_add_sync(kAllLanes, lane < warp ? equal_there : 0);
+    better += __reduce_add_sync(kAllLanes, better_there);
+    equal += __reduce_add_sync(kAllLanes, equal_there);
     if (beats || (ties && equal_here < wanted)) take(better_here + min_of(equal_here, wanted), i);
     __syncthreads();
   }

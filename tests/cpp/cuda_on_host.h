@@ -238,6 +238,14 @@ inline unsigned __ballot_sync(unsigned mask, bool value, int line = __builtin_LI
     bits |= unsigned{cuda_on_host::get<bool>(lane)} << lane;
   return bits;
 }
+inline unsigned __reduce_add_sync(unsigned mask, unsigned value, int line = __builtin_LINE()) {
+  cuda_on_host::check_mask(mask);
+  cuda_on_host::put(value);
+  cuda_on_host::meet(line);
+  unsigned sum = 0;
+  for (unsigned lane = 0; lane < 32; ++lane) sum += cuda_on_host::get<unsigned>(lane);
+  return sum;
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(unsigned x) { return __builtin_ffs(static_cast<int>(x)); }
 inline unsigned __vmaxu4(unsigned x, unsigned y) {
