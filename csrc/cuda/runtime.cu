@@ -32,7 +32,8 @@ std::string release() {
 }
 
 Pinned::Pinned(void *host, std::size_t n_bytes) : host_(host) {
-  cudaError_t status = cudaHostRegister(host, n_bytes, cudaHostRegisterDefault);
+  cudaError_t status = cudaGetDevice(&device_);
+  if (status == cudaSuccess) status = cudaHostRegister(host, n_bytes, cudaHostRegisterDefault);
   if (status == cudaSuccess) {
     status = cudaHostGetDevicePointer(&on_device_, host, 0);
     if (status == cudaSuccess) return;
@@ -42,6 +43,13 @@ Pinned::Pinned(void *host, std::size_t n_bytes) : host_(host) {
   throw std::runtime_error(cudaGetErrorString(status));
 }
 
-Pinned::~Pinned() { cudaHostUnregister(host_); }
+Pinned::~Pinned() {
+  int current = device_;
+  cudaGetDevice(&current);
+  if (current != device_) cudaSetDevice(device_);
+  cudaHostUnregister(host_);
+  if (current != device_) cudaSetDevice(current);
+  cudaGetLastError(); // or the next launch would report it
+}
 
 } // namespace colbert_fast::cuda

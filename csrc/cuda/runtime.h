@@ -30,6 +30,7 @@ public:
 
 private:
   void *host_, *on_device_ = nullptr;
+  int device_ = 0; // that was current when it was pinned
 };
 
 } // namespace colbert_fast::cuda
