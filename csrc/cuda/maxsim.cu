@@ -54,8 +54,7 @@ __global__ void __launch_bounds__(kTileThreads)
     }
     __syncthreads();
     if (threadIdx.x < kLanes)
-      for (unsigned lane = threadIdx.x; lane < min_of<unsigned>(kTileRows, (nq - q + 15) / 16 * 16);
-           lane += kLanes)
+      for (unsigned lane = threadIdx.x; lane < min_of(kTileRows, nq - q); lane += kLanes)
         total += shared.best[lane];
     __syncthreads();
   }

@@ -104,8 +104,8 @@ __global__ void __launch_bounds__(kThreads)
       for (unsigned w = 1; w < kWarps; ++w) one.merge(shared.best[w][lane]);
       if (argmax != nullptr && q + lane < nq) argmax[cell * nq + q + lane] = one.index;
       const float upper = __shfl_xor_sync(kAllLanes, one.value, 16);
-      total += one.value;
-      if (q + 16 < nq) total += upper;
+      if (q + lane < nq) total += one.value;
+      if (q + 16 + lane < nq) total += upper; // in the lower half, which is what counts
     }
     __syncthreads();
   }

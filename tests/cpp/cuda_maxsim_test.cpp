@@ -154,6 +154,26 @@ void wild_values(Random &random, Tally &tally) {
               "maxsim_grad_query: an argmax outside its document");
 }
 
+// Of an infinite value the products with zeros are NaN, and past the query's end are zeros.
+void infinite_values(Tally &tally) {
+  const std::int64_t first[] = {0};
+  const std::int32_t lengths[] = {2};
+  const cuda::Documents documents{first, lengths, 1, 2};
+  for (const std::size_t nq : {1, 17, 33}) {
+    DeviceBuffer<float> query(nq * 8);
+    DeviceBuffer<std::uint16_t> narrow(nq * 8), rows(2 * 8);
+    for (std::size_t i = 0; i < query.size(); ++i) query[i] = 1.0f, narrow[i] = to_f16(1.0f);
+    for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = i == 0 ? 0x7c00 : to_f16(1.0f);
+    Buffer<float> wide(1), mma(1);
+    cuda::maxsim(query.data(), nq, 8, rows.data(), DType::f16, documents, {1, 1, false},
+                 wide.data(), nullptr, nullptr);
+    cuda::maxsim_mma(narrow.data(), nq, 8, rows.data(), DType::f16, documents, {1, 1, false},
+                     mma.data(), nullptr, nullptr);
+    tally.check(wide[0] == HUGE_VALF && mma[0] == HUGE_VALF,
+                "maxsim: an infinite value, query " + std::to_string(nq));
+  }
+}
+
 // Sums past 2^31, for a part of a round and for more than one.
 void starts(Random &random, Tally &tally, std::size_t n) {
   Buffer<std::int32_t> lengths(n);
@@ -192,5 +212,6 @@ int main() {
       }
   for (const std::size_t n : {0, 1, 9, 1000, 8192, 20'000}) starts(random, tally, n);
   wild_values(random, tally);
+  infinite_values(tally);
   return tally.finish();
 }
