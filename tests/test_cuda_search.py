@@ -393,6 +393,15 @@ def test_wrong_shapes_of_searches_are_named() -> None:
         eight.workspace(**{**good, "kind": "scan"})
 
 
+@needs_build
+def test_queries_lie_on_the_index_device() -> None:
+    from colbert_fast import _cuda
+
+    searcher, rest = _cuda.Searcher(arrays_of(), np.zeros(16, np.float32)), [None] * 7
+    with pytest.raises(TypeError, match="`queries` must be on cuda:0, got an array on cuda:1"):
+        searcher.search(fake(1, 32, DIM, index=1), 2, 4, "filter", *rest, stream=0)
+
+
 # -- with a GPU --------------------------------------------------------------------------------
 
 NAMES = ["1", "2", "4", "plaid", "float16", "two"]

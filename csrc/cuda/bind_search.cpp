@@ -73,7 +73,8 @@ public:
               const std::string &kind, const py::object &allowed, const py::object &given,
               const py::object &given_starts, const py::object &workspace, const py::object &ids,
               const py::object &scores, const py::object &damaged, std::uintptr_t stream) const {
-    const cuda::Arguments arguments(queries, "queries", stream);
+    const py::object centroids = arrays_["centroids"]; // all lies on their device
+    const cuda::Arguments arguments(centroids, "centroids", stream);
     const View q = arguments.in(queries, "queries", {DType::f32},
                                 {kAny, kAny, static_cast<std::int64_t>(index_.dim)});
     const View out = arguments.out(ids, "ids", DType::i64, {q.shape[0], kAny});
