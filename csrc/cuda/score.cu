@@ -54,6 +54,7 @@ struct ExactShared {
   // Of the tokens that are multiplied at once:
   float scale[kTileColumns], inverse[kTileColumns];
   std::uint32_t code[kTileColumns];
+  uint4 rows[1]; // Rows::staged_bytes
 };
 
 // The vectors of a tile of tokens, decoded when they are asked for.
@@ -63,6 +64,8 @@ template <int B> struct PackedRows {
   SafeCodes codes;
   StoredTokens tokens;
 
+  static std::size_t staged_bytes(std::size_t) { return 0; }
+  __device__ unsigned at_once(unsigned) const { return kTileColumns; }
   __device__ void open(ExactShared &shared) const {
     for (unsigned i = threadIdx.x; i < 256; i += kThreads) shared.values[i] = tables.values[i];
   }
@@ -107,15 +110,29 @@ template <int B> struct PackedRows {
   }
 };
 
-// Vectors as they are.
+// Vectors as they are. They may lie on the host: whole rows come over the bus, 16 bytes to a
+// thread.
 struct HalfRows {
+  static constexpr unsigned kStaged = 256 * kTileColumns; // values
   const std::uint16_t *rows;
 
+  static std::size_t staged_bytes(std::size_t dim) {
+    return min_of<std::size_t>(kStaged, kTileColumns * dim) * sizeof rows[0];
+  }
+  __device__ unsigned at_once(unsigned dim) const { return min_of(kTileColumns, kStaged / dim); }
   __device__ void open(ExactShared &) const {}
-  __device__ void prepare(ExactShared &, std::size_t, unsigned, unsigned) const {}
-  __device__ float value(const ExactShared &, std::size_t first, unsigned c, unsigned d,
+  __device__ void prepare(ExactShared &shared, std::size_t first, unsigned n, unsigned dim) const {
+    __syncthreads(); // those before have been read
+    const std::uint16_t *from = rows + first * dim;
+    for (unsigned i = threadIdx.x; i < n * dim / 8; i += kThreads)
+      copy_16(&shared.rows[i], from + 8 * i, false);
+    copy_commit();
+    copy_wait<0>();
+    __syncthreads();
+  }
+  __device__ float value(const ExactShared &shared, std::size_t, unsigned c, unsigned d,
                          unsigned dim) const {
-    return half_to_float(rows[(first + c) * dim + d]);
+    return half_to_float(reinterpret_cast<const std::uint16_t *>(shared.rows)[c * dim + d]);
   }
 };
 
@@ -126,19 +143,21 @@ __device__ void best_of_tile(ExactShared &shared, const Rows &rows, const float 
                              unsigned dim, Span span) {
   const bool writes = threadIdx.x % 16 == 0;
   for (unsigned i = 0; writes && i < 4; ++i) shared.best[tile_row() + i] = kMinusInf;
-  for (unsigned t = 0; t < span.count; t += kTileColumns) {
+  const unsigned at_once = rows.at_once(dim);
+  for (unsigned t = 0; t < span.count; t += at_once) {
     const std::size_t first = span.first + t;
-    const unsigned n = min_of(kTileColumns, span.count - t);
+    const unsigned n = min_of(at_once, span.count - t);
     rows.prepare(shared, first, n, dim);
     float products[4][4];
     dot_tile(
         shared.tile,
         [&](unsigned r, unsigned d) { return query[static_cast<std::size_t>(r) * dim + d]; },
-        [&](unsigned c, unsigned d) { return rows.value(shared, first, min_of(c, n - 1), d, dim); },
+        [&](unsigned c, unsigned d) { return c < n ? rows.value(shared, first, c, d, dim) : 0.0f; },
         dim, products);
     for (unsigned i = 0; i < 4; ++i) {
       float best = kMinusInf; // NaN is never better
-      for (unsigned j = 0; j < 4; ++j) best = products[i][j] > best ? products[i][j] : best;
+      for (unsigned j = 0; j < 4; ++j)
+        if (tile_column() + j < n) best = products[i][j] > best ? products[i][j] : best;
       for (int half = 8; half > 0; half /= 2) {
         const float other = __shfl_xor_sync(kAllLanes, best, half);
         best = other > best ? other : best;
@@ -180,8 +199,9 @@ template <class Rows>
 void launch_exact(const SearchIndex &index, const Rows &rows, const float *queries,
                   std::size_t n_queries, std::size_t nq, const Hits &hits, Stream stream) {
   launch(exact_kernel<Rows>, blocks_of(hits.stride, 1, n_queries), n_queries, kThreads,
-         sizeof(ExactShared), stream, queries, static_cast<unsigned>(nq),
-         static_cast<unsigned>(index.dim), rows, index.documents, hits.lists(), hits.scores);
+         sizeof(ExactShared) + Rows::staged_bytes(index.dim), stream, queries,
+         static_cast<unsigned>(nq), static_cast<unsigned>(index.dim), rows, index.documents,
+         hits.lists(), hits.scores);
 }
 
 } // namespace

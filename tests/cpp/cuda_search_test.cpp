@@ -368,6 +368,8 @@ int main() {
     check(random, tally, {30, 12, 7, 24, nbits}, {2, 9, 30, 1, 1, kScan, nbits > 1, nbits > 2});
     check(random, tally, {30, 5, 7, dim, nbits}, {3, 9, 4, 1, 1, kAll, nbits > 1, true});
   }
+  // Float16 rows so long that fewer of them are staged at once.
+  check(random, tally, {4, 70, 5, 512, 0}, {1, 9, 3, 1, 1, kAll, false, false});
   // The smallest, all cells, fewer documents kept than wanted in exact scores, many equal scores.
   check(random, tally, {1, 1, 1, 8, 2}, {1, 1, 1, 1, 1, kFilter, false, false});
   check(random, tally, {60, 4, 520, 8, 1}, {1, 32, 3, 520, 3, kFilter, false, false});
