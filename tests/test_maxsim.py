@@ -50,6 +50,14 @@ def test_matches_reference(nq: int, dim: int, rng: np.random.Generator) -> None:
 
 
 @every_isa
+@pytest.mark.parametrize("nq", [1, 17, 32])
+def test_an_infinite_value_of_a_document_is_no_padding(nq: int) -> None:
+    documents = np.ones((3, 8), np.float32)
+    documents[1, 0], doclens = np.inf, np.array([1, 2], np.int32)
+    assert ops.maxsim(np.ones((nq, 8), np.float32), documents, doclens).tolist() == [8 * nq, np.inf]
+
+
+@every_isa
 @pytest.mark.parametrize("dim", DIMS)
 def test_keeps_the_published_tolerance(dim: int, rng: np.random.Generator) -> None:
     query, documents = unit_vectors(rng, 32, dim), unit_vectors(rng, DOCLENS.sum(), dim)

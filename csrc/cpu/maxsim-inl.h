@@ -175,6 +175,15 @@ template <class F> inline void for_panels(std::size_t n_panels, F f) {
   for (; p < n_panels; ++p) f(p, Index<1>{});
 }
 
+// What the best of a panel's lanes begin at. Past the query's end are zeros, whose products with
+// infinite values are NaN, which never is the best: there it is 0 from the start.
+inline F32x16 least_of(const Panels &query, std::size_t panel) {
+  float least[kLanes] = {};
+  for (std::size_t lane = 0; lane < min_of(kLanes, query.count - panel * kLanes); ++lane)
+    least[lane] = kMinusInf;
+  return load(least);
+}
+
 template <bool kArg, class Source>
 inline float sum_of_max(const Panels &query, Source &source, std::size_t n, std::int32_t *argmax) {
   F32x16 total = set1(0.0f);
@@ -182,7 +191,8 @@ inline float sum_of_max(const Panels &query, Source &source, std::size_t n, std:
     constexpr std::size_t P = decltype(width)::value;
     F32x16 best[P];
     I32x16 arg[P];
-    for (std::size_t j = 0; j < P; ++j) best[j] = set1(kMinusInf), arg[j] = set1(std::int32_t{-1});
+    for (std::size_t j = 0; j < P; ++j)
+      best[j] = least_of(query, p + j), arg[j] = set1(std::int32_t{-1});
     max_dot<kArg, P>(source, n, query.data + p * query.dim * kLanes, query.dim, 0, best, arg);
     for (std::size_t j = 0; j < P; ++j) {
       total = add(total, best[j]);
