@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kPackThreads)
     }
   }
   if (own < kQueryTile) {
-    const bool usable = squares < HUGE_VALF && largest > 1e-30f;
+    const bool usable = squares < HUGE_VALF && largest > kVanishing;
     const std::size_t q = tile * kQueryTile + own;
     shared.unit[own] = out.units[q] = usable ? largest / 127.0f : 0.0f;
     out.norms[q] = usable ? sqrtf(squares) : 0.0f;
@@ -95,8 +95,8 @@ __global__ void __launch_bounds__(kThreads)
     largest = largest < fabsf(row[d]) ? fabsf(row[d]) : largest;
     squares = squares + row[d] * row[d];
   }
-  const bool usable = largest > 1e-30f;
-  const float unit = usable ? largest / 63.0f : 1.0f;
+  const bool usable = largest > kVanishing;
+  const float unit = usable ? largest / 63.0f : 0.0f;
   for (unsigned d = 0; d < dim; ++d)
     rows[c * dim + d] = static_cast<std::uint8_t>(
         kScreenZero + (usable ? static_cast<int>(rintf(row[d] / unit)) : 0));
