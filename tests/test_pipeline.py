@@ -387,7 +387,7 @@ def test_documents_that_all_score_below_zero(name: Any) -> None:
     filtered = searcher.search(queries, SearchParams.resolve(10, nprobe=40, ndocs=100))
     exact_10 = SearchParams.resolve(10, exhaustive=True)
     for row, query in enumerate(queries):
-        data = {"centroids": codec.centroids, "codes": columns["codes"]}
+        data = {"centroids": codec.centroids, "codes": columns["codes"], "doclens": DOCLENS}
         kept = kept_by_reference(query, data, 100)
         truth = searcher.search([query], exact_10, subset=kept)
         assert same_bits(tuple(each[row : row + 1].copy() for each in filtered), truth)
