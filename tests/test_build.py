@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -302,10 +303,21 @@ def test_no_documents(tmp_path: Path, documents: Any) -> None:
 
 
 def test_one_document_instead_of_many(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="documents must be an iterable of many, got one str"):
-        make(tmp_path / "a", "one text", model=WordModel())
+    for given in ("one text", tmp_path / "docs.jsonl", {"a": "one"}, MappingProxyType({})):
+        message = f"documents must be .* got one {type(given).__name__}; read_corpus.* items()"
+        with pytest.raises(TypeError, match=message):
+            make(tmp_path / "a", given, model=WordModel())
     with pytest.raises(ValueError, match=r"document 0: .* got \(64,\); a single document goes in"):
         make(tmp_path / "a", np.ones((3, 64)))
+
+
+def test_a_table_is_told_of_its_rows(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed (extra train)")
+    table = pandas.DataFrame({"id": ["a", "b"], "text": ["sky", "sea"]})
+    with pytest.raises(TypeError, match=r"a DataFrame .* its columns; .* df.to_dict"):
+        make(tmp_path / "a", table, model=WordModel())
+    assert make(tmp_path / "a", table.to_dict("records"), model=WordModel()).ids == ("a", "b")
+    assert make(tmp_path / "b", table["text"], model=WordModel()).ids == (0, 1)
 
 
 def test_dims_the_kernels_do_not_take(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 import os
 import signal
 import sqlite3
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from colbert_fast.corpus import read_corpus
 from colbert_fast.errors import IndexFormatError
 from colbert_fast.indexing.ingest import check_documents, read_documents
 from colbert_fast.storage import documents as documents_module
@@ -238,6 +240,22 @@ def test_files_that_cannot_be_made_or_have_just_gone(
         DocumentStore(tmp_path / "b.sqlite", 1)
 
 
+def test_records_of_beir_are_read_as_from_their_file(tmp_path: Path) -> None:
+    records: list[dict[str, Any]] = [
+        {"_id": "a", "title": "Sky", "text": "It is blue.", "year": 1999},
+        {"_id": 7, "title": "", "text": "Rain."},
+    ]
+    lines = "".join(json.dumps(each) + "\n" for each in records)
+    (tmp_path / "corpus.jsonl").write_text(lines, encoding="utf-8")
+    read = list(read_documents(records))
+    assert read == list(read_documents(read_corpus(tmp_path)))
+    assert (read[0].id, read[0].text) == ("a", "Sky It is blue.")
+    [plain] = read_documents([{"id": 1, "title": "Sky", "text": "It is blue."}])
+    assert (plain.text, plain.metadata) == ("It is blue.", {"title": "Sky"})
+    [rows] = read_documents([{"_id": "a", "title": "Sky", "embeddings": ROWS}])
+    assert (rows.id, rows.text) == ("a", None)
+
+
 def test_given_ids() -> None:
     read = read_documents(["x", "y"], iter([np.int32(5), "b"]))
     assert [each.id for each in read] == [5, "b"]
@@ -248,7 +266,7 @@ def test_given_ids() -> None:
     ("documents", "ids", "error", "message"),
     [
         (["x", "y"], ["a"], ValueError, r"ids: 1 given, but there are more documents"),
-        (["x"], ["a", "b"], ValueError, r"ids: 'b' is one more than the 1 documents"),
+        (["x"], ["a", "b"], ValueError, r"ids: more than the 1 documents; the next is 'b'"),
         ([("a", "x")], ["b"], ValueError, r"document 0 already carries the id 'a'"),
         ([3], None, TypeError, r"documents\[0\]: expected a text, .* got int"),
         (["x", None], None, TypeError, r"documents\[1\]: .* got NoneType"),

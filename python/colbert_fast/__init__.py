@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from colbert_fast._version import __version__
 
 if TYPE_CHECKING:
+    from colbert_fast.corpus import load_embeddings, read_corpus
     from colbert_fast.errors import (
         BackendUnavailable,
         CheckpointError,
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
         MissingDependencyError,
         UnknownDocumentError,
     )
-    from colbert_fast.evaluation import evaluate
+    from colbert_fast.evaluation import evaluate, load_beir
     from colbert_fast.index import Index
     from colbert_fast.kernels.backend import backend_info, get_num_threads, set_num_threads
     from colbert_fast.kernels.ops import maxsim
@@ -56,8 +57,11 @@ _HOME = {
     "backend_info": "kernels.backend",
     "evaluate": "evaluation",
     "get_num_threads": "kernels.backend",
+    "load_beir": "evaluation",
+    "load_embeddings": "corpus",
     "maxsim": "kernels.ops",
     "mine": "training.mining",
+    "read_corpus": "corpus",
     "sample_tuples": "training.sampling",
     "score_with_teacher": "training.teacher",
     "set_num_threads": "kernels.backend",
@@ -87,8 +91,11 @@ __all__ = [
     "backend_info",
     "evaluate",
     "get_num_threads",
+    "load_beir",
+    "load_embeddings",
     "maxsim",
     "mine",
+    "read_corpus",
     "sample_tuples",
     "score_with_teacher",
     "set_num_threads",

@@ -65,8 +65,9 @@ class Index(IndexReader):
             Folder to create; its parent must exist.
         documents
             Any iterable, read once. Each item is a text; ``(id, text)``; a dict with "text" and
-            any of "id" and further keys, kept as metadata; or token embeddings: a (tokens, dim)
-            array or tensor of floats, alone, as ``(id, embeddings)`` or as "embeddings" in a dict.
+            any of "id" and further keys, kept as metadata; a dict with "_id", read as a record of
+            BEIR: its "title" is put before its "text"; or token embeddings: a (tokens, dim) array
+            or tensor of floats, alone, as ``(id, embeddings)`` or as "embeddings" in a dict.
             Embeddings are stored as unit vectors: rows of another length are normalised.
         model
             Encodes texts. Not needed for embeddings; then it is only noted for later searches.

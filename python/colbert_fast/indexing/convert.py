@@ -20,7 +20,13 @@ from colbert_fast.indexing.assembly import Source, finish_segment, residual_norm
 from colbert_fast.indexing.build import first_manifest, save_codec
 from colbert_fast.indexing.ingest import length_of, read_documents
 from colbert_fast.indexing.progress import progress_bar
-from colbert_fast.storage.documents import Document, DocumentId, DocumentWriter, check_id
+from colbert_fast.storage.documents import (
+    Document,
+    DocumentId,
+    DocumentWriter,
+    check_id,
+    check_many,
+)
 from colbert_fast.storage.files import sync_files, sync_folder
 from colbert_fast.storage.interop import ForeignChunk, ForeignIndex, StanfordWriter, open_foreign
 from colbert_fast.storage.manifest import STORE, SegmentRecord
@@ -126,6 +132,7 @@ class _Named:
         ids: Iterable[DocumentId] | None,
     ) -> None:
         for name, value in (("documents", documents), ("ids", ids)):
+            check_many(name, value)
             count = length_of(value)
             if count not in (None, foreign.num_documents):
                 raise ValueError(

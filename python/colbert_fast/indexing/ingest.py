@@ -13,8 +13,15 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from colbert_fast.arrays import as_array
+from colbert_fast.corpus import join_title
 from colbert_fast.kernels import ops
-from colbert_fast.storage.documents import Document, DocumentId, DocumentWriter, check_id
+from colbert_fast.storage.documents import (
+    Document,
+    DocumentId,
+    DocumentWriter,
+    check_id,
+    check_many,
+)
 
 if TYPE_CHECKING:
     from colbert_fast.indexing.resume import ResumableEncoder
@@ -26,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 25  # float16 vectors per chunk: 32 MiB, 131,072 tokens of 128 dimensions
 _BATCH_BYTES = 1 << 19  # checked together: few calls into numpy, and all of it stays in the cache
-_RESERVED = ("id", "text", "embeddings")
+_RESERVED = ("_id", "id", "text", "embeddings")
 _UNIT_TOLERANCE = 1e-3  # float16 rounding moves a norm by less than 5e-4
 
 
@@ -39,8 +46,9 @@ def read_documents(
     ----------
     documents
         Items are a text; ``(id, text)``; ``(id, embeddings)``; a dict with "text" and/or
-        "embeddings", optionally "id", and any further keys as metadata; or the embeddings
-        themselves, shape (tokens, dim).
+        "embeddings", optionally "id", and any further keys as metadata; the same with "_id", as
+        BEIR's records have it, whose "title" is put before the text as `corpus.read_corpus` does;
+        or the embeddings themselves, shape (tokens, dim).
     ids
         One id per document, for items that carry none. Without it their ids are their positions.
     first_id
@@ -73,7 +81,7 @@ def read_documents(
             free = max(free, chosen + 1)
         yield Document(chosen, *content)
     for extra in given or ():
-        raise ValueError(f"ids: {extra!r} is one more than the {position + 1} documents")
+        raise ValueError(f"ids: more than the {position + 1} documents; the next is {extra!r}")
 
 
 # An id (None: it carries none), text, metadata and embeddings.
@@ -115,7 +123,10 @@ def _read_mapping(item: Mapping[str, Any], position: int) -> _Item:
         )
     if text is not None and not isinstance(text, str):
         raise TypeError(f'documents[{position}]: "text" must be a str, got {type(text).__name__}')
-    return item.get("id"), text, metadata or None, embeddings
+    title = item.get("title")
+    if "_id" in item and text is not None and isinstance(title, str):
+        text = join_title(title, text)
+    return item.get("_id", item.get("id")), text, metadata or None, embeddings
 
 
 def length_of(*sources: Any) -> int | None:
@@ -136,12 +147,11 @@ def check_documents(
     Raises
     ------
     TypeError, ValueError
-        One document or id is given where many are expected, an item or id is as `read_documents`
-        refuses it, or two ids are the same.
+        `check_many` refuses one of the two, an item or id is as `read_documents` refuses it, or
+        two ids are the same.
     """
-    for name, value in (("documents", documents), ("ids", ids)):
-        if isinstance(value, (str, bytes, dict)):
-            raise TypeError(f"{name} must be an iterable of many, got one {type(value).__name__}")
+    check_many("documents", documents)
+    check_many("ids", ids)
     if not isinstance(documents, (list, tuple)) or not (ids is None or hasattr(ids, "__len__")):
         return
     seen: set[DocumentId] = set()

@@ -30,6 +30,7 @@ __all__ = [
     "DocumentStore",
     "DocumentWriter",
     "check_id",
+    "check_many",
     "named_errors",
 ]
 
@@ -66,6 +67,21 @@ def check_id(value: Any, position: int, *, name: str = "ids") -> DocumentId:
     if not -(2**63) <= number < 2**63:
         raise ValueError(f"{name}[{position}]: {number} does not fit in 64 bits")
     return number
+
+
+def check_many(name: str, value: object) -> None:
+    """Raise TypeError if `value` is one thing, or one that iterates over its keys or columns."""
+    if hasattr(value, "columns"):
+        raise TypeError(
+            f"{name}: a {type(value).__name__} iterates over its columns; pass its rows as dicts "
+            '(in pandas df.to_dict("records"))'
+        )
+    if isinstance(value, (str, bytes, os.PathLike, Mapping)):
+        mend = "; read_corpus(path) reads a file, a mapping of ids to texts has items()"
+        raise TypeError(
+            f"{name} must be an iterable of many, got one {type(value).__name__}"
+            f"{mend if name == 'documents' else ''}"
+        )
 
 
 class DocumentWriter:
