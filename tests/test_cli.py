@@ -390,6 +390,7 @@ def test_index_refuses_to_replace(run, corpus, built):
         (["encode", "good.txt", "out.bin"], "OUT must end in .npz"),
         (["encode", "good.txt", "no/folder/out.npz"], "no such folder"),
         (["eval", "missing"], "no corpus.jsonl"),
+        (["eval", "missing", "--run", "no/folder/x.run"], "no such folder"),
         (["eval", "missing", "-k", "5"], "`k` must be at least 10"),
     ],
 )

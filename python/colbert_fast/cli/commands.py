@@ -32,6 +32,7 @@ from colbert_fast.cli.shell import (
     PoolOption,
     ProgressOption,
     RecallOption,
+    check_parent,
     dumps,
     given_model,
     load_model,
@@ -131,8 +132,7 @@ def encode(
 
     if out.suffix != ".npz":
         raise ValueError(f"OUT must end in .npz, got {out}")
-    if not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{out.absolute().parent}: no such folder; make it first")
+    check_parent(out)
     documents = list(read_corpus(source, layout=layout))
     texts = [document["text"] for document in documents]
     encoder = load_model(model, device, backend)

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 from tqdm import tqdm
 
+from colbert_fast.cli.shell import check_parent
 from colbert_fast.errors import MissingDependencyError
 from colbert_fast.index import Index
 from colbert_fast.kernels.backend import backend_info
@@ -181,8 +182,7 @@ def check_plot(path: Path) -> None:
     """
     if path.suffix not in _PLOTS:
         raise ValueError(f"--plot must end in one of {', '.join(_PLOTS)}, got {path}")
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{path.absolute().parent}: no such folder; make it first")
+    check_parent(path)
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:

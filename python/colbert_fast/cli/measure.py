@@ -24,6 +24,7 @@ from colbert_fast.cli.shell import (
     NdocsOption,
     NprobeOption,
     ProgressOption,
+    check_parent,
     dumps,
     given_model,
     load_model,
@@ -83,6 +84,8 @@ def evaluate(
 
     measures = tuple(measure or evaluation.DEFAULT_MEASURES)
     evaluation.check_measures(measures, k=k)
+    if run_file is not None:
+        check_parent(run_file)
     beir = evaluation.load_beir(folder, split=split)
     load = load_model if path is None else given_model
     with _opened_or_built(

@@ -38,6 +38,7 @@ __all__ = [
     "PoolOption",
     "ProgressOption",
     "RecallOption",
+    "check_parent",
     "dumps",
     "given_model",
     "load_model",
@@ -193,6 +194,12 @@ def given_model(
                 "torch, on the CPU"
             )
     return None
+
+
+def check_parent(path: Path) -> None:
+    """Refuse a file whose folder is not there before any work is done for it."""
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path.absolute().parent}: no such folder; make it first")
 
 
 def dumps(value: object) -> str:

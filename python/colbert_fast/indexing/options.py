@@ -7,6 +7,7 @@ from pathlib import Path
 
 from colbert_fast.compress.codec import check_nbits
 from colbert_fast.compress.device import BuildDevice, check_build_device
+from colbert_fast.indexing.estimate import BASE_BYTES
 from colbert_fast.search.params import check_positive
 from colbert_fast.storage.manifest import CODECS, CodecName
 
@@ -38,6 +39,7 @@ class BuildOptions:
             check_nbits(self.nbits)
         for name, least in (
             ("nbits", 1), ("num_centroids", 1), ("kmeans_iterations", 0), ("pool_factor", 1),
+            ("seed", 0), ("memory_budget", BASE_BYTES + 1),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None:  # plain ints from here on: they are written as JSON
