@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from pathlib import Path
 
 import pytest
 
@@ -21,10 +20,9 @@ RANKINGS = {"one": ["d2", "x", "d1"], "two": ["a", "b", "c", "d9"]}
 class CannedIndex:
     """Answers from a table."""
 
-    path = Path("canned.cf")
     ids = ("d1", "d2", "d9")
 
-    def search(self, queries, *, k, **options):
+    def search(self, queries, k, **options):
         self.options = options
         return [
             [Hit(name, 10.0 - rank) for rank, name in enumerate(RANKINGS[query][:k])]
@@ -89,21 +87,26 @@ def test_a_document_named_like_the_query_stays():
 
 def test_options_reach_the_index():
     index = CannedIndex()
-    retrieve(index, {"q1": "one"}, nprobe=3, ndocs=200, mode="plaid", exhaustive=True)
-    assert index.options == {
-        "nprobe": 3,
-        "ndocs": 200,
-        "centroid_score_threshold": None,
-        "mode": "plaid",
-        "exhaustive": True,
-    }
+    options = {"recall": 0.9, "filter": "year > 1999", "bm25_weight": 0.2, "mode": "hybrid"}
+    retrieve(index, {"q1": "one"}, **options)
+    assert index.options == options
+    evaluate(index, {"q1": "one"}, {"q1": {"d1": 1}}, nprobe=3, **options)
+    assert index.options == {"nprobe": 3, **options}
+
+
+def test_one_measure_and_ids_that_are_numbers():
+    index = CannedIndex()
+    index.ids = (1, 2)
+    index.search = lambda queries, k: [[Hit(2, 9.0), Hit(1, 8.0)][:k] for _ in queries]
+    got = evaluate(index, {7: "one"}, {7: {1: 1}}, measures="RR@10")
+    assert got == {"RR@10": 0.5}
 
 
 @pytest.mark.parametrize(
     ("queries", "qrels", "options", "message"),
     [
         ({"q1": "one"}, QRELS, {}, r"`queries`.*1 of 2 are missing.*'q2'"),
-        ({"q1": "one"}, {"q1": {"z": 1}}, {}, "none of the 1 judged documents is in the index"),
+        ({"q1": "one"}, {"q1": {"z": 1}}, {}, "none of the 1 judged documents is in .*Canned"),
         ({"q1": "one"}, {"q1": {"d1": 1}}, {"measures": ("nope@3",)}, "`measures`.*'nope@3'"),
         ({"q1": "one"}, {"q1": {"d1": 1}}, {"k": 50}, "`k` must be at least 100.*Recall@100"),
         ({}, {}, {}, "`qrels` must hold"),

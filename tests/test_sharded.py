@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from colbert_fast import ShardedIndex
+from colbert_fast import Index, ShardedIndex
 from colbert_fast.errors import IndexFormatError
+from colbert_fast.evaluation import retrieve
 from colbert_fast.reader import IndexReader
 from colbert_fast.search.snapshot import Snapshot
 from fakes import WordModel
@@ -42,6 +43,26 @@ def test_the_best_of_all_shards(tmp_path: Path, rng: np.random.Generator) -> Non
             index.search(documents[0], k=0)
     with pytest.raises(ValueError, match="is closed"):
         index.search(documents[0])
+
+
+def test_what_the_shards_are(tmp_path: Path, rng: np.random.Generator) -> None:
+    rows = clustered(rng, 30)
+    for part in (0, 10):
+        make(tmp_path / f"{part}", rows[part : part + 10], ids=range(part, part + 10))
+    with ShardedIndex([tmp_path / "0", tmp_path / "10"]) as index:
+        assert index.ids == tuple(range(20))
+        assert not index.refresh()
+        Index.open(tmp_path / "0").add(rows[20:], ids=range(20, 30), progress=False)
+        assert index.refresh()
+        info = index.info()
+        assert (info["documents"], info["tokens"]) == (30, sum(map(len, rows)))
+        assert [each["documents"] for each in info["shards"]] == [20, 10]
+        assert repr(index).endswith("10'], documents=30)")
+        run = retrieve(index, {"q": rows[25]}, k=1, exhaustive=True)
+        assert run["q"][0][0] == "25"
+        make(tmp_path / "10", clustered(rng, 20, dim=32), overwrite=True)
+        with pytest.raises(ValueError, match=r"10' has dim 32, .*0' has 64"):
+            index.refresh()
 
 
 def test_texts_are_encoded_once_and_hits_explain_themselves(

@@ -20,8 +20,11 @@ from colbert_fast.corpus import find_file, read_corpus, read_json_lines, read_li
 from colbert_fast.errors import MissingDependencyError
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from colbert_fast.index import Index
-    from colbert_fast.search.params import Mode
+    from colbert_fast.search.params import SearchOptions
+    from colbert_fast.sharded import ShardedIndex
 
 __all__ = [
     "DEFAULT_MEASURES",
@@ -155,45 +158,33 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
 
 
 def retrieve(
-    index: Index,
+    index: Index | ShardedIndex,
     queries: Mapping[str, str] | Mapping[str, npt.NDArray[np.float32]],
     *,
     k: int = 100,
-    nprobe: int | None = None,
-    ndocs: int | None = None,
-    centroid_score_threshold: float | None = None,
-    mode: Mode = "default",
-    exhaustive: bool = False,
+    **options: Unpack[SearchOptions],
 ) -> Run:
     """Search an index for every query.
 
     Parameters
     ----------
-    index : Index
+    index : Index or ShardedIndex
         The index to search.
     queries : mapping of str to str or to float32 (tokens, dim)
         Query id to its text, or to its token embeddings.
     k : int
         Documents per query.
-    nprobe, ndocs, centroid_score_threshold, mode, exhaustive
-        As for `Index.search`.
+    options
+        Those of `Index.search`.
 
     Returns
     -------
     dict of str to list of (str, float)
-        Query id to its documents and scores, best first.
+        Query id to its documents and scores, best first; ids are strings in it.
     """
-    answers = index.search(
-        list(queries.values()),
-        k=k,
-        nprobe=nprobe,
-        ndocs=ndocs,
-        centroid_score_threshold=centroid_score_threshold,
-        mode=mode,
-        exhaustive=exhaustive,
-    )
+    answers = index.search(list(queries.values()), k, **options)
     return {
-        query: [(str(hit.id), hit.score) for hit in hits]
+        str(query): [(str(hit.id), hit.score) for hit in hits]
         for query, hits in zip(queries, answers, strict=True)
     }
 
@@ -202,7 +193,7 @@ def measure(
     run: Mapping[str, Sequence[tuple[str, float]]],
     qrels: Qrels,
     *,
-    measures: Sequence[str] = DEFAULT_MEASURES,
+    measures: str | Sequence[str] = DEFAULT_MEASURES,
 ) -> dict[str, float]:
     """Average measures over the judged queries; one that `run` lacks counts as zero.
 
@@ -211,8 +202,8 @@ def measure(
     run : mapping
         What `retrieve` returns.
     qrels : mapping
-        Query id to {document id: grade}.
-    measures : sequence of str
+        Query id to {document id: grade}; ids are compared as strings.
+    measures : str or sequence of str
         Names as ir_measures writes them, such as ``nDCG@10`` or ``RR(rel=2)@10``; ``MRR``,
         ``Recall``, ``Precision`` and ``MAP`` are understood too.
 
@@ -221,34 +212,32 @@ def measure(
     dict of str to float
         The mean of each measure, under the name that it was asked for by.
     """
-    parsed = {name: _parse_measure(name) for name in measures}
+    parsed = _parse_measures(measures)
     import ir_measures
 
-    scored = {query: dict(ranking) for query, ranking in run.items()}
-    values = ir_measures.calc_aggregate(
-        parsed.values(), {query: dict(grades) for query, grades in qrels.items()}, scored
-    )
+    scored = {str(query): dict(ranking) for query, ranking in run.items()}
+    judged = {
+        str(query): {str(document): grade for document, grade in grades.items()}
+        for query, grades in qrels.items()
+    }
+    values = ir_measures.calc_aggregate(parsed.values(), judged, scored)
     return {name: float(values[what]) for name, what in parsed.items()}
 
 
 def evaluate(
-    index: Index,
+    index: Index | ShardedIndex,
     queries: Mapping[str, str] | Mapping[str, npt.NDArray[np.float32]],
     qrels: Qrels,
     *,
-    measures: Sequence[str] = DEFAULT_MEASURES,
+    measures: str | Sequence[str] = DEFAULT_MEASURES,
     k: int = 100,
-    nprobe: int | None = None,
-    ndocs: int | None = None,
-    centroid_score_threshold: float | None = None,
-    mode: Mode = "default",
-    exhaustive: bool = False,
+    **options: Unpack[SearchOptions],
 ) -> dict[str, float]:
     """Search an index for every judged query and average measures of what it finds.
 
     Parameters
     ----------
-    index, queries, k, nprobe, ndocs, centroid_score_threshold, mode, exhaustive
+    index, queries, k, options
         As for `retrieve`; queries without a judgement are passed over.
     qrels, measures
         As for `measure`.
@@ -278,38 +267,28 @@ def evaluate(
     check_measures(measures, k=k)
     check_judged_documents(index, qrels)
     judged: dict[str, Any] = {query: queries[query] for query in qrels}
-    run = retrieve(
-        index,
-        judged,
-        k=k,
-        nprobe=nprobe,
-        ndocs=ndocs,
-        centroid_score_threshold=centroid_score_threshold,
-        mode=mode,
-        exhaustive=exhaustive,
-    )
-    return measure(run, qrels, measures=measures)
+    return measure(retrieve(index, judged, k=k, **options), qrels, measures=measures)
 
 
-def check_measures(measures: Sequence[str], *, k: int) -> None:
+def check_measures(measures: str | Sequence[str], *, k: int) -> None:
     """Complain of measures that are unknown or need more than `k` documents per query."""
-    for name in measures:
-        cutoff = _parse_measure(name).params.get("cutoff")
+    for name, parsed in _parse_measures(measures).items():
+        cutoff = parsed.params.get("cutoff")
         if cutoff is not None and cutoff > k:
             raise ValueError(f"`k` must be at least {cutoff} for the measure {name}; got {k}")
 
 
-def check_judged_documents(index: Index, qrels: Qrels) -> None:
+def check_judged_documents(index: Index | ShardedIndex, qrels: Qrels) -> None:
     """Complain if judgements and index speak of different documents; warn if in part."""
     if not qrels:
         raise ValueError("`qrels` must hold at least one judged query; got none")
     known = {str(name) for name in index.ids}
-    judged = {document for grades in qrels.values() for document in grades}
+    judged = {str(document) for grades in qrels.values() for document in grades}
     absent = judged - known
     if absent == judged:
         raise ValueError(
-            f"none of the {len(judged)} judged documents is in the index {index.path}, whose ids "
-            f"look like {next(iter(known), None)!r}; wanted ids like {next(iter(judged))!r}: "
+            f"none of the {len(judged)} judged documents is in {index!r}, whose ids look "
+            f"like {next(iter(known), None)!r}; wanted ids like {next(iter(judged))!r}: "
             "evaluate the index of this very collection"
         )
     if absent:
@@ -334,6 +313,11 @@ def write_run(
                 )
             lines.append(" ".join(fields))
     Path(path).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _parse_measures(names: str | Sequence[str]) -> dict[str, Any]:
+    """Each measure by the name that it was asked for by."""
+    return {name: _parse_measure(name) for name in ([names] if isinstance(names, str) else names)}
 
 
 def _parse_measure(name: str) -> Any:

@@ -6,12 +6,14 @@ import heapq
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from colbert_fast.reader import IndexReader
 from colbert_fast.search.params import TEXT_MODES, check_positive
 from colbert_fast.search.queries import check_vectors, read_queries, read_texts
 from colbert_fast.search.results import Hit, asked
+from colbert_fast.storage.documents import DocumentId
 from colbert_fast.storage.filters import Condition, read_filter
 
 if TYPE_CHECKING:
@@ -76,6 +78,9 @@ class ShardedIndex:
         ]
         # A thread waits for its GPU; on the CPU a search has all threads already.
         self._pool = ThreadPoolExecutor(len(folders)) if {*devices} != {"cpu"} else None
+        self._check()
+
+    def _check(self) -> None:
         manifests = [shard.manifest for shard in self.shards]
         for shard, manifest in zip(self.shards, manifests, strict=True):
             if manifest.dim != manifests[0].dim:
@@ -133,6 +138,31 @@ class ShardedIndex:
         )
         return read_filter(filter)._replace(elsewhere=tuple(dict.fromkeys(keys)))
 
+    @property
+    def ids(self) -> tuple[DocumentId, ...]:
+        """The ids of all shards' documents, in their order."""
+        return tuple(chain.from_iterable(shard.ids for shard in self.shards))
+
+    def info(self) -> dict[str, Any]:
+        """Sizes in all, and `Index.info` of each shard."""
+        shards = [shard.info() for shard in self.shards]
+        totals = {
+            name: sum(each[name] for each in shards) for name in ("documents", "tokens", "bytes")
+        }
+        return {**totals, "shards": shards}
+
+    def refresh(self) -> bool:
+        """`Index.refresh` of all shards; returns whether one of them had a newer generation.
+
+        Raises
+        ------
+        ValueError
+            A shard was built anew with another dim or model than the others.
+        """
+        newer = [shard.refresh() for shard in self.shards]
+        self._check()
+        return any(newer)
+
     def close(self) -> None:
         """Let go of the files of all shards."""
         for shard in self.shards:
@@ -140,6 +170,10 @@ class ShardedIndex:
 
     def __len__(self) -> int:
         return sum(map(len, self.shards))
+
+    def __repr__(self) -> str:
+        paths = [str(shard.path) for shard in self.shards]
+        return f"ShardedIndex({paths}, documents={len(self)})"
 
     def __enter__(self) -> ShardedIndex:
         return self
