@@ -256,6 +256,38 @@ def test_bench_leaves_own_documents_out_after_deletions(tmp_path):
             bench_queries(index, None, 20, 0)
 
 
+def test_eval_takes_the_options_of_search(run, beir):
+    pytest.importorskip("ir_measures", reason="ir_measures is not installed (extra eval)")
+    options = ("--measure", "Recall@10", "-k", "10", "--json")
+    found = json.loads(run("eval", beir, *options, "--filter", "title = 'sea'").stdout)
+    assert found["Recall@10"] == 0.5
+    hybrid = ("--mode", "hybrid", "--bm25-weight")
+    assert json.loads(run("eval", beir, *options, *hybrid, "1").stdout)["Recall@10"] == 1
+    assert "bm25_weight must be from 0 to 1" in refused(run("eval", beir, *options, *hybrid, "2"))
+    assert "--recall needs --index" in refused(run("eval", beir, *options, "--recall", "0.9"))
+
+
+def test_search_for_the_queries_of_a_file(run, built, tmp_path):
+    path, out = tmp_path / "queries.tsv", tmp_path / "out.run"
+    path.write_text("q1\tsalt sea\nq2\toxygen\n")
+    asked = ("search", built, "--model", "words", "-k", "1", "--queries", path)
+    assert [line for line in run(*asked).stdout.splitlines() if line[0] != " "] == [
+        "salt sea",
+        "oxygen",
+    ]
+    result = run(*asked, "--run", out)
+    assert result.stdout == f"{out}: 2 rankings\n"
+    assert [line.split()[:4] for line in out.read_text().splitlines()] == [
+        ["q1", "Q0", "sea", "1"],
+        ["q2", "Q0", "fire", "1"],
+    ]
+    assert "no such folder" in refused(run(*asked, "--run", tmp_path / "no" / "out.run"))
+    line = refused(run("search", built, "salt", "--queries", path))
+    assert "either a query after the index or --queries" in line
+    path.write_text("q1\tsalt sea\nq1\toxygen\n")
+    assert "the id 'q1' comes a second time" in refused(run(*asked))
+
+
 def test_tune_then_search_for_a_recall(run, built):
     asked = ("search", built, "salt sea", "--recall", "0.9", "--model", "words", "--json")
     assert "colbert-fast tune INDEX" in refused(run(*asked))

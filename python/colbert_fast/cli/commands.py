@@ -32,6 +32,7 @@ from colbert_fast.cli.shell import (
     PoolOption,
     ProgressOption,
     RecallOption,
+    WeightOption,
     check_parent,
     dumps,
     given_model,
@@ -41,6 +42,7 @@ from colbert_fast.cli.shell import (
 from colbert_fast.cli.terminal import Terminal, counted, printable
 
 if TYPE_CHECKING:
+    from colbert_fast.search.params import SearchOptions
     from colbert_fast.search.results import Hit
 
 __all__ = ["app"]
@@ -73,6 +75,13 @@ def search(
         str | None, typer.Argument(help="The question; without one, a line each from stdin.")
     ] = None,
     *,
+    source: Annotated[
+        Path | None,
+        typer.Option("--queries", help="Questions with ids: .tsv or .jsonl, as for index."),
+    ] = None,
+    run_file: Annotated[
+        Path | None, typer.Option("--run", help="Write the rankings in TREC format instead.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Documents per query.")] = 10,
     model: ModelOption = None,
     device: DeviceOption = "cpu",
@@ -83,28 +92,33 @@ def search(
     where: FilterOption = None,
     exhaustive: ExhaustiveOption = False,
     recall: RecallOption = None,
+    bm25_weight: WeightOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Search an index for a question, or for every line of standard input."""
+    """Search an index for a question, or for every one of a file or of standard input's lines."""
+    from colbert_fast.evaluation import retrieve, write_run
     from colbert_fast.index import Index
 
-    queries = [line.strip() for line in sys.stdin] if query is None else [query]
-    queries = [text for text in queries if text]
-    if not queries:
-        raise ValueError("no query: give one after the index, or lines on standard input")
+    queries = _queries(query, source)
+    if run_file is not None:
+        check_parent(run_file)
     with Index.open(path, model=given_model(model, device, backend)) as opened:
-        answers = opened.search(
-            queries,
-            k=k,
-            nprobe=nprobe,
-            ndocs=ndocs,
-            mode=mode,
-            filter=where,
-            exhaustive=exhaustive,
-            recall=recall,
-        )
+        options: SearchOptions = {
+            "nprobe": nprobe,
+            "ndocs": ndocs,
+            "mode": mode,
+            "filter": where,
+            "exhaustive": exhaustive,
+            "recall": recall,
+            "bm25_weight": bm25_weight,
+        }
+        if run_file is not None:
+            write_run(run_file, retrieve(opened, queries, k=k, **options))
+            typer.echo(f"{run_file}: {counted(len(queries), 'ranking')}")
+            return
+        answers = opened.search(list(queries.values()), k, **options)
     terminal = Terminal()
-    for text, hits in zip(queries, answers, strict=True):
+    for text, hits in zip(queries.values(), answers, strict=True):
         if as_json:
             terminal.say(dumps({"query": text, "hits": [_plain(hit) for hit in hits]}))
             continue
@@ -229,6 +243,22 @@ def demo(
         progress=show_progress(progress),
         terminal=Terminal(),
     )
+
+
+def _queries(query: str | None, source: Path | None) -> dict[str, str]:
+    """Questions by id; ids of those that come without are counted from 1."""
+    if query is not None and source is not None:
+        raise ValueError("give either a query after the index or --queries")
+    if source is not None:
+        from colbert_fast.training.texts import Texts
+
+        queries = dict(Texts.open(source))
+    else:
+        lines = (line.strip() for line in (sys.stdin if query is None else [query]))
+        queries = {str(number): text for number, text in enumerate(filter(None, lines), 1)}
+    if not queries:
+        raise ValueError("no query: give one after the index, lines on standard input or --queries")
+    return queries
 
 
 def _shown(value: Any) -> str:

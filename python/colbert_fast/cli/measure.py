@@ -16,6 +16,7 @@ from colbert_fast.cli.shell import (
     CodecOption,
     DeviceOption,
     ExhaustiveOption,
+    FilterOption,
     IndexArgument,
     JsonOption,
     ModelOption,
@@ -24,6 +25,8 @@ from colbert_fast.cli.shell import (
     NdocsOption,
     NprobeOption,
     ProgressOption,
+    RecallOption,
+    WeightOption,
     check_parent,
     dumps,
     given_model,
@@ -75,7 +78,10 @@ def evaluate(
     nprobe: NprobeOption = None,
     ndocs: NdocsOption = None,
     mode: ModeOption = "default",
+    where: FilterOption = None,
     exhaustive: ExhaustiveOption = False,
+    recall: RecallOption = None,
+    bm25_weight: WeightOption = None,
     as_json: JsonOption = False,
     progress: ProgressOption = None,
 ) -> None:
@@ -86,6 +92,8 @@ def evaluate(
     evaluation.check_measures(measures, k=k)
     if run_file is not None:
         check_parent(run_file)
+    if recall is not None and path is None:
+        raise ValueError("--recall needs --index: an index that the command tune has measured")
     beir = evaluation.load_beir(folder, split=split)
     load = load_model if path is None else given_model
     with _opened_or_built(
@@ -100,7 +108,10 @@ def evaluate(
             nprobe=nprobe,
             ndocs=ndocs,
             mode=mode,
+            filter=where,
             exhaustive=exhaustive,
+            recall=recall,
+            bm25_weight=bm25_weight,
         )
         seconds = time.perf_counter() - start
     if run_file is not None:

@@ -38,6 +38,7 @@ __all__ = [
     "PoolOption",
     "ProgressOption",
     "RecallOption",
+    "WeightOption",
     "check_parent",
     "dumps",
     "given_model",
@@ -92,6 +93,10 @@ RecallOption = Annotated[
         help="Instead of --nprobe and --ndocs: the share of the best documents to find, as the "
         "command tune has measured.",
     ),
+]
+WeightOption = Annotated[
+    float | None,
+    typer.Option("--bm25-weight", help="In mode hybrid: the share of BM25, by default 0.3."),
 ]
 ModeOption = Annotated[
     Mode,
