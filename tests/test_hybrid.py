@@ -103,6 +103,11 @@ def test_candidates_of_several_queries(index: Index) -> None:
     assert [sorted(ids(hits)) for hits in answers] == [["d1", "d2", "d3"], [], ["d155"]]
     assert answers[0] == index.rerank(QUERY, lists[0])
     assert index.rerank([], []) == []
+    for given in (["12", "34"], "12"):
+        with pytest.raises(TypeError, match="ids: expected a list of ids for each query, got str"):
+            index.rerank([QUERY, OTHER], given)
+    with pytest.raises(TypeError, match="ids: expected ids, got str"):
+        index.rerank(QUERY, "12")
 
 
 @pytest.mark.parametrize("every", [2, 80])
@@ -238,6 +243,19 @@ def test_embeddings_of_documents(index: Index) -> None:
     assert np.array_equal(vectors[0], vectors[2])
     with pytest.raises(UnknownDocumentError, match="ids: not in the index: 'd0'"):
         index.get_embeddings(["d0"])
+
+
+def test_a_document_by_its_id(index: Index) -> None:
+    found = index.get("d161")
+    assert (found.id, found.text) == ("d161", DOCUMENTS[161]["text"])
+    assert found.metadata == {
+        key: value for key, value in DOCUMENTS[161].items() if key not in ("id", "text")
+    }
+    assert "d161" in index
+    assert "d0" not in index  # deleted
+    assert 161 not in index
+    with pytest.raises(UnknownDocumentError, match="id: not in the index: 'd0'"):
+        index.get("d0")
 
 
 def test_deleting_by_a_filter(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,6 +22,7 @@ import pytest
 from colbert_fast.errors import CheckpointError, IndexFormatError
 from colbert_fast.index import Index
 from colbert_fast.kernels import ops
+from colbert_fast.sharded import ShardedIndex
 from colbert_fast.storage.files import record_files
 from colbert_fast.storage.manifest import Manifest
 from colbert_fast.storage.segments import write_npy
@@ -338,6 +341,44 @@ def test_the_model_is_found_from_the_manifest(built: Path, monkeypatch: pytest.M
     assert len(index.search("sky", k=3)) == 3
     index.search("sea")
     assert asked == ["words"]
+
+
+def test_threads_load_the_model_once(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = []
+
+    def load(_: str | None) -> WordModel:
+        loads.append(1)
+        time.sleep(0.1)
+        return WordModel()
+
+    loader = SimpleNamespace(ColBERT=SimpleNamespace(from_pretrained=load))
+    monkeypatch.setitem(sys.modules, "colbert_fast.model", loader)
+    index = Index.open(built / "plaid")
+    with ThreadPoolExecutor(8) as pool:
+        assert len([*pool.map(index.search, ["sky"] * 8)]) == 8
+    assert len(loads) == 1
+
+
+def test_a_model_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load(name: Any) -> WordModel:
+        asked.append(name)
+        return WordModel()
+
+    loader = SimpleNamespace(ColBERT=SimpleNamespace(from_pretrained=load))
+    monkeypatch.setitem(sys.modules, "colbert_fast.model", loader)
+    index = Index.build(tmp_path / "a", ["sky", "sea"], model="default", progress=False)
+    assert index.search("sky")[0].id == 0
+    assert Index.open(tmp_path / "a", model=tmp_path).search("sea")[0].id == 1
+    assert ShardedIndex([tmp_path / "a"] * 2, model="default").search("sea", k=1)[0].id == 1
+    assert asked == ["default", tmp_path, "default"]
+
+
+def test_an_index_is_not_made_by_its_class() -> None:
+    given: Any = "docs.cf"
+    with pytest.raises(TypeError, match=r"opened by Index.open\(path\) and made by Index.build"):
+        Index(given)
 
 
 @pytest.mark.parametrize("error", [CheckpointError("no folder"), OSError("offline")])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colbert_fast.reader import IndexReader
+from colbert_fast.search.queries import loaded_model
 from colbert_fast.storage.documents import DocumentId
 from colbert_fast.storage.filters import Filter
 from colbert_fast.storage.manifest import CodecName
@@ -35,7 +36,7 @@ class Index(IndexReader):
         path: str | os.PathLike[str],
         documents: Iterable[Any],
         *,
-        model: ColBERT | None = None,
+        model: ColBERT | str | Path | None = None,
         ids: Iterable[DocumentId] | None = None,
         nbits: int = 2,
         codec: CodecName = "default",
@@ -70,7 +71,8 @@ class Index(IndexReader):
             or tensor of floats, alone, as ``(id, embeddings)`` or as "embeddings" in a dict.
             Embeddings are stored as unit vectors: rows of another length are normalised.
         model
-            Encodes texts. Not needed for embeddings; then it is only noted for later searches.
+            Encodes texts; what `ColBERT.from_pretrained` takes, as "default", is loaded. Not needed
+            for embeddings; then it is only noted for later searches.
         ids
             One id (str or int) per document, where they carry none; numbers from 0 by default.
         nbits
@@ -140,6 +142,7 @@ class Index(IndexReader):
             device=device,
             progress=progress,
         )
+        model = loaded_model(model)
         build_index(folder := Path(path).absolute(), documents, options, model=model, ids=ids)
         return cls.open(folder, model=model)  # the documents may have changed the working folder
 
@@ -151,7 +154,7 @@ class Index(IndexReader):
         *,
         documents: Iterable[Any] | None = None,
         ids: Iterable[DocumentId] | None = None,
-        model: ColBERT | None = None,
+        model: ColBERT | str | Path | None = None,
         overwrite: bool = False,
         progress: bool = True,
     ) -> Index:
@@ -175,7 +178,7 @@ class Index(IndexReader):
             The same for ids alone. Without either, ids are the numbers that the documents have in
             `source`, or the names that RAGatouille and `export` store.
         model
-            Encodes text queries. By default the checkpoint that `source` names.
+            Encodes text queries, as for `open`. By default the checkpoint that `source` names.
         overwrite, progress
             As for `build`.
 
@@ -190,6 +193,7 @@ class Index(IndexReader):
         """
         from colbert_fast.indexing.convert import import_index
 
+        model = loaded_model(model)
         import_index(
             Path(source).absolute(),
             folder := Path(path).absolute(),
@@ -343,7 +347,7 @@ class Index(IndexReader):
         path: str | os.PathLike[str],
         indexes: Iterable[str | os.PathLike[str]],
         *,
-        model: ColBERT | None = None,
+        model: ColBERT | str | Path | None = None,
         overwrite: bool = False,
     ) -> Index:
         """Put indexes with the same centroids together, without encoding anything, and open it.

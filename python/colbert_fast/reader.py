@@ -1,4 +1,4 @@
-"""The half of the public index that reads: open it, search it, tune it, look at it."""
+"""The half of the public index that reads: open it, search it, tune it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from colbert_fast.contents import IndexContents
 from colbert_fast.kernels.cuda import check_device
 from colbert_fast.search.hybrid import find
 from colbert_fast.search.params import Mode, SearchOptions, SearchParams, check_positive
 from colbert_fast.search.queries import (
     check_vectors,
     load_model,
+    loaded_model,
     read_candidates,
+    read_id_lists,
     read_mask,
     read_queries,
     read_texts,
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["IndexReader"]
 
 
-class IndexReader:
+class IndexReader(IndexContents):
     """What `Index` can do without writing to its folder (but for the file of `tune`)."""
 
     def __init__(
@@ -49,20 +52,22 @@ class IndexReader:
         model: ColBERT | None = None,
         residence: Residence | None = None,
     ) -> None:
+        if not isinstance(snapshot, Snapshot):
+            raise TypeError("an index is opened by Index.open(path) and made by Index.build")
         if model is not None:
             check_model(snapshot.manifest, model)
         self._snapshot = snapshot
         self._model = model
         self._model_was_given = model is not None
         self._residence = residence
-        self._changing_snapshot = threading.Lock()
+        self._changing = threading.Lock()
 
     @classmethod
     def open(
         cls,
         path: str | os.PathLike[str],
         *,
-        model: ColBERT | None = None,
+        model: ColBERT | str | Path | None = None,
         device: str = "cpu",
         memory_budget: int | None = None,
     ) -> Self:
@@ -77,8 +82,9 @@ class IndexReader:
         path
             The index folder.
         model
-            Encodes text queries. By default the model that the index was built with is loaded,
-            with the same settings, when the first text query comes.
+            Encodes text queries; what `ColBERT.from_pretrained` takes is loaded. By default the
+            model that the index was built with is loaded, with the same settings, when the first
+            text query comes.
         device
             Where to search: "cpu", or a CUDA device such as "cuda" or "cuda:1", which gets a copy
             of the whole index here (torch is needed). There every document that probing finds is
@@ -86,6 +92,9 @@ class IndexReader:
             scores, and whatever ``exhaustive=True`` finds, are the same. No mode "plaid". What does
             not fit into the device's memory of the residuals or embeddings stays in the host's, all
             of it; then ``exhaustive=True`` and `tune` read all of that over the bus for each query.
+        memory_budget
+            Bytes of mapped files above which the index's are let go of after a search (Linux, on
+            the CPU); they stay in the system's cache while it has room.
 
         Raises
         ------
@@ -109,7 +118,7 @@ class IndexReader:
         snapshot = Snapshot.open(Path(path).absolute(), device)
         if device != "cpu" and snapshot.num_documents:
             _ = snapshot.searcher  # what does not fit is said now
-        return cls(snapshot, model=model, residence=residence)
+        return cls(snapshot, model=loaded_model(model), residence=residence)
 
     @overload
     def search(self, query: str, k: int = ..., **options: Unpack[SearchOptions]) -> list[Hit]: ...
@@ -214,21 +223,9 @@ class IndexReader:
         Several queries take a list of ids each. Documents without vectors are left out.
         """
         single = read_queries(query)[1]
-        lists = [list(ids)] if single else [list(each) for each in ids]
+        lists = read_id_lists("ids", ids, single)
         most = max(map(len, lists), default=1)
         return self.search(query, max(most, 1), candidates=lists[0] if single else lists)
-
-    def get_embeddings(self, ids: Iterable[DocumentId]) -> list[npt.NDArray[np.float32]]:
-        """The vectors of documents as they are stored, decompressed: float32 (tokens, dim) each.
-
-        Raises
-        ------
-        UnknownDocumentError
-            An id is not in the index.
-        """
-        snapshot = self._snapshot
-        snapshot.check_open()
-        return [snapshot.decode(at) for at in snapshot.library.positions(ids, name="ids")]
 
     def tune(
         self,
@@ -256,7 +253,7 @@ class IndexReader:
             somewhat harder than real ones.
         num_queries, seed
             Of the queries made. What the curve promises is what this many can prove (95 %), so
-            fewer promise less.
+            fewer promise less: 32 hardly ever show .99, and searches for it are exhaustive then.
         progress
             Show a progress bar on stderr.
 
@@ -294,7 +291,7 @@ class IndexReader:
         ValueError
             The index was built anew with another model than the one that was passed to `open`.
         """
-        with self._changing_snapshot:
+        with self._changing:
             old = self._snapshot
             old.check_open()
             if Manifest.read(old.path) == old.manifest:
@@ -320,97 +317,15 @@ class IndexReader:
         CheckpointError
             The model named in the index cannot be loaded.
         """
-        if self._model is None:
-            self._model = load_model(self._snapshot.manifest)
-        return self._model
-
-    @property
-    def path(self) -> Path:
-        """The index folder."""
-        return self._snapshot.path
-
-    @property
-    def ids(self) -> tuple[DocumentId, ...]:
-        """The ids of all documents, in the order of their segments; read on first use."""
-        return self._snapshot.ids
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the index is, in the generation that this object shows."""
-        return self._snapshot.manifest
-
-    def info(self) -> dict[str, Any]:
-        """Sizes and settings; see `Manifest.summary`."""
-        return {"path": str(self.path), **self._snapshot.manifest.summary(self.path)}
-
-    def verify(self) -> None:
-        """Read every file and compare it with its checksums; check that all codes are in range.
-
-        Raises
-        ------
-        IndexFormatError
-            A file is damaged; the message names it, and the bytes among which the damage is. Or two
-            documents have the same id.
-        """
-        self._snapshot.check_open()
-        self._snapshot.verify_what_is_there()
-
-    def export(
-        self,
-        path: str | os.PathLike[str],
-        layout: Literal["stanford"] = "stanford",
-        *,
-        recode: bool = False,
-        progress: bool = True,
-    ) -> None:
-        """Write this generation's documents as an index that Stanford ColBERT (colbert-ai) opens.
-
-        Passages are numbered from 0 in the order of `ids`, which pid_docid_map.json keeps. Texts
-        and metadata are not written. An index with ``codec="plaid"`` keeps its codes and residuals.
-
-        Parameters
-        ----------
-        path
-            Folder to create; its parent must exist.
-        layout
-            "stanford".
-        recode
-            Decode an index with another codec and encode it in Stanford's, with the same centroids
-            and number of bits (4 for 3, 8 for float16). That loses precision.
-        progress
-            Show a progress bar on stderr.
-
-        Raises
-        ------
-        ValueError
-            Stanford's code cannot read the index's codec (see `recode`) or dim, or the index is
-            empty.
-        IndexExistsError
-            Something is at `path` already.
-        OSError
-            Writing failed; nothing is left behind.
-        """
-        from colbert_fast.indexing.convert import export_index
-
-        if layout != "stanford":
-            raise ValueError(f"layout must be 'stanford', got {layout!r}")
-        self._snapshot.check_open()
-        export_index(self._snapshot, Path(path).absolute(), recode=recode, progress=progress)
+        with self._changing:  # threads that ask first wait for one of them
+            if self._model is None:
+                self._model = load_model(self._snapshot.manifest)
+            return self._model
 
     def close(self) -> None:
         """Let go of the files; any later search raises ValueError."""
-        with self._changing_snapshot:
+        with self._changing:
             self._snapshot.close()
-
-    def __len__(self) -> int:
-        return self._snapshot.num_documents
-
-    def __repr__(self) -> str:
-        manifest = self._snapshot.manifest
-        return (
-            f"Index({str(self.path)!r}, documents={manifest.num_documents}, "
-            f"tokens={manifest.num_tokens}, codec={manifest.codec!r}, nbits={manifest.nbits})"
-        )
 
     def __enter__(self) -> Self:
         return self

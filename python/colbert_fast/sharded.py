@@ -7,11 +7,12 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colbert_fast.reader import IndexReader
 from colbert_fast.search.params import TEXT_MODES, check_positive
-from colbert_fast.search.queries import check_vectors, read_queries, read_texts
+from colbert_fast.search.queries import check_vectors, loaded_model, read_queries, read_texts
 from colbert_fast.search.results import Hit, asked
 from colbert_fast.storage.documents import DocumentId
 from colbert_fast.storage.filters import Condition, read_filter
@@ -34,7 +35,8 @@ class ShardedIndex:
     paths
         Folders of indexes.
     model
-        Encodes text queries; by default the one that the first index was built with.
+        Encodes text queries, as for `Index.open`; by default the one that the first index was
+        built with.
     device
         Where to search, as for `Index.open`: one for all shards, or one for each, so that several
         GPUs hold a collection and search at the same time. Shards take the room on a device in
@@ -55,7 +57,7 @@ class ShardedIndex:
         self,
         paths: Iterable[str | os.PathLike[str]],
         *,
-        model: ColBERT | None = None,
+        model: ColBERT | str | Path | None = None,
         device: str | Sequence[str] = "cpu",
         memory_budget: int | None = None,
     ) -> None:
@@ -72,6 +74,7 @@ class ShardedIndex:
                     f"got {memory_budget}"
                 )
             memory_budget //= len(folders)
+        model = loaded_model(model)
         self.shards = [
             IndexReader.open(folder, model=model, device=each, memory_budget=memory_budget)
             for folder, each in zip(folders, devices, strict=True)

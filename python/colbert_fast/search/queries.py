@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +26,9 @@ __all__ = [
     "check_vectors",
     "filtered",
     "load_model",
+    "loaded_model",
     "read_candidates",
+    "read_id_lists",
     "read_mask",
     "read_queries",
     "read_subset",
@@ -60,13 +63,22 @@ def read_queries(query: Any) -> tuple[list[Any], bool]:
         )
     if all(isinstance(item, str) for item in query):
         return list(query), False
+    texts = isinstance(query[0], str)
     for position, item in enumerate(query):
-        if not (hasattr(item, "shape") and hasattr(item, "dtype")):
-            raise TypeError(
-                f"query[{position}]: expected an array like the others, or texts throughout, got "
-                f"{type(item).__name__}"
-            )
+        is_array = hasattr(item, "shape") and hasattr(item, "dtype")
+        if not (isinstance(item, str) if texts else is_array):
+            wanted = "a text like the first" if texts else "an array, or texts throughout"
+            raise TypeError(f"query[{position}]: expected {wanted}, got {type(item).__name__}")
     return [as_array(item) for item in query], False
+
+
+def loaded_model(model: ColBERT | str | Path | None) -> ColBERT | None:
+    """The model given, loaded if it is what `ColBERT.from_pretrained` takes."""
+    if not isinstance(model, (str, Path)):
+        return model
+    from colbert_fast.model import ColBERT
+
+    return ColBERT.from_pretrained(model)
 
 
 def load_model(manifest: Manifest) -> ColBERT:
@@ -182,19 +194,31 @@ def read_candidates(
         return None
     if params.mode != "default" or params.exhaustive:
         raise ValueError("candidates are all that is scored: leave out mode and exhaustive")
-    wanted = "ids" if single else "a list of ids for each query"
-    lists = [candidates] if single else candidates
-    if isinstance(lists, str) or not isinstance(lists, Iterable):
-        raise TypeError(f"candidates: expected {wanted}, got {type(lists).__name__}")
-    ids = []
-    for each in lists:
-        if isinstance(each, str) or not isinstance(each, Iterable):
-            raise TypeError(f"candidates: expected {wanted}, got {type(each).__name__}")
-        ids.append(as_array(each).tolist() if hasattr(each, "dtype") else list(each))
+    ids = read_id_lists("candidates", candidates, single)
     if len(ids) != len(queries):
         raise ValueError(f"candidates: {len(ids)} lists of ids for {len(queries)} queries")
     found = iter(snapshot.library.positions(itertools.chain(*ids), name="candidates"))
     return [np.fromiter(itertools.islice(found, len(each)), np.int64) for each in ids]
+
+
+def read_id_lists(name: str, given: Any, single: bool) -> list[list[Any]]:
+    """The ids of one query, or a list of ids for each of several, as lists.
+
+    Raises
+    ------
+    TypeError
+        A text or something else stands where ids are expected; the message names `name`.
+    """
+    wanted = "ids" if single else "a list of ids for each query"
+    lists = [given] if single else given
+    if isinstance(lists, str) or not isinstance(lists, Iterable):
+        raise TypeError(f"{name}: expected {wanted}, got {type(lists).__name__}")
+    ids = []
+    for each in lists:
+        if isinstance(each, str) or not isinstance(each, Iterable):
+            raise TypeError(f"{name}: expected {wanted}, got {type(each).__name__}")
+        ids.append(as_array(each).tolist() if hasattr(each, "dtype") else list(each))
+    return ids
 
 
 def read_mask(
