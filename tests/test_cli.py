@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -339,6 +340,21 @@ def test_bench(run, built, tmp_path, kind):
     assert len(lines) == 4 + len(report["rows"])
 
 
+def test_bench_repeats_what_it_times(run, built, monkeypatch):
+    calls = Counter()
+    search = Index.search
+
+    def counting(self, query, k, **options):
+        calls[(len(query) == 5, *options.values())] += 1
+        return search(self, query, k, **options)
+
+    monkeypatch.setattr(Index, "search", counting)
+    result = run("bench", built, "--k", "1", "--num-queries", "5")
+    assert result.exit_code == 0, result.output
+    assert calls[True, 4, 1024, "default"] == 3 + 1  # and one whose hits are looked at
+    assert calls[False, 4, 1024, "default"] == 3 * 5
+
+
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_bench_draws(run, built, tmp_path, suffix):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra bench)")
@@ -505,6 +521,10 @@ def test_commands_say_that_the_encoder_is_missing(tmp_path):
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert 'torch: pip install "colbert-fast[encode]"' in done.stderr
+
+
+def test_help_tells_of_threads(run):
+    assert "COLBERT_FAST_NUM_THREADS" in run("--help").stdout
 
 
 def test_help_tells_what_ndocs_does(run):

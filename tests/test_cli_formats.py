@@ -42,6 +42,10 @@ def test_convert_complains_in_one_line(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "0.codes.pt" in result.output
     assert len(result.output.strip().splitlines()) == 1
+    result = run("convert", tmp_path / "nofolder", tmp_path / "index")
+    assert result.output == f"colbert-fast: {tmp_path}/nofolder: no such folder\n"
+    result = run("search", INDEX, "sky")
+    assert "is not an index, and colbert-fast convert takes over those of" in result.output
 
 
 def test_export_of_another_codec_names_the_option(tmp_path: Path) -> None:

@@ -55,6 +55,9 @@ def test_train(run, sources, tmp_path):
 def test_errors_of_recipes_are_one_line(run, sources, tmp_path):
     line = refused(run("train", "colbertv3"))
     assert "nor a recipe that comes along (colbertv2, default, default-graded, mini)" in line
+    line = refused(run("train", "mini", "--output", tmp_path / "run"))
+    assert line == "colbert-fast: data: no such folder; --data FOLDER names another"
+    assert not (tmp_path / "run").exists()
     values = recipe_values(sources, tmp_path / "run")
     values["rounds"][0]["mine"]["nwya"] = 3
     line = refused(run("train", write_recipe(tmp_path, values)))

@@ -76,7 +76,8 @@ def test_embeddings_from_npy(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"doclens": np.array([1])}, "`embeddings` must be float16 or float32.*only"),
+        ({"doclens": np.array([1]), "x": np.eye(8)}, "wanted .* embeddings .*; got doclens, x$"),
+        ({"embeddings": np.ones((2, 8), np.float16)}, "wanted .* doclens; got embeddings$"),
         ({"embeddings": np.ones(8), "doclens": np.array([8])}, "`embeddings` must be.*float64"),
         (
             {"embeddings": np.ones((2, 8), np.float16), "doclens": np.array([3])},
@@ -98,7 +99,7 @@ def test_embeddings_from_npy(tmp_path):
             },
             "2 `ids` for 1 `doclens`",
         ),
-        ({"embeddings": np.array([None])}, r"a.npz: not a readable .npz"),
+        ({"embeddings": np.array([None]), "doclens": np.array([1])}, r"a.npz: not a readable .npz"),
     ],
 )
 def test_embeddings_refused(tmp_path, arrays, message):

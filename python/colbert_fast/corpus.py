@@ -280,18 +280,26 @@ def _expect(
     types: Container[str],
     ndim: int,
 ) -> None:
-    array = arrays.get(name)
-    if array is None or array.dtype.char not in types or array.ndim != ndim:
-        got = f"{array.dtype} {array.shape}" if array is not None else f"only {list(arrays)}"
+    array = arrays[name]
+    if array.dtype.char not in types or array.ndim != ndim:
+        got = f"{array.dtype} {array.shape}"
         raise ValueError(f"{path}: `{name}` must be {wanted}; got {got}")
 
 
 def _load_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         with np.load(path) as file:
-            return {name: file[name] for name in ("embeddings", "doclens", "ids") if name in file}
+            names = list(file)
+            arrays = {
+                name: file[name] for name in ("embeddings", "doclens", "ids") if name in names
+            }
     except (ValueError, zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: not a readable .npz file ({error})") from error
+    for name in ("embeddings", "doclens"):
+        if name not in arrays:
+            found = ", ".join(names) or "none"
+            raise ValueError(f"{path}: wanted the arrays embeddings and doclens; got {found}")
+    return arrays
 
 
 def _load_npy(path: Path) -> npt.NDArray[Any]:

@@ -56,7 +56,9 @@ app = typer.Typer(
 )
 
 
-@app.callback()
+@app.callback(
+    epilog="COLBERT_FAST_NUM_THREADS sets the number of threads; by default all CPUs are used."
+)
 def options(
     *,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,

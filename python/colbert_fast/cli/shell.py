@@ -134,6 +134,7 @@ _SAID_HERE = {
     "upsert()": "--upsert",
     "codec_from=": "--codec-from",
     "timeout=": "--timeout",
+    "Index.import_from": "colbert-fast convert",
 }
 _ESCAPES = {code: f"\\u{code:04x}" for code in range(127, 160)}
 

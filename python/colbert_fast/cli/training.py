@@ -50,6 +50,10 @@ def train(
 
     given = None if data is None else [Collection(data.resolve().name, data)]
     values = read_recipe(find_recipe(recipe), collections=given)
+    folders = [each.folder for each in values.collections if each.folder is not None]
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder; --data FOLDER names another")
     if output is not None:
         values = replace(values, output=output)
     if data is not None and held_out_split(data) is not None:

@@ -302,8 +302,10 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
+        others = ", and Index.import_from takes over those of other libraries"
         raise IndexFormatError(
             f"{path}: no such file; {str(path.parent)!r} is not an index"
+            f"{others if path.parent.is_dir() else ''}"
         ) from error
     except NotADirectoryError as error:
         raise IndexFormatError(f"{path.parent}: a file, not the folder of an index") from error

@@ -28,6 +28,8 @@ def open_foreign(path: Path) -> ForeignIndex:
         return open_warp(path)
     if (path / "bucket_weights.npy").is_file():
         return open_plaid(path)
+    if not path.is_dir():
+        raise IndexFormatError(f"{path}: no such folder")
     raise IndexFormatError(
         f"{path}: not an index of Stanford ColBERT (centroids.pt), WARP (sizes.compacted.*), "
         "fast-plaid or next-plaid (bucket_weights.npy)"
