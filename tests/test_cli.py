@@ -31,7 +31,7 @@ TEXTS = {
 def run(monkeypatch):
     """Run a command in this process with the model that has no weights."""
     for module in (cli, cli.measure, cli.write, shell):
-        monkeypatch.setattr(module, "load_model", lambda *_: WordModel())
+        monkeypatch.setattr(module, "load_model", lambda *_, **__: WordModel())
     runner = testing.CliRunner()
 
     def invoke(*arguments, stdin=None):
@@ -119,6 +119,27 @@ def test_index_options(run, corpus, tmp_path, options, expected):
     facts = json.loads(run("info", path, "--json").stdout)
     assert facts["centroids"] == 4
     assert expected.items() <= facts.items()
+
+
+@pytest.mark.parametrize("command", ["index", "encode", "eval"])
+def test_lengths_of_texts_reach_the_model(run, beir, tmp_path, monkeypatch, command):
+    pytest.importorskip("ir_measures", reason="ir_measures is not installed (extra eval)")
+    asked = []
+
+    def load(*_, **lengths):
+        asked.append(lengths)
+        return WordModel()
+
+    for module in (cli, cli.measure, cli.write):
+        monkeypatch.setattr(module, "load_model", load)
+    places = {"index": [tmp_path / "a.cf"], "encode": [tmp_path / "a.npz"], "eval": []}
+    options = ("--document-length", "300", "--query-length", "20")
+    result = run(command, beir, *places[command], *options)
+    assert result.exit_code == 0, result.output
+    assert asked == [{"query_length": 20, "document_length": 300}]
+    if command == "eval":
+        line = refused(run("eval", beir, "--index", tmp_path / "a.cf", "--query-length", "20"))
+        assert "--query-length 20 needs --model" in line
 
 
 def test_index_a_text_file(run, tmp_path):

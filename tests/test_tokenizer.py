@@ -50,6 +50,16 @@ def test_query_is_expanded_with_masks_that_nobody_attends_to() -> None:
     assert keep == [[True] * 8]
 
 
+def test_documents_that_are_cut_are_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = make(document_length=6)
+    documents(tokenizer, "the sky")
+    assert not caplog.messages
+    documents(tokenizer, "the sky", "the sky is blue", "why")
+    documents(tokenizer, "the sky is blue")
+    [message] = caplog.messages
+    assert message.startswith("1 of 3 texts fill the 6 tokens of document_length,")
+
+
 def test_attending_to_expansion_tokens() -> None:
     _, attention, keep = queries(make(attend_to_expansion_tokens=True), "why")
     assert attention == [[1] * 8]

@@ -19,6 +19,7 @@ from colbert_fast.cli.shell import (
     BackendOption,
     Commands,
     DeviceOption,
+    DocumentLengthOption,
     ExhaustiveOption,
     FilterOption,
     FormatOption,
@@ -31,6 +32,7 @@ from colbert_fast.cli.shell import (
     NprobeOption,
     PoolOption,
     ProgressOption,
+    QueryLengthOption,
     RecallOption,
     WeightOption,
     check_parent,
@@ -137,6 +139,8 @@ def encode(
     model: ModelOption = None,
     device: DeviceOption = "cpu",
     backend: BackendOption = "torch",
+    query_length: QueryLengthOption = None,
+    document_length: DocumentLengthOption = None,
     queries: Annotated[bool, typer.Option("--queries", help="Encode as queries.")] = False,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     pool_factor: PoolOption = 1,
@@ -151,7 +155,9 @@ def encode(
     check_parent(out)
     documents = list(read_corpus(source, layout=layout))
     texts = [document["text"] for document in documents]
-    encoder = load_model(model, device, backend)
+    encoder = load_model(
+        model, device, backend, query_length=query_length, document_length=document_length
+    )
     bars = show_progress(progress)
     arrays = (
         encoder.encode_queries(texts, batch_size=batch_size, progress=bars)

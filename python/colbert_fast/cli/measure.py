@@ -15,6 +15,7 @@ from colbert_fast.cli.shell import (
     BackendOption,
     CodecOption,
     DeviceOption,
+    DocumentLengthOption,
     ExhaustiveOption,
     FilterOption,
     IndexArgument,
@@ -25,6 +26,7 @@ from colbert_fast.cli.shell import (
     NdocsOption,
     NprobeOption,
     ProgressOption,
+    QueryLengthOption,
     RecallOption,
     WeightOption,
     check_parent,
@@ -73,6 +75,8 @@ def evaluate(
     model: ModelOption = None,
     device: DeviceOption = "cpu",
     backend: BackendOption = "torch",
+    query_length: QueryLengthOption = None,
+    document_length: DocumentLengthOption = None,
     nbits: NbitsOption = 2,
     codec: CodecOption = "default",
     nprobe: NprobeOption = None,
@@ -96,9 +100,10 @@ def evaluate(
         raise ValueError("--recall needs --index: an index that the command tune has measured")
     beir = evaluation.load_beir(folder, split=split)
     load = load_model if path is None else given_model
-    with _opened_or_built(
-        path, beir, load(model, device, backend), nbits, codec, progress
-    ) as opened:
+    loaded = load(
+        model, device, backend, query_length=query_length, document_length=document_length
+    )
+    with _opened_or_built(path, beir, loaded, nbits, codec, progress) as opened:
         evaluation.check_judged_documents(opened, beir.qrels)
         start = time.perf_counter()
         run = evaluation.retrieve(

@@ -24,6 +24,7 @@ __all__ = [
     "CodecOption",
     "Commands",
     "DeviceOption",
+    "DocumentLengthOption",
     "ExhaustiveOption",
     "FilterOption",
     "FormatOption",
@@ -37,6 +38,7 @@ __all__ = [
     "OverwriteOption",
     "PoolOption",
     "ProgressOption",
+    "QueryLengthOption",
     "RecallOption",
     "WeightOption",
     "check_parent",
@@ -58,6 +60,17 @@ DeviceOption = Annotated[str, typer.Option("--device", help="Where to encode: cp
 BackendOption = Annotated[
     Literal["torch", "openvino"],
     typer.Option("--backend", help="What encodes; openvino, in int8, is the faster one."),
+]
+QueryLengthOption = Annotated[
+    int | None,
+    typer.Option("--query-length", help="Most tokens of a query; by default the model's own."),
+]
+DocumentLengthOption = Annotated[
+    int | None,
+    typer.Option(
+        "--document-length",
+        help="Tokens after which documents are cut; by default the model's own.",
+    ),
 ]
 NbitsOption = Annotated[
     int, typer.Option("--nbits", help="Bits per residual dimension: 1, 2, 3, 4 or 8.")
@@ -179,25 +192,46 @@ def _complain(text: str) -> None:
 
 
 def load_model(
-    model: str | None, device: str, backend: Literal["torch", "openvino"] = "torch"
+    model: str | None,
+    device: str,
+    backend: Literal["torch", "openvino"] = "torch",
+    *,
+    query_length: int | None = None,
+    document_length: int | None = None,
 ) -> ColBERT:
-    """Load a checkpoint, or the offline default for None."""
+    """Load a checkpoint, or the offline default for None; lengths of None are its own."""
     from colbert_fast.model import ColBERT
 
-    return ColBERT.from_pretrained(model, device=device, backend=backend)
+    return ColBERT.from_pretrained(
+        model,
+        device=device,
+        backend=backend,
+        query_length=query_length,
+        document_length=document_length,
+    )
 
 
 def given_model(
-    model: str | None, device: str, backend: Literal["torch", "openvino"] = "torch"
+    model: str | None,
+    device: str,
+    backend: Literal["torch", "openvino"] = "torch",
+    *,
+    query_length: int | None = None,
+    document_length: int | None = None,
 ) -> ColBERT | None:
     """Load the checkpoint that was asked for; for None the index loads its own, as it does."""
     if model is not None:
-        return load_model(model, device, backend)
-    for option, value, usual in (("--device", device, "cpu"), ("--backend", backend, "torch")):
+        return load_model(
+            model, device, backend, query_length=query_length, document_length=document_length
+        )
+    for option, value, usual in (
+        ("--device", device, "cpu"), ("--backend", backend, "torch"),
+        ("--query-length", query_length, None), ("--document-length", document_length, None),
+    ):  # fmt: skip
         if value != usual:
             raise ValueError(
                 f"{option} {value} needs --model: by itself an index loads its own model with "
-                "torch, on the CPU"
+                "torch, on the CPU, with the lengths that it was built with"
             )
     return None
 

@@ -14,6 +14,7 @@ from colbert_fast.cli.shell import (
     BackendOption,
     CodecOption,
     DeviceOption,
+    DocumentLengthOption,
     FilterOption,
     FormatOption,
     IndexArgument,
@@ -22,6 +23,7 @@ from colbert_fast.cli.shell import (
     OverwriteOption,
     PoolOption,
     ProgressOption,
+    QueryLengthOption,
     given_model,
     load_model,
     show_progress,
@@ -59,6 +61,8 @@ def index(
     model: ModelOption = None,
     device: DeviceOption = "cpu",
     backend: BackendOption = "torch",
+    query_length: QueryLengthOption = None,
+    document_length: DocumentLengthOption = None,
     nbits: NbitsOption = 2,
     codec: CodecOption = "default",
     num_centroids: Annotated[
@@ -88,7 +92,9 @@ def index(
     documents, ids = _read(source, layout, doclens, limit)
     # A model told to an index of embeddings is for its queries.
     load = given_model if _is_embeddings(source) else load_model
-    encoder = load(model, device, backend)
+    encoder = load(
+        model, device, backend, query_length=query_length, document_length=document_length
+    )
     start = time.perf_counter()
     with Index.build(
         path,

@@ -6,6 +6,7 @@ document: [CLS] [D] tokens [SEP]                     up to document_length
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Batch", "Tokenizer"]
+
+logger = logging.getLogger(__name__)
 
 # Fast tokenizers keep the last call's truncation as state, which two threads must not change at
 # once. One lock for all, because a lock of its own would make a tokenizer impossible to pickle.
@@ -69,6 +72,7 @@ class Tokenizer:
         self.pad_id: int = tokenizer.pad_token_id or 0
         self.expansion_id = self._expansion_id() if config.do_query_expansion else self.pad_id
         self.skip_ids = np.array(sorted(self._skip_ids()), dtype=np.int64)
+        self._told_of_cuts = False
 
     def tokenize_queries(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each query with special tokens and marker, without expansion."""
@@ -76,11 +80,24 @@ class Tokenizer:
         return self._tokenize(texts, config.query_prompt, config.query_length, self.query_marker)
 
     def tokenize_documents(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each document with special tokens and marker, without padding."""
-        config = self.config
-        return self._tokenize(
-            texts, config.document_prompt, config.document_length, self.document_marker
-        )
+        """Token ids of each document with special tokens and marker, without padding.
+
+        The first time that some fill `document_length` a warning says how many.
+        """
+        config, length = self.config, self.config.document_length
+        rows = self._tokenize(texts, config.document_prompt, length, self.document_marker)
+        full = sum(len(row) == length for row in rows)
+        if full and not self._told_of_cuts:
+            self._told_of_cuts = True
+            logger.warning(
+                "%d of %d texts fill the %d tokens of document_length, where longer ones are cut; "
+                "ColBERT.from_pretrained(document_length=), --document-length of the commands, "
+                "sets another (said once)",
+                full,
+                len(rows),
+                length,
+            )
+        return rows
 
     def batch_queries(self, ids: Sequence[Sequence[int]]) -> Batch:
         """Expand to query_length with every row kept; without expansion, pad to the longest."""
