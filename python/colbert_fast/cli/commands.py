@@ -104,8 +104,7 @@ def search(
     from colbert_fast.index import Index
 
     queries = _queries(query, source)
-    if run_file is not None:
-        check_parent(run_file)
+    check_parent(run_file)
     with Index.open(path, model=given_model(model, device, backend)) as opened:
         options: SearchOptions = {
             "nprobe": nprobe,

@@ -94,8 +94,7 @@ def evaluate(
 
     measures = tuple(measure or evaluation.DEFAULT_MEASURES)
     evaluation.check_measures(measures, k=k)
-    if run_file is not None:
-        check_parent(run_file)
+    check_parent(run_file)
     if recall is not None and path is None:
         raise ValueError("--recall needs --index: an index that the command tune has measured")
     beir = evaluation.load_beir(folder, split=split)
@@ -121,13 +120,18 @@ def evaluate(
         seconds = time.perf_counter() - start
     if run_file is not None:
         evaluation.write_run(run_file, run)
-    values = evaluation.measure(run, beir.qrels, measures=measures)
+    _say_measures(
+        evaluation.measure(run, beir.qrels, measures=measures), len(run), seconds, as_json
+    )
+
+
+def _say_measures(values: dict[str, float], queries: int, seconds: float, as_json: bool) -> None:
     if as_json:
-        typer.echo(dumps({"queries": len(run), "seconds": seconds, **values}))
+        typer.echo(dumps({"queries": queries, "seconds": seconds, **values}))
         return
     for name, value in values.items():
         typer.echo(f"{name:12} {value:.4f}")
-    typer.echo(f"{len(run)} queries, {1000 * seconds / len(run):.1f} ms each with their encoding")
+    typer.echo(f"{queries} queries, {1000 * seconds / queries:.1f} ms each with their encoding")
 
 
 def tune(

@@ -236,9 +236,9 @@ def given_model(
     return None
 
 
-def check_parent(path: Path) -> None:
+def check_parent(path: Path | None) -> None:
     """Refuse a file whose folder is not there before any work is done for it."""
-    if not path.absolute().parent.is_dir():
+    if path is not None and not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path.absolute().parent}: no such folder; make it first")
 
 

@@ -113,11 +113,14 @@ def index(
         memory_budget=memory_budget,
         progress=show_progress(progress),
     ) as built:
-        facts = built.info()
+        _say_built(path, built.info(), time.perf_counter() - start)
+
+
+def _say_built(path: Path, facts: dict[str, Any], seconds: float) -> None:
     typer.echo(
-        f"{path}: {counted(facts['documents'], 'document')}, {counted(facts['tokens'], 'token')}, "
-        f"{facts['bytes_per_token']:.1f} bytes/token with texts, "
-        f"in {time.perf_counter() - start:.1f} s"
+        f"{path}: {counted(facts['documents'], 'document')}, "
+        f"{counted(facts['tokens'], 'token')}, {facts['bytes_per_token']:.1f} bytes/token with "
+        f"texts, in {seconds:.1f} s"
     )
 
 
