@@ -12,8 +12,8 @@
 namespace colbert_fast {
 namespace {
 
-// A build assigns chunk after chunk to the same centroids, so each thread keeps its last groups; a
-// lock would hang children forked while another thread holds it.
+// A build assigns chunk after chunk to the same centroids, so each thread keeps its last groups
+// until it ends; a lock would hang children forked while another thread holds it.
 std::shared_ptr<const CentroidGroups> groups_of(const float *centroids, std::size_t n_centroids,
                                                 std::size_t dim) {
   thread_local std::shared_ptr<const CentroidGroups> last;

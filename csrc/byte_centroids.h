@@ -9,8 +9,8 @@
 
 namespace colbert_fast {
 
-// centroid ~ scale * (byte - kScreenZero), off by at most scale / 2 in each dimension. Bytes are
-// below 128; what vanishes has the scale 0.
+// centroid ~ scale * (byte - kScreenZero), off by at most scale / 2 in each dimension, those that
+// vanish and have the scale 0 by kVanishing. Bytes are below 128.
 class ByteCentroids {
 public:
   ByteCentroids() = default;
@@ -31,7 +31,8 @@ private:
   AlignedVector<std::uint8_t> rows_;
   std::vector<float> scale_;
   std::size_t dim_ = 0;
-  float largest_scale_ = 0.0f, largest_norm_ = 0.0f, largest_l1_ = 0.0f, largest_value_ = 0.0f;
+  float largest_scale_ = 2 * kVanishing; // which bounds the error of those too
+  float largest_norm_ = 0.0f, largest_l1_ = 0.0f, largest_value_ = 0.0f;
 };
 
 } // namespace colbert_fast

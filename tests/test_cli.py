@@ -260,7 +260,7 @@ def test_eval_with_the_model_of_the_index(run, beir, built, monkeypatch):
     pytest.importorskip("ir_measures", reason="ir_measures is not installed (extra eval)")
     monkeypatch.setattr(shell, "load_model", None)
     monkeypatch.setattr(cli.measure, "load_model", None)
-    monkeypatch.setattr("colbert_fast.reader.load_model", lambda _: WordModel())
+    monkeypatch.setattr("colbert_fast.reader.model_of_index", lambda _: WordModel())
     result = run("eval", beir, "--index", built, "--measure", "P@1")
     assert result.stdout.splitlines()[0].split() == ["P@1", "1.0000"]
 

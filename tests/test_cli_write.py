@@ -17,7 +17,7 @@ __all__ = ["built", "corpus", "logger_as_before", "run"]  # fixtures
 @pytest.fixture(autouse=True)
 def own_model(monkeypatch):
     """The index finds the model that has no weights."""
-    monkeypatch.setattr("colbert_fast.reader.load_model", lambda _: WordModel())
+    monkeypatch.setattr("colbert_fast.reader.model_of_index", lambda _: WordModel())
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Iterator
 from operator import length_hint
@@ -14,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from colbert_fast.errors import BackendUnavailable
+from colbert_fast.errors import BackendUnavailable, IndexFormatError
 from colbert_fast.index import Index
 from colbert_fast.model import ColBERT, device, streaming
 from colbert_fast.model.fit_projection import fit_projection
+from colbert_fast.search.queries import model_of_index
 from tiny_models import DIM, IDS, WORDS, plain_rows, write_stanford
 
 METADATA = {"query_maxlen": 12, "doc_maxlen": 20, "dim": DIM}
@@ -352,3 +354,12 @@ def test_an_index_finds_the_model_with_its_settings(folder: Path, tmp_path: Path
         assert opened.model.config == model.config
         opened.add(texts, progress=False)
         assert [len(rows) for rows in opened.get_embeddings(opened.ids)] == [6] * 4
+        pytest.importorskip("typer", reason="typer is not installed (extra cli)")
+        from colbert_fast.cli.shell import given_model
+
+        named = given_model(str(folder), "cpu", index=tmp_path / "a", query_length=9)
+        assert named is not None
+        assert named.config == dataclasses.replace(model.config, query_length=9)
+        foreign = dataclasses.replace(opened.manifest, model_settings={"allow_pickle": True})
+        with pytest.raises(IndexFormatError, match=r"unknown settings of a model: .'allow_pickle'"):
+            model_of_index(foreign)

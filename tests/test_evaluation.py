@@ -23,7 +23,7 @@ class CannedIndex:
     ids = ("d1", "d2", "d9")
 
     def search(self, queries, k, **options):
-        self.options = options
+        self.options, self.asked = options, queries
         return [
             [Hit(name, 10.0 - rank) for rank, name in enumerate(RANKINGS[query][:k])]
             for query in queries
@@ -92,6 +92,12 @@ def test_options_reach_the_index():
     assert index.options == options
     evaluate(index, {"q1": "one"}, {"q1": {"d1": 1}}, nprobe=3, **options)
     assert index.options == {"nprobe": 3, **options}
+
+
+def test_options_for_each_query_are_in_the_order_of_queries():
+    index = CannedIndex()
+    evaluate(index, {"q2": "two", "q1": "one"}, QRELS, candidates=[["d9"], ["d1"]])
+    assert index.asked == ["two", "one"]
 
 
 def test_one_measure_and_ids_that_are_numbers():

@@ -27,6 +27,17 @@ def test_assign(num_centroids: int, dim: int, rng: np.random.Generator) -> None:
 
 
 @every_isa
+@pytest.mark.parametrize("scale", [0.0, 4e-31])
+def test_screening_by_centroids_that_vanish(scale: float, rng: np.random.Generator) -> None:
+    centroids = rng.uniform(-1, 1, (600, 16)).astype(np.float32) * np.float32(scale)
+    points = unit_vectors(rng, 1024, 16)
+    codes, best = ops.assign(points, centroids)
+    few = [ops.assign(points[first : first + 64], centroids) for first in range(0, 1024, 64)]
+    assert same_bits(codes, np.concatenate([each[0] for each in few]))
+    assert same_bits(best, np.concatenate([each[1] for each in few]))
+
+
+@every_isa
 @pytest.mark.parametrize("n", [0, 1, 15, 255, 256, 257, 1025])
 def test_assign_any_number_of_points(n: int, rng: np.random.Generator) -> None:
     points, centroids = unit_vectors(rng, n, 24), unit_vectors(rng, 70, 24)

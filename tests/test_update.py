@@ -400,7 +400,7 @@ def test_a_model_of_another_index_does_not_come_in(
     first: Any = WordModel()
     given = make(tmp_path / "a", ["sky", "sea"], model=first)
     loaded = Index.open(tmp_path / "a")
-    monkeypatch.setattr("colbert_fast.reader.load_model", lambda _: WordModel())
+    monkeypatch.setattr("colbert_fast.reader.model_of_index", lambda _: WordModel())
     assert len(loaded.search("sky")) == 2
     second: Any = Other()
     make(tmp_path / "a", ["red", "green", "blue"], model=second, overwrite=True)
@@ -410,7 +410,7 @@ def test_a_model_of_another_index_does_not_come_in(
     with pytest.raises(ValueError, match="built with other weights"):
         given.refresh()
     assert loaded.refresh()
-    monkeypatch.setattr("colbert_fast.reader.load_model", lambda _: Other())
+    monkeypatch.setattr("colbert_fast.reader.model_of_index", lambda _: Other())
     assert len(loaded.search("sky")) == 3
     loaded.add(["stone"], progress=False)
 

@@ -129,7 +129,7 @@ inline Residuals residuals_from(const Residuals &tokens, const Decoder &decoder,
 } // namespace
 
 // Centroids as bytes, to screen which of them can be nearest before computing exactly:
-// centroid ~ scale * (row - kScreenZero), off by at most scale / 2 in each dimension.
+// centroid ~ scale * (row - kScreenZero), off by at most largest_scale / 2 in each dimension.
 struct Screen {
   const std::uint8_t *rows;                       // K x dim, below 128
   const float *scale;                             // K

@@ -67,11 +67,7 @@ __device__ bool mark_list(const Gaps &gaps, std::size_t n_docs, std::uint32_t *s
 #pragma unroll
     for (unsigned j = 0; j < kRun; ++j)
       run[j] = gaps[begin + j], sum += begin + j < gaps.count ? run[j] + 1ull : 0;
-    unsigned long long upto = sum;
-    for (unsigned by = 1; by < kWarp; by *= 2) {
-      const unsigned long long other = __shfl_up_sync(kAllLanes, upto, by);
-      if (lane >= by) upto += other;
-    }
+    const unsigned long long upto = sum_up_to_lane(sum);
     unsigned long long id = next + upto - sum;
 #pragma unroll
     for (unsigned j = 0; j < kRun; ++j) {
@@ -128,11 +124,7 @@ __device__ unsigned sum_of_block(unsigned x, unsigned *sums) {
 // The sum over the threads before this one.
 __device__ unsigned sum_before(unsigned x, unsigned *sums) {
   const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  unsigned upto = x;
-  for (unsigned by = 1; by < kWarp; by *= 2) {
-    const unsigned other = __shfl_up_sync(kAllLanes, upto, by);
-    if (lane >= by) upto += other;
-  }
+  unsigned upto = sum_up_to_lane(x);
   __syncthreads();
   if (lane == kWarp - 1) sums[warp] = upto;
   __syncthreads();

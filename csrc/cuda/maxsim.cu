@@ -25,7 +25,8 @@ __global__ void __launch_bounds__(kTileThreads)
   const Span span = span_of(documents, document);
   const T *tokens = rows + span.first * dim;
 
-  float total = 0.0f; // of the lanes that are equal modulo 16, as on the CPU
+  // Of the lanes that are equal modulo 16, as on the CPU; a query may have no tokens.
+  float total = span.count == 0 ? kMinusInf : 0.0f;
   for (unsigned q = 0; q < nq; q += kTileRows) {
     Best best[4];
     for (Best &one : best) one = {kMinusInf, -1};

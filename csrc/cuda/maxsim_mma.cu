@@ -51,7 +51,8 @@ __global__ void __launch_bounds__(kThreads)
   const std::uint16_t *tokens = rows + span.first * dim;
   const unsigned warp = threadIdx.x / kWarp, g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
 
-  float total = 0.0f; // of the lanes that are equal modulo 16, as on the CPU
+  // Of the lanes that are equal modulo 16, as on the CPU; a query may have no tokens.
+  float total = span.count == 0 ? kMinusInf : 0.0f;
   for (unsigned q = 0; q < nq; q += kRows) {
     std::uint32_t a[2][kBlocks][4];
 #pragma unroll

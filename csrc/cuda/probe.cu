@@ -10,7 +10,7 @@ namespace {
 constexpr unsigned kThreads = 256, kWarps = kThreads / kWarp, kBins = 256;
 constexpr unsigned kWords = kQueryTile / 4;        // of a tile in a row of the table
 constexpr unsigned kStaged = 256;                  // centroids in shared memory at once
-constexpr std::size_t kBlocks = 256;               // two to a multiprocessor
+constexpr std::size_t kBlocks = 256;               // enough of them
 constexpr std::size_t kMaxChunks = 64;             // whose counts a warp adds up
 constexpr unsigned kPerWarp = kQueryTile / kWarps; // tokens
 

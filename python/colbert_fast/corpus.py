@@ -236,6 +236,15 @@ def _packed(ids: Sequence[str | int]) -> npt.NDArray[Any]:
     return array if array.tolist() == list(ids) else np.array(json.dumps(list(ids)))
 
 
+def _unpacked(ids: npt.NDArray[Any], path: Path) -> list[str | int]:
+    if ids.ndim:
+        return ids.tolist()  # type: ignore[no-any-return]
+    try:
+        return list(json.loads(ids.item()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: `ids` must be an array of one id for each text") from error
+
+
 def load_embeddings(path: str | Path, *, doclens: str | Path | None = None) -> Embeddings:
     """Read token embeddings from an ``.npz``, or from an ``.npy`` with its doclens beside it.
 
@@ -266,7 +275,7 @@ def load_embeddings(path: str | Path, *, doclens: str | Path | None = None) -> E
             f"{path}: `doclens` must add up to the {len(embeddings)} rows of `embeddings`; "
             f"they add up to {lens.sum()}"
         )
-    named = None if ids is None else ids.tolist() if ids.ndim else json.loads(ids.item())
+    named = None if ids is None else _unpacked(ids, path)
     if named is not None and len(named) != len(lens):
         raise ValueError(f"{path}: {len(named)} `ids` for {len(lens)} `doclens`")
     return Embeddings(embeddings, lens, named)

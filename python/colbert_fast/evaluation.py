@@ -266,7 +266,8 @@ def evaluate(
         )
     check_measures(measures, k=k)
     check_judged_documents(index, qrels)
-    judged: dict[str, Any] = {query: queries[query] for query in qrels}
+    # In the order of the queries, in which options for each of them are given.
+    judged: dict[str, Any] = {query: what for query, what in queries.items() if query in qrels}
     return measure(retrieve(index, judged, k=k, **options), qrels, measures=measures)
 
 

@@ -375,6 +375,7 @@ class Index(IndexReader):
         from colbert_fast.indexing.merge import merge_indexes
 
         parts = [Path(each).absolute() for each in indexes]
+        model = loaded_model(model)
         merge_indexes(folder := Path(path).absolute(), parts, overwrite=overwrite)
         return cls.open(folder, model=model)
 

@@ -17,8 +17,8 @@ from colbert_fast.search.hybrid import find
 from colbert_fast.search.params import Mode, SearchOptions, SearchParams, check_positive
 from colbert_fast.search.queries import (
     check_vectors,
-    load_model,
     loaded_model,
+    model_of_index,
     read_candidates,
     read_id_lists,
     read_mask,
@@ -317,10 +317,11 @@ class IndexReader(IndexContents):
         CheckpointError
             The model named in the index cannot be loaded.
         """
-        with self._changing:  # threads that ask first wait for one of them
-            if self._model is None:
-                self._model = load_model(self._snapshot.manifest)
-            return self._model
+        model = self._model
+        if model is None:
+            with self._changing:  # threads that ask first wait for one of them
+                model = self._model = self._model or model_of_index(self._snapshot.manifest)
+        return model
 
     def close(self) -> None:
         """Let go of the files; any later search raises ValueError."""

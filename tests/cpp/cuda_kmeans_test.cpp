@@ -49,7 +49,7 @@ void check(Tally &tally, const Case &c, const Rows &points, const Buffer<float> 
            Check kernel) {
   Buffer<float> scratch(assign_scratch(c.dim));
   Assigned want(c.n);
-  const std::size_t width = c.dim * (c.type == DType::f32 ? 4 : 2);
+  const std::size_t width = c.dim * size_of(c.type);
   for (std::size_t first = 0; first < c.n; first += kPointBlock)
     scalar().assign(static_cast<const char *>(points.data()) + first * width, c.type,
                     std::min(kPointBlock, c.n - first), c.dim, centroids.data(), c.centroids,

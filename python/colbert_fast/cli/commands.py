@@ -59,7 +59,8 @@ app = typer.Typer(
 
 
 @app.callback(
-    epilog="COLBERT_FAST_NUM_THREADS sets the number of threads; by default all CPUs are used."
+    epilog="COLBERT_FAST_NUM_THREADS sets the threads of searches and builds, OMP_NUM_THREADS "
+    "those of torch, which encodes; by default all CPUs are used."
 )
 def options(
     *,
@@ -103,9 +104,11 @@ def search(
     from colbert_fast.evaluation import retrieve, write_run
     from colbert_fast.index import Index
 
+    if run_file is not None and as_json:
+        raise ValueError("give either --run or --json")
     queries = _queries(query, source)
     check_parent(run_file)
-    with Index.open(path, model=given_model(model, device, backend)) as opened:
+    with Index.open(path, model=given_model(model, device, backend, index=path)) as opened:
         options: SearchOptions = {
             "nprobe": nprobe,
             "ndocs": ndocs,

@@ -98,9 +98,11 @@ def evaluate(
     if recall is not None and path is None:
         raise ValueError("--recall needs --index: an index that the command tune has measured")
     beir = evaluation.load_beir(folder, split=split)
-    load = load_model if path is None else given_model
-    loaded = load(
-        model, device, backend, query_length=query_length, document_length=document_length
+    lengths = {"query_length": query_length, "document_length": document_length}
+    loaded = (
+        load_model(model, device, backend, **lengths)
+        if path is None
+        else given_model(model, device, backend, index=path, **lengths)
     )
     with _opened_or_built(path, beir, loaded, nbits, codec, progress) as opened:
         evaluation.check_judged_documents(opened, beir.qrels)
@@ -151,7 +153,7 @@ def tune(
     from colbert_fast.index import Index
 
     ks = _numbers(k)
-    with Index.open(path, model=given_model(model, device, backend)) as opened:
+    with Index.open(path, model=given_model(model, device, backend, index=path)) as opened:
         tuning = opened.tune(
             recall,
             k=ks,
@@ -186,7 +188,7 @@ def bench(
     ks = _numbers(k)
     if plot is not None:
         check_plot(plot)
-    with Index.open(path, model=given_model(model, device, backend)) as opened:
+    with Index.open(path, model=given_model(model, device, backend, index=path)) as opened:
         given = None if queries is None else _read_queries(queries)[:num_queries]
         asked = bench_queries(opened, given, num_queries, seed)
         report = measure(opened, asked, ks, progress=show_progress(progress))

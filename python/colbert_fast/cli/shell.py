@@ -192,23 +192,12 @@ def _complain(text: str) -> None:
 
 
 def load_model(
-    model: str | None,
-    device: str,
-    backend: Literal["torch", "openvino"] = "torch",
-    *,
-    query_length: int | None = None,
-    document_length: int | None = None,
+    model: str | None, device: str, backend: Literal["torch", "openvino"] = "torch", **settings: Any
 ) -> ColBERT:
-    """Load a checkpoint, or the offline default for None; lengths of None are its own."""
+    """Load a checkpoint, or the offline default for None; settings of None are its own."""
     from colbert_fast.model import ColBERT
 
-    return ColBERT.from_pretrained(
-        model,
-        device=device,
-        backend=backend,
-        query_length=query_length,
-        document_length=document_length,
-    )
+    return ColBERT.from_pretrained(model, device=device, backend=backend, **settings)
 
 
 def given_model(
@@ -216,23 +205,30 @@ def given_model(
     device: str,
     backend: Literal["torch", "openvino"] = "torch",
     *,
-    query_length: int | None = None,
-    document_length: int | None = None,
+    index: Path | None = None,
+    **lengths: int | None,
 ) -> ColBERT | None:
-    """Load the checkpoint that was asked for; for None the index loads its own, as it does."""
+    """Load the checkpoint that was asked for, with the settings of an index's own model.
+
+    For None the index loads its own, as it does.
+    """
+    wanted: dict[str, Any] = {name: value for name, value in lengths.items() if value is not None}
     if model is not None:
-        return load_model(
-            model, device, backend, query_length=query_length, document_length=document_length
+        from colbert_fast.search.queries import model_settings
+        from colbert_fast.storage.manifest import Manifest
+
+        settings = {} if index is None else model_settings(Manifest.read(index))
+        return load_model(model, device, backend, **{**settings, **wanted})
+    if device != "cpu":
+        wanted["device"] = device
+    if backend != "torch":
+        wanted["backend"] = backend
+    if wanted:
+        name, value = next(iter(wanted.items()))
+        raise ValueError(
+            f"--{name.replace('_', '-')} {value} needs --model: by itself an index loads its own "
+            "model with torch, on the CPU, with the lengths that it was built with"
         )
-    for option, value, usual in (
-        ("--device", device, "cpu"), ("--backend", backend, "torch"),
-        ("--query-length", query_length, None), ("--document-length", document_length, None),
-    ):  # fmt: skip
-        if value != usual:
-            raise ValueError(
-                f"{option} {value} needs --model: by itself an index loads its own model with "
-                "torch, on the CPU, with the lengths that it was built with"
-            )
     return None
 
 

@@ -145,7 +145,7 @@ def add(
     from colbert_fast.index import Index
 
     documents, ids = _read(source, layout, doclens, limit)
-    with Index.open(path, model=given_model(model, device, backend)) as opened:
+    with Index.open(path, model=given_model(model, device, backend, index=path)) as opened:
         put = opened.upsert if upsert else opened.add
         count = put(
             documents,

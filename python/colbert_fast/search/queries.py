@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from colbert_fast.arrays import as_array
-from colbert_fast.errors import CheckpointError
+from colbert_fast.errors import CheckpointError, IndexFormatError
 from colbert_fast.search.params import TEXT_MODES, SearchParams
 from colbert_fast.storage.filters import matching, read_filter
 from colbert_fast.storage.manifest import Manifest
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 __all__ = [
     "check_vectors",
     "filtered",
-    "load_model",
     "loaded_model",
+    "model_of_index",
+    "model_settings",
     "read_candidates",
     "read_id_lists",
     "read_mask",
@@ -81,7 +83,24 @@ def loaded_model(model: ColBERT | str | Path | None) -> ColBERT | None:
     return ColBERT.from_pretrained(model)
 
 
-def load_model(manifest: Manifest) -> ColBERT:
+def model_settings(manifest: Manifest) -> dict[str, Any]:
+    """The lengths, prompts and so on of an index's model, as `ColBERT.from_pretrained` takes them.
+
+    Raises
+    ------
+    IndexFormatError
+        The manifest names others.
+    """
+    from colbert_fast.model.config import ModelConfig
+
+    settings = dict(manifest.model_settings or {})
+    unknown = settings.keys() - {field.name for field in dataclasses.fields(ModelConfig)}
+    if unknown:
+        raise IndexFormatError(f"manifest: unknown settings of a model: {sorted(unknown)}")
+    return settings
+
+
+def model_of_index(manifest: Manifest) -> ColBERT:
     """Load the model that an index was built with, with the lengths, prompts and so on it had.
 
     Raises
@@ -100,10 +119,9 @@ def load_model(manifest: Manifest) -> ColBERT:
         )
     from colbert_fast.model import ColBERT
 
+    settings = model_settings(manifest)
     try:
-        model = ColBERT.from_pretrained(
-            None if name == "default" else name, **(manifest.model_settings or {})
-        )
+        model = ColBERT.from_pretrained(None if name == "default" else name, **settings)
     except (CheckpointError, OSError) as error:
         raise CheckpointError(
             f"this index was built with the model {name!r}, which cannot be loaded ({error}); "

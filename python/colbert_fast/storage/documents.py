@@ -71,7 +71,7 @@ def check_id(value: Any, position: int, *, name: str = "ids") -> DocumentId:
 
 def check_many(name: str, value: object) -> None:
     """Raise TypeError if `value` is one thing, or one that iterates over its keys or columns."""
-    if hasattr(value, "columns"):
+    if not callable(getattr(value, "columns", len)):  # of a table; rows of SQL have a method
         raise TypeError(
             f"{name}: a {type(value).__name__} iterates over its columns; pass its rows as dicts "
             '(in pandas df.to_dict("records"))'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import weakref
@@ -10,6 +11,7 @@ __all__ = ["lock_over_forks"]
 
 _locks: weakref.WeakSet[threading.Lock] = weakref.WeakSet()
 _changing = threading.Lock()
+_held: list[threading.Lock] = []
 
 
 def lock_over_forks() -> threading.Lock:
@@ -24,15 +26,14 @@ def lock_over_forks() -> threading.Lock:
 
 
 def _hold() -> None:
-    _changing.acquire()
-    for each in _locks:
+    for each in itertools.chain([_changing], _locks):
         each.acquire()
+        _held.append(each)
 
 
 def _let_go() -> None:
-    for each in _locks:
-        each.release()
-    _changing.release()
+    while _held:  # only these: Python swallows what interrupts `_hold`
+        _held.pop().release()
 
 
 if hasattr(os, "register_at_fork"):  # Windows does not fork

@@ -16,8 +16,6 @@ __all__ = ["ModelRecord", "check_model", "fingerprint_of"]
 
 logger = logging.getLogger(__name__)
 
-_NO_OPTIONS = ("dim", "similarity")  # of a model's configuration: its weights fix them
-
 
 class ModelRecord(NamedTuple):
     """What finds a model again; None where it is not known.
@@ -54,8 +52,9 @@ def _settings_of(model: object) -> dict[str, Any] | None:
     config: Any = getattr(model, "config", None)
     if not dataclasses.is_dataclass(config):
         return None
-    settings = json.loads(json.dumps(vars(config)))
-    return {name: value for name, value in settings.items() if name not in _NO_OPTIONS}
+    settings: dict[str, Any] = json.loads(json.dumps(vars(config)))
+    settings.pop("dim", None)  # which its weights fix
+    return settings
 
 
 def check_model(manifest: Manifest, model: ColBERT) -> None:

@@ -109,7 +109,7 @@ def launch(job: TrainingJob, processes: int) -> None:
             elastic_launch(config, run)(job)
         except ChildFailedError as error:
             _, failure = error.get_first_failure()
-            raise _as_raised(failure.message) or error from None
+            raise _as_raised(failure.message) or error from error
 
 
 def _as_raised(message: object) -> Exception | None:

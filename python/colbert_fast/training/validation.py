@@ -31,7 +31,9 @@ def measure(
     """Write the measures of a saved model to the file `out`, its index of 2 bits beside it."""
     loaded = ColBERT.from_pretrained(model, device=device)
     index = out.parent / "index.cf"
-    measures = _evaluate(loaded, folder, split, index, DEFAULT_MEASURES, progress=progress)
+    # A stopped call goes on building.
+    options = {"resume": True, "overwrite": True, "progress": progress}
+    measures = _evaluate(loaded, folder, split, index, DEFAULT_MEASURES, options)
     out.write_text(json.dumps(measures, indent=2) + "\n", encoding="utf-8")
 
 
@@ -39,7 +41,8 @@ def validate(model: ColBERT, folder: str | Path, split: str) -> float:
     """nDCG@10 of a model in eval mode, with a temporary index of 2 bits."""
     with TemporaryDirectory(prefix="colbert-fast-") as temporary:
         index = Path(temporary) / "index"
-        return _evaluate(model, folder, split, index, ["nDCG@10"], progress=False)["nDCG@10"]
+        options = {"progress": False}
+        return _evaluate(model, folder, split, index, ["nDCG@10"], options)["nDCG@10"]
 
 
 def _evaluate(
@@ -48,11 +51,9 @@ def _evaluate(
     split: str,
     path: Path,
     measures: Sequence[str],
-    *,
-    progress: bool,
+    options: dict[str, Any],
 ) -> dict[str, float]:
-    """Measures with an index at `path`, which a stopped call goes on building."""
+    """Measures with an index built at `path` with `options`."""
     beir = load_beir(folder, split=split)
-    options: dict[str, Any] = {"resume": True, "overwrite": True, "progress": progress}
     with Index.build(path, beir.documents(), model=model, **options) as index:
         return evaluate(index, beir.queries, beir.qrels, measures=measures)
