@@ -45,6 +45,7 @@ EXPECTED = [
     "maxsim",
     "mine",
     "read_corpus",
+    "rerank",
     "sample_tuples",
     "score_with_teacher",
     "set_num_threads",

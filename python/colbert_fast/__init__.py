@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from colbert_fast.kernels.backend import backend_info, get_num_threads, set_num_threads
     from colbert_fast.kernels.ops import maxsim
     from colbert_fast.model.colbert import ColBERT
+    from colbert_fast.ranking import rerank
     from colbert_fast.search.results import Hit
     from colbert_fast.sharded import ShardedIndex
     from colbert_fast.training.config import TrainingConfig
@@ -62,6 +63,7 @@ _HOME = {
     "maxsim": "kernels.ops",
     "mine": "training.mining",
     "read_corpus": "corpus",
+    "rerank": "ranking",
     "sample_tuples": "training.sampling",
     "score_with_teacher": "training.teacher",
     "set_num_threads": "kernels.backend",
@@ -96,6 +98,7 @@ __all__ = [
     "maxsim",
     "mine",
     "read_corpus",
+    "rerank",
     "sample_tuples",
     "score_with_teacher",
     "set_num_threads",
