@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -53,6 +53,6 @@ def rerank(
     [asked] = model.encode_queries(query, progress=False)
     rows = model.encode_documents(list(texts), batch_size=batch_size, progress=False)
     doclens = np.array([len(each) for each in rows], np.int32)
-    scores = ops.maxsim(asked, np.concatenate(rows), doclens)
+    scores: Any = ops.maxsim(asked, np.concatenate(rows), doclens)
     order = np.argsort(-scores, kind="stable")
     return list(zip(order.tolist(), scores[order].tolist(), strict=True))
