@@ -55,7 +55,8 @@ class Dense(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., in_features) any float dtype to (..., out_features) of the weights' dtype."""
-        hidden = hidden.to(self.linear.weight.dtype)  # not float32 after model.half()
+        weight = self.linear.weight  # not float32 after model.half(), a method where quantised
+        hidden = hidden.to(weight.dtype if isinstance(weight, Tensor) else torch.float32)
         out: Tensor = self.activation(self.linear(hidden))
         if not self.use_residual:
             return out
