@@ -20,6 +20,7 @@ from colbert_fast.index import Index
 from colbert_fast.model import ColBERT, device, streaming
 from colbert_fast.model.fit_projection import fit_projection
 from colbert_fast.search.queries import model_of_index
+from colbert_fast.storage.models import SETTINGS
 from tiny_models import DIM, IDS, WORDS, plain_rows, write_stanford
 
 METADATA = {"query_maxlen": 12, "doc_maxlen": 20, "dim": DIM}
@@ -352,6 +353,8 @@ def test_an_index_finds_the_model_with_its_settings(folder: Path, tmp_path: Path
     with Index.open(tmp_path / "a") as opened:
         assert opened.search("blue sky") == built.search("blue sky")
         assert opened.model.config == model.config
+        fields = {field.name for field in dataclasses.fields(model.config)}
+        assert fields == {"dim", *SETTINGS} == {"dim", *(opened.manifest.model_settings or {})}
         opened.add(texts, progress=False)
         assert [len(rows) for rows in opened.get_embeddings(opened.ids)] == [6] * 4
         pytest.importorskip("typer", reason="typer is not installed (extra cli)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterable
@@ -17,7 +16,7 @@ from colbert_fast.errors import CheckpointError, IndexFormatError
 from colbert_fast.search.params import TEXT_MODES, SearchParams
 from colbert_fast.storage.filters import matching, read_filter
 from colbert_fast.storage.manifest import Manifest
-from colbert_fast.storage.models import check_model
+from colbert_fast.storage.models import SETTINGS, check_model
 
 if TYPE_CHECKING:
     from colbert_fast.model import ColBERT
@@ -91,10 +90,8 @@ def model_settings(manifest: Manifest) -> dict[str, Any]:
     IndexFormatError
         The manifest names others.
     """
-    from colbert_fast.model.config import ModelConfig
-
     settings = dict(manifest.model_settings or {})
-    unknown = settings.keys() - {field.name for field in dataclasses.fields(ModelConfig)}
+    unknown = settings.keys() - SETTINGS
     if unknown:
         raise IndexFormatError(f"manifest: unknown settings of a model: {sorted(unknown)}")
     return settings

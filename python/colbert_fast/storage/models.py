@@ -12,9 +12,15 @@ if TYPE_CHECKING:
     from colbert_fast.model import ColBERT
     from colbert_fast.storage.manifest import Manifest
 
-__all__ = ["ModelRecord", "check_model", "fingerprint_of"]
+__all__ = ["SETTINGS", "ModelRecord", "check_model", "fingerprint_of"]
 
 logger = logging.getLogger(__name__)
+
+# The fields of `ModelConfig`, which needs torch, but for dim, which a model's weights fix.
+SETTINGS = frozenset((
+    "query_length", "document_length", "query_prefix", "document_prefix", "query_prompt",
+    "document_prompt", "do_query_expansion", "attend_to_expansion_tokens", "skiplist_words",
+))  # fmt: skip
 
 
 class ModelRecord(NamedTuple):
@@ -52,9 +58,8 @@ def _settings_of(model: object) -> dict[str, Any] | None:
     config: Any = getattr(model, "config", None)
     if not dataclasses.is_dataclass(config):
         return None
-    settings: dict[str, Any] = json.loads(json.dumps(vars(config)))
-    settings.pop("dim", None)  # which its weights fix
-    return settings
+    settings = json.loads(json.dumps(vars(config)))
+    return {name: value for name, value in settings.items() if name in SETTINGS}
 
 
 def check_model(manifest: Manifest, model: ColBERT) -> None:
