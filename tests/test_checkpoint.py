@@ -318,23 +318,6 @@ def test_half_precision_weights_are_read_as_float32(tmp_path: Path) -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-def test_sentence_transformers_reads_what_we_write(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("sentence_transformers")
-    if not hasattr(transformers, "MultiVectorEncoder"):
-        pytest.skip("sentence-transformers before 6 has no MultiVectorEncoder")
-    model = load(write_stanford(tmp_path / "a", metadata=METADATA))
-    model.save_pretrained(tmp_path / "b")
-    theirs = transformers.MultiVectorEncoder(str(tmp_path / "b"), device="cpu")
-    texts = [text for text in TEXTS if text]
-    pairs = zip(
-        model.encode_documents(texts) + model.encode_queries(texts),
-        theirs.encode_document(texts) + theirs.encode_query(texts),
-        strict=True,
-    )
-    for ours, other in pairs:
-        np.testing.assert_allclose(ours, other.numpy(), atol=1e-5)
-
-
 def test_a_plain_sentence_transformer_reads_our_backbone(tmp_path: Path) -> None:
     transformers = pytest.importorskip("sentence_transformers")
     model = load(write_stanford(tmp_path / "a", metadata=METADATA))

@@ -22,6 +22,16 @@ from sentence_transformers.base.modules import Dense, Normalize, Transformer  # 
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask  # noqa: E402
 
 TEXTS = ["The sky is blue.", "why", "late interaction search engine, plaid " * 20]
+METADATA = {
+    "query_token_id": "[unused0]",
+    "doc_token_id": "[unused1]",
+    "query_maxlen": 12,
+    "doc_maxlen": 20,
+    "dim": DIM,
+    "attend_to_mask_tokens": False,
+    "mask_punctuation": True,
+    "similarity": "cosine",
+}
 TOKENS: dict[str, Any] = {"module_input_name": "token_embeddings"}
 
 
@@ -29,8 +39,9 @@ def load(folder: Path, **options: Any) -> ColBERT:
     return ColBERT.from_pretrained(folder, dtype="float32", **options)
 
 
-def assert_same_as_theirs(folder: Path, texts: list[str] = TEXTS) -> ColBERT:
-    model, theirs = load(folder), library.MultiVectorEncoder(str(folder), device="cpu")
+def assert_same_rows(model: ColBERT, folder: Path, texts: list[str] = TEXTS) -> None:
+    """The rows of `model` and those that sentence-transformers gives with the folder."""
+    theirs = library.MultiVectorEncoder(str(folder), device="cpu")
     pairs = zip(
         model.encode_documents(texts) + model.encode_queries(texts),
         theirs.encode_document(texts) + theirs.encode_query(texts),
@@ -38,7 +49,20 @@ def assert_same_as_theirs(folder: Path, texts: list[str] = TEXTS) -> ColBERT:
     )
     for ours, other in pairs:
         np.testing.assert_allclose(ours, other.numpy(), atol=1e-5)
+
+
+def assert_same_as_theirs(folder: Path, texts: list[str] = TEXTS) -> ColBERT:
+    model = load(folder)
+    assert_same_rows(model, folder, texts)
     return model
+
+
+def test_what_we_write_is_read(tmp_path: Path) -> None:
+    model = load(write_stanford(tmp_path / "a", metadata=METADATA))
+    model.save_pretrained(tmp_path / "b")
+    assert_same_rows(
+        model, tmp_path / "b", ["The sky is blue.", "why", "late interaction search engine, plaid"]
+    )
 
 
 def dense(rows: int = DIM, columns: int = HIDDEN) -> Any:

@@ -27,7 +27,7 @@ constexpr float kApproximateSlack = 4.0f, kInt8Slack = 6.0f;
 constexpr std::size_t kAhead = 8;
 // A centroid's score costs a third of what an int8 score spares a token of its exact one.
 constexpr std::size_t kCentroidsPerToken = 3;
-// Tokens whose norms tell how far those of others are from 1, in some so many places of each part.
+// Of each part, about so many runs of so many tokens tell how far lengths are from 1.
 constexpr std::size_t kSampledPlaces = 16, kSampledRun = 64;
 
 // The root mean square of what decoded tokens' lengths differ from 1 before they are normalised.

@@ -109,7 +109,10 @@ def launch(job: TrainingJob, processes: int) -> None:
             elastic_launch(config, run)(job)
         except ChildFailedError as error:
             _, failure = error.get_first_failure()
-            raise _as_raised(failure.message) or error from error
+            mended = _as_raised(failure.message)
+            if mended is None:
+                raise
+            raise mended from error
 
 
 def _as_raised(message: object) -> Exception | None:
