@@ -87,9 +87,33 @@ void race(Race &race, std::size_t dim, int nbits) {
   std::snprintf(name, sizeof name, "fused int8, dim %zu, nbits %d", dim, nbits);
   race.run(name, n, [&](const Kernels &k) {
     double sum = 0;
-    for (std::size_t i = 0; i < n; i += kTokens)
-      sum += k.residual_maxsim_i8(panels, ratio.data(), bytes, decoder,
-                                  residuals_from(tokens, decoder, i), kTokens);
+    for (std::size_t i = 0; i < n; i += kTokens) {
+      const Residuals document = residuals_from(tokens, decoder, i);
+      float scratch[kLanes], score;
+      k.residual_maxsim_i8(panels, ratio.data(), bytes, decoder, &document, nullptr, kTokens, 1,
+                           scratch, &score);
+      sum += score;
+    }
+    return sum;
+  });
+  // Every third token, eight documents at once.
+  constexpr std::size_t kGroup = 8, kEvery = 3;
+  std::vector<Chosen> chosen;
+  for (std::size_t i = 0; i < kGroup; ++i)
+    for (std::size_t t = 0; t < kTokens; t += kEvery)
+      chosen.push_back({static_cast<std::int32_t>(i), static_cast<std::int32_t>(t)});
+  std::snprintf(name, sizeof name, "the same of some, dim %zu, nbits %d", dim, nbits);
+  race.run(name, kDocuments / kGroup * chosen.size(), [&](const Kernels &k) {
+    double sum = 0;
+    Residuals documents[kGroup];
+    float scratch[kGroup * kLanes], scores[kGroup];
+    for (std::size_t first = 0; first < kDocuments; first += kGroup) {
+      for (std::size_t i = 0; i < kGroup; ++i)
+        documents[i] = residuals_from(tokens, decoder, (first + i) * kTokens);
+      k.residual_maxsim_i8(panels, ratio.data(), bytes, decoder, documents, chosen.data(),
+                           chosen.size(), kGroup, scratch, scores);
+      for (const float score : scores) sum += score;
+    }
     return sum;
   });
   if (nbits != 1) return; // the rest has no residuals
@@ -111,6 +135,16 @@ void race(Race &race, std::size_t dim, int nbits) {
     for (std::size_t i = 0; i < n; i += kTokens)
       sum += k.approximate_i8(bytes, codes_from(tokens.codes, i), kTokens);
     return sum;
+  });
+  const std::vector<std::uint8_t> reach(kQueryTokens, 3);
+  std::vector<std::uint8_t> bounds(kQueryTokens);
+  std::vector<Chosen> which(kTokens);
+  race.run("likely tokens, one code", n, [&](const Kernels &k) {
+    std::size_t sum = 0;
+    for (std::size_t i = 0; i < n; i += kTokens)
+      sum += k.likely_tokens(bytes, reach.data(), codes_from(tokens.codes, i), kTokens, 0,
+                             bounds.data(), which.data());
+    return static_cast<double>(sum);
   });
 }
 

@@ -204,12 +204,14 @@ void residual_maxsim(const py::object &query, const py::object &codes, const py:
                  n = static_cast<std::size_t>(offsets[i + 1]) - first;
       const Residuals tokens = residuals_from(packed.tokens, decoder, first);
       float &score = out.as<float>()[i];
+      alignas(64) float scratch[kLanes];
       if (n == 0)
         score = -std::numeric_limits<float>::infinity();
+      else if (int8)
+        kernels().residual_maxsim_i8(levels.view(), ratio, table.table(), decoder, &tokens, nullptr,
+                                     n, 1, scratch, &score);
       else
-        score = int8 ? kernels().residual_maxsim_i8(levels.view(), ratio, table.table(), decoder,
-                                                    tokens, n)
-                     : kernels().residual_maxsim(panels.f32(), decoder, tokens, n);
+        score = kernels().residual_maxsim(panels.f32(), decoder, tokens, n);
     }
   });
 }

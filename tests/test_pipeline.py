@@ -277,20 +277,29 @@ def test_the_best_centroids_are_found_in_every_block(threads: int) -> None:
 
 @every_isa
 @pytest.mark.parametrize("nbits", [2, 4])
-def test_more_than_a_step_of_the_int8_stage(nbits: int) -> None:
-    """Of 400 documents, far more than 128 at once, the best 150 lie anywhere."""
+def test_more_than_a_step_of_each_stage(nbits: int) -> None:
+    """Of 400 documents, far more than 128 at once, the best 150 lie anywhere.
+
+    What likely tokens leave to the others is no normal variable: of 450 hits one may be missed.
+    """
     rng = np.random.default_rng(13)
     doclens = rng.integers(1, 12, 700).astype(np.int32)
     options: Arguments = {"nq": 9, "dim": 32, "num_centroids": 30, "doclens": doclens}
     data = make_trellis_collection(rng, nbits=nbits, **options)
     searcher = make_searcher(data, "default")
     queries = [data.query, -data.query, data.embeddings[90:101].copy()]
-    found = searcher.search(queries, SearchParams.resolve(150, nprobe=30, ndocs=400))
+    found, scores = searcher.search(queries, SearchParams.resolve(150, nprobe=30, ndocs=400))
+    missed = 0
     for row, query in enumerate(queries):
         kept = kept_by_reference(query, arrays_of(data, "default"), 400)
-        exact = SearchParams.resolve(150, exhaustive=True)
-        truth = searcher.search([query], exact, subset=kept)
-        assert same_bits(tuple(each[row : row + 1].copy() for each in found), truth), row
+        exact = SearchParams.resolve(400, exhaustive=True)
+        truth, exact_scores = searcher.search([query], exact, subset=kept)
+        place = {document: i for i, document in enumerate(truth[0].tolist())}
+        places = [place[document] for document in found[row].tolist()]
+        assert places == sorted(places), row
+        assert same_bits((scores[row],), (exact_scores[0, places],)), row
+        missed += sum(i >= 150 for i in places)
+    assert missed <= 1
 
 
 @every_isa

@@ -169,6 +169,11 @@ inline Bytes shift_in(Bytes a) {
   return _mm256_alignr_epi8(a, _mm256_permute2x128_si256(a, a, 0x08), 15);
 }
 inline Bytes max_bytes(Bytes a, Bytes b) { return _mm256_max_epu8(a, b); }
+inline Bytes sub_bytes(Bytes a, Bytes b) { return _mm256_subs_epu8(a, b); }
+inline bool any_above(Bytes a, Bytes b) {
+  const __m256i above = _mm256_subs_epu8(a, b);
+  return _mm256_testz_si256(above, above) == 0;
+}
 inline Bytes add_bytes(Bytes a, Bytes b) { return _mm256_add_epi8(a, b); }
 inline Bytes lookup(Bytes table, Bytes index) { return _mm256_shuffle_epi8(table, index); }
 // Bytes from the seventeenth on doubled.

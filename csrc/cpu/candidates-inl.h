@@ -144,33 +144,91 @@ float approximate(const float *scores, std::size_t lanes, Codes codes, std::size
   return reduce_add(total);
 }
 
+// The best of kTableLanes lanes from `lane` on.
+template <class Code, std::size_t R>
+inline void best_bytes(const ByteTable &table, std::size_t lane, const Code *codes, std::size_t n,
+                       Bytes (&best)[R]) {
+  constexpr std::size_t kAhead = 16;
+  const std::uint8_t *columns = table.rows + lane;
+  alignas(64) std::uint8_t none[kBytes] = {};
+  for (std::size_t r = 0; r < R; ++r) best[r] = load_bytes(none);
+  for (std::size_t i = 0; i < n; ++i) {
+    prefetch(columns + static_cast<std::size_t>(codes[min_of(i + kAhead, n - 1)]) * table.stride);
+    const std::uint8_t *row = columns + static_cast<std::size_t>(codes[i]) * table.stride;
+    for (std::size_t r = 0; r < R; ++r) best[r] = max_bytes(best[r], load_bytes(row + r * kBytes));
+  }
+}
+
+// What kTableLanes bytes are worth, added to `total`.
+inline F32x16 add_worth(const std::uint8_t *bytes, const float *step, F32x16 total) {
+  for (std::size_t j = 0; j < kTableLanes; j += kLanes) {
+    const F32x16 byte = sub(to_float(load_u8(bytes + j)), set1(static_cast<float>(kTableZero)));
+    total = fma(byte, load(step + j), total);
+  }
+  return total;
+}
+
 template <class Code>
 inline float approximate_i8(const ByteTable &table, const Code *codes, std::size_t n) {
-  constexpr std::size_t kAhead = 16, kRegisters = kTableLanes / kBytes;
+  constexpr std::size_t kRegisters = kTableLanes / kBytes;
   F32x16 total = set1(0.0f);
   for (std::size_t lane = 0; lane < table.stride; lane += kTableLanes) {
-    const std::uint8_t *columns = table.rows + lane;
     Bytes best[kRegisters];
-    alignas(64) std::uint8_t bytes[kTableLanes] = {};
-    for (std::size_t r = 0; r < kRegisters; ++r) best[r] = load_bytes(bytes + r * kBytes);
-    for (std::size_t i = 0; i < n; ++i) {
-      prefetch(columns + static_cast<std::size_t>(codes[min_of(i + kAhead, n - 1)]) * table.stride);
-      const std::uint8_t *row = columns + static_cast<std::size_t>(codes[i]) * table.stride;
-      for (std::size_t r = 0; r < kRegisters; ++r)
-        best[r] = max_bytes(best[r], load_bytes(row + r * kBytes));
-    }
+    best_bytes(table, lane, codes, n, best);
+    alignas(64) std::uint8_t bytes[kTableLanes];
     for (std::size_t r = 0; r < kRegisters; ++r) store_bytes(bytes + r * kBytes, best[r]);
-    for (std::size_t j = 0; j < kTableLanes; j += kLanes) {
-      const F32x16 byte = sub(to_float(load_u8(bytes + j)), set1(static_cast<float>(kTableZero)));
-      total = fma(byte, load(table.step + lane + j), total);
-    }
+    total = add_worth(bytes, table.step + lane, total);
   }
   return reduce_add(total);
+}
+
+void row_scores_i8(const ByteTable &table, std::size_t n, float *scores) {
+  for (std::size_t i = 0; i < n; ++i) {
+    F32x16 total = set1(0.0f);
+    for (std::size_t lane = 0; lane < table.stride; lane += kTableLanes)
+      total = add_worth(table.rows + i * table.stride + lane, table.step + lane, total);
+    scores[i] = reduce_add(total);
+  }
 }
 
 float approximate_i8(const ByteTable &table, Codes codes, std::size_t n) {
   return codes.wide ? approximate_i8(table, static_cast<const std::int32_t *>(codes.data), n)
                     : approximate_i8(table, static_cast<const std::uint16_t *>(codes.data), n);
+}
+
+template <class Code>
+inline std::size_t likely_tokens(const ByteTable &table, const std::uint8_t *reach,
+                                 const Code *codes, std::size_t n, std::int32_t document,
+                                 std::uint8_t *bounds, Chosen *which) {
+  constexpr std::size_t kRegisters = kTableLanes / kBytes;
+  for (std::size_t lane = 0; lane < table.stride; lane += kTableLanes) {
+    Bytes best[kRegisters];
+    best_bytes(table, lane, codes, n, best);
+    for (std::size_t r = 0; r < kRegisters; ++r) {
+      const std::size_t at = lane + r * kBytes;
+      store_bytes(bounds + at, sub_bytes(best[r], load_bytes(reach + at)));
+    }
+  }
+  std::size_t count = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::uint8_t *row = table.rows + static_cast<std::size_t>(codes[i]) * table.stride;
+    std::size_t any = 0;
+    for (std::size_t lane = 0; lane < table.stride; lane += kBytes)
+      any |= any_above(load_bytes(row + lane), load_bytes(bounds + lane));
+    which[count] = {document, static_cast<std::int32_t>(i)};
+    count += any;
+  }
+  return count;
+}
+
+std::size_t likely_tokens(const ByteTable &table, const std::uint8_t *reach, Codes codes,
+                          std::size_t n, std::int32_t document, std::uint8_t *bounds,
+                          Chosen *which) {
+  if (codes.wide)
+    return likely_tokens(table, reach, static_cast<const std::int32_t *>(codes.data), n, document,
+                         bounds, which);
+  return likely_tokens(table, reach, static_cast<const std::uint16_t *>(codes.data), n, document,
+                       bounds, which);
 }
 
 void raise_rows(std::uint8_t *rows, std::size_t stride, const std::int32_t *which, std::size_t n,

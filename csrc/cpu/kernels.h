@@ -100,6 +100,11 @@ inline Codes codes_from(Codes codes, std::size_t i) {
 }
 } // namespace
 
+// A token of one of several documents.
+struct Chosen {
+  std::int32_t document, token;
+};
+
 // Everything that decoding a residual needs. `values[window]` is what a dimension decodes to, the
 // window (windows_of them) as it lies in the bytes, with 3 bits the third bit on top; `levels` are
 // the same in 7 bits, value ~ low + step * level. `norms[256]` and `scales[256]` decode those
@@ -254,6 +259,14 @@ struct Kernels {
                     std::size_t first, std::size_t nprobe, float *values, std::int32_t *ids);
   // approximate() on a byte table, over all codes.
   float (*approximate_i8)(const ByteTable &table, Codes codes, std::size_t n);
+  // scores[n] = approximate_i8() of the first n rows, each by itself.
+  void (*row_scores_i8)(const ByteTable &table, std::size_t n, float *scores);
+  // The tokens whose centroid's byte is, in some lane, less than reach[lane] below the best of all
+  // n: which[n] receives them in order, as tokens of `document`. Returns how many: none if all
+  // reaches are 0. `bounds`: `stride` bytes of scratch.
+  std::size_t (*likely_tokens)(const ByteTable &table, const std::uint8_t *reach, Codes codes,
+                               std::size_t n, std::int32_t document, std::uint8_t *bounds,
+                               Chosen *which);
   // Rows which[n] of a byte table become at least `row`, lane by lane.
   void (*raise_rows)(std::uint8_t *rows, std::size_t stride, const std::int32_t *which,
                      std::size_t n, const std::uint8_t *row);
@@ -285,18 +298,22 @@ struct Kernels {
   // maxsim(query, decompress(...)) without writing the vectors: the same bits.
   float (*residual_maxsim)(const Panels &query, const Decoder &decoder, const Residuals &tokens,
                            std::size_t n);
-  // Approximate MaxSim: (centroid score + scale * int8 query . 7-bit levels) * inverse norm, n
-  // >= 1. `ratio[lane]`: the unit of query times levels by the table's step. The query's dimensions
-  // lie in the order that `expand` yields.
-  float (*residual_maxsim_i8)(const PanelsI8 &query, const float *ratio, const ByteTable &table,
-                              const Decoder &decoder, const Residuals &tokens, std::size_t n);
-  // The tokens that come near a lane's best product: marks[n][n_panels] is 1 where a
-  // lane of the panel is within slack of it, else 0. slack^2 = squares[lane] + (relative * best)^2,
-  // in steps of the table; if that covers the error, exact maxima are among them. `cells`:
-  // n x (n_panels * kLanes) floats of scratch.
-  void (*contenders)(const PanelsI8 &query, const float *ratio, const ByteTable &table,
-                     const Decoder &decoder, const Residuals &tokens, std::size_t n,
-                     const float *squares, float relative, float *cells, std::uint8_t *marks);
+  // Approximate MaxSim of documents over n chosen tokens, one at least of each, those of a document
+  // together; null: over the first n of a single one. A token scores (centroid score + scale * int8
+  // query . 7-bit levels) * inverse norm. `ratio[lane]`: the unit of query times levels by the
+  // table's step. The query's dimensions lie in the order that `expand` yields. `scratch`:
+  // n_documents * kLanes floats.
+  void (*residual_maxsim_i8)(const PanelsI8 &query, const float *ratio, const ByteTable &table,
+                             const Decoder &decoder, const Residuals *documents,
+                             const Chosen *chosen, std::size_t n, std::size_t n_documents,
+                             float *scratch, float *scores);
+  // residual_maxsim_i8 of one document, and which tokens come near a lane's best product:
+  // marks[n][n_panels] is 1 where a lane of the panel is within slack of it, else 0. slack^2 =
+  // squares[lane] + (relative * best)^2, in steps of the table; if that covers the error, exact
+  // maxima are among them. `cells`: n x (n_panels * kLanes) floats of scratch.
+  float (*contenders)(const PanelsI8 &query, const float *ratio, const ByteTable &table,
+                      const Decoder &decoder, const Residuals &tokens, std::size_t n,
+                      const float *squares, float relative, float *cells, std::uint8_t *marks);
   // residual_maxsim where each panel's maxima are over the tokens it has marked, one at least.
   // `scratch`: marked_scratch(n, dim) floats; `which`: n ids.
   float (*residual_maxsim_marked)(const Panels &query, const Decoder &decoder,

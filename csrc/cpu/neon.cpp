@@ -191,6 +191,8 @@ inline Bytes field_left(Bytes a, int shift, std::uint8_t mask) {
 // Every byte moves up by one; a zero enters.
 inline Bytes shift_in(Bytes a) { return vextq_u8(vdupq_n_u8(0), a, 15); }
 inline Bytes max_bytes(Bytes a, Bytes b) { return vmaxq_u8(a, b); }
+inline Bytes sub_bytes(Bytes a, Bytes b) { return vqsubq_u8(a, b); }
+inline bool any_above(Bytes a, Bytes b) { return vmaxvq_u8(vcgtq_u8(a, b)) != 0; }
 inline Bytes add_bytes(Bytes a, Bytes b) { return vaddq_u8(a, b); }
 inline Bytes lookup(Bytes table, Bytes index) { return vqtbl1q_u8(table, index); }
 // Bytes from the seventeenth on doubled: a register has no more than sixteen here.

@@ -305,88 +305,116 @@ struct LevelTiles {
     std::uint8_t *first;
     std::uint8_t *operator[](std::size_t t) const { return first + t * kPitch; }
   };
+  // What a token's products are worth.
+  struct Worth {
+    const std::uint8_t *centroid; // its row of the table
+    float inverse, scaled;        // inverse norm, and that times scale
+    std::int32_t document;
+  };
   const Decoder &decoder;
-  const Residuals &tokens;
   const ByteTable &table;
+  const Residuals *documents;
+  const Chosen *chosen; // null: the first n tokens of one document
   std::size_t n;
   alignas(64) std::uint8_t bytes[2][kTileRows * kPitch];
+  Worth worths[2][kTileRows];
 
-  LevelTiles(const Decoder &d, const Residuals &t, const ByteTable &b, std::size_t count)
-      : decoder(d), tokens(t), table(b), n(count) {}
+  LevelTiles(const Decoder &d, const ByteTable &b, const Residuals *residuals, const Chosen *some,
+             std::size_t count)
+      : decoder(d), table(b), documents(residuals), chosen(some), n(count) {}
   // Token i + t, into row t of the tile that starts at i; none past the end.
   template <int B> COLBERT_FAST_INLINE void fill(std::size_t i, std::size_t t) {
     if (i + t >= n) return;
-    prefetch(table.rows + code_at(tokens.codes, i + t) * table.stride);
-    levels_row<B>(decoder, tokens.packed + (i + t) * decoder.packed_dim, tile(i)[t]);
+    const std::int32_t document = chosen == nullptr ? 0 : chosen[i + t].document;
+    const std::size_t token =
+        chosen == nullptr ? i + t : static_cast<std::size_t>(chosen[i + t].token);
+    const Residuals &tokens = documents[document];
+    const std::uint8_t *centroid = table.rows + code_at(tokens.codes, token) * table.stride;
+    prefetch(centroid);
+    const float inverse =
+        tokens.inverse_norms == nullptr ? 1.0f : decoder.norms[tokens.inverse_norms[token]];
+    const float scale = tokens.scales == nullptr ? 1.0f : decoder.scales[tokens.scales[token]];
+    worths[i / kTileRows % 2][t] = {centroid, inverse, inverse * scale, document};
+    levels_row<B>(decoder, tokens.packed + token * decoder.packed_dim, tile(i)[t]);
   }
   Tile tile(std::size_t i) { return {bytes[i / kTileRows % 2]}; }
+  const Worth *worth(std::size_t i) const { return worths[i / kTileRows % 2]; }
 };
 
 // A cell is worth n * (c + s * r * dot), in units of the table's step: c the centroid's byte, s and
 // n the token's scale and inverse norm, r the lane's ratio. `cells`, unless null, keeps them.
-template <int B, std::size_t P>
+// done(document, best cells) is called after the last token of each.
+template <int B, std::size_t P, class F>
 inline void max_dot_i8(const PanelsI8 &query, std::size_t lane, const float *ratio,
-                       LevelTiles &tiles, F32x16 (&best)[P], float *cells) {
-  const Residuals &tokens = tiles.tokens;
+                       LevelTiles &tiles, float *cells, F done) {
   const std::size_t n = tiles.n, dim = tiles.decoder.dim;
+  F32x16 best[P];
+  for (std::size_t p = 0; p < P; ++p) best[p] = set1(kMinusInf);
   for (std::size_t t = 0; t < kTileRows; ++t) tiles.template fill<B>(0, t);
+  std::int32_t document = tiles.worth(0)->document;
   for (std::size_t i = 0; i < n; i += kTileRows) {
     I32x16 acc[kTileRows][P];
     dot_tile_i8<P>(tiles.tile(i), query.data + lane * dim, query.start + lane, dim, acc,
                    [&](std::size_t t) { tiles.template fill<B>(i + kTileRows, t); });
+    const LevelTiles::Worth *worth = tiles.worth(i);
     unrolled<kTileRows>([&](auto t) {
-      const std::size_t token = i + t;
-      if (token >= n) return;
-      const float inverse =
-          tokens.inverse_norms == nullptr ? 1.0f : tiles.decoder.norms[tokens.inverse_norms[token]];
-      const float scale =
-          tokens.scales == nullptr ? 1.0f : tiles.decoder.scales[tokens.scales[token]];
-      const F32x16 norm = set1(inverse), scaled = set1(inverse * scale),
-                   zero = set1(inverse * static_cast<float>(-kTableZero));
-      const std::uint8_t *byte =
-          tiles.table.rows + code_at(tokens.codes, token) * tiles.table.stride + lane;
+      if (i + t >= n) return;
+      if (worth[t].document != document) {
+        done(document, best);
+        for (std::size_t p = 0; p < P; ++p) best[p] = set1(kMinusInf);
+        document = worth[t].document;
+      }
+      const F32x16 norm = set1(worth[t].inverse), scaled = set1(worth[t].scaled),
+                   zero = set1(worth[t].inverse * static_cast<float>(-kTableZero));
+      const std::uint8_t *byte = worth[t].centroid + lane;
       unrolled<P>([&](auto p) {
         const F32x16 centroid = fma(to_float(load_u8(byte + p * kLanes)), norm, zero);
         const F32x16 residual = mul(to_float(acc[t][p]), load(ratio + lane + p * kLanes));
         const F32x16 cell = fma(residual, scaled, centroid);
         if (cells != nullptr)
-          store(cells + token * query.n_panels * kLanes + lane + p * kLanes, cell);
+          store(cells + (i + t) * query.n_panels * kLanes + lane + p * kLanes, cell);
         best[p] = max(cell, best[p]);
       });
     });
   }
+  done(document, best);
 }
 
-// f(panel index, best cells of its lanes) for all panels.
+// f(panel index, document, best cells of its lanes) for all panels of all documents.
 template <class F>
 inline void best_cells(const PanelsI8 &query, const float *ratio, LevelTiles &tiles, float *cells,
                        F f) {
   for_panels(query.n_panels, [&](std::size_t panel, auto width) {
     constexpr std::size_t P = decltype(width)::value;
-    F32x16 best[P];
-    for (std::size_t p = 0; p < P; ++p) best[p] = set1(kMinusInf);
     with_bits(tiles.decoder.nbits, [&](auto b) {
-      max_dot_i8<b.value, P>(query, panel * kLanes, ratio, tiles, best, cells);
+      max_dot_i8<b.value, P>(query, panel * kLanes, ratio, tiles, cells,
+                             [&](std::int32_t document, const F32x16(&best)[P]) {
+                               for (std::size_t p = 0; p < P; ++p) f(panel + p, document, best[p]);
+                             });
     });
-    for (std::size_t p = 0; p < P; ++p) f(panel + p, best[p]);
   });
 }
 
-float residual_maxsim_i8(const PanelsI8 &query, const float *ratio, const ByteTable &table,
-                         const Decoder &decoder, const Residuals &tokens, std::size_t n) {
-  LevelTiles tiles(decoder, tokens, table, n);
+void residual_maxsim_i8(const PanelsI8 &query, const float *ratio, const ByteTable &table,
+                        const Decoder &decoder, const Residuals *documents, const Chosen *chosen,
+                        std::size_t n, std::size_t n_documents, float *scratch, float *scores) {
+  LevelTiles tiles(decoder, table, documents, chosen, n);
+  for (std::size_t i = 0; i < n_documents; ++i) store(scratch + i * kLanes, set1(0.0f));
+  best_cells(query, ratio, tiles, nullptr,
+             [&](std::size_t panel, std::int32_t document, F32x16 best) {
+               float *total = scratch + static_cast<std::size_t>(document) * kLanes;
+               store(total, fma(best, load(table.step + panel * kLanes), load(total)));
+             });
+  for (std::size_t i = 0; i < n_documents; ++i) scores[i] = reduce_add(load(scratch + i * kLanes));
+}
+
+float contenders(const PanelsI8 &query, const float *ratio, const ByteTable &table,
+                 const Decoder &decoder, const Residuals &tokens, std::size_t n,
+                 const float *squares, float relative, float *cells, std::uint8_t *marks) {
+  LevelTiles tiles(decoder, table, &tokens, nullptr, n);
   F32x16 total = set1(0.0f);
-  best_cells(query, ratio, tiles, nullptr, [&](std::size_t panel, F32x16 best) {
+  best_cells(query, ratio, tiles, cells, [&](std::size_t panel, std::int32_t, F32x16 best) {
     total = fma(best, load(table.step + panel * kLanes), total);
-  });
-  return reduce_add(total);
-}
-
-void contenders(const PanelsI8 &query, const float *ratio, const ByteTable &table,
-                const Decoder &decoder, const Residuals &tokens, std::size_t n,
-                const float *squares, float relative, float *cells, std::uint8_t *marks) {
-  LevelTiles tiles(decoder, tokens, table, n);
-  best_cells(query, ratio, tiles, cells, [&](std::size_t panel, F32x16 best) {
     const F32x16 share = mul(best, set1(relative));
     const F32x16 within = fma(share, share, load(squares + panel * kLanes));
     // Lanes past the query's last token have equal products throughout.
@@ -397,6 +425,7 @@ void contenders(const PanelsI8 &query, const float *ratio, const ByteTable &tabl
       marks[i * query.n_panels + panel] = (~bits(gt(mul(gap, gap), within)) & used) != 0;
     }
   });
+  return reduce_add(total);
 }
 
 } // namespace

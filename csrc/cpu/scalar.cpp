@@ -179,6 +179,15 @@ inline Bytes shift_in(Bytes a) {
 inline Bytes max_bytes(Bytes a, Bytes b) {
   return each<Bytes>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }
+inline Bytes sub_bytes(Bytes a, Bytes b) {
+  return each<Bytes>(
+      [&](int i) { return static_cast<std::uint8_t>(a.v[i] > b.v[i] ? a.v[i] - b.v[i] : 0); });
+}
+inline bool any_above(Bytes a, Bytes b) {
+  bool any = false;
+  for (std::size_t i = 0; i < kBytes; ++i) any |= a.v[i] > b.v[i];
+  return any;
+}
 inline Bytes add_bytes(Bytes a, Bytes b) {
   return each<Bytes>([&](int i) { return static_cast<std::uint8_t>(a.v[i] + b.v[i]); });
 }

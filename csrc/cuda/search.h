@@ -3,8 +3,9 @@
 //
 // It is the CPU's default mode (search/searcher.cpp) with these differences. Centroids are probed
 // by their bytes, of equal ones the lowest. Every candidate gets its approximate score, every one
-// of the best ndocs its int8 score, and `rescored` of those are scored exactly: fixed numbers,
-// where the CPU stops when what is left can hardly be among the k best.
+// of the best ndocs its int8 score over all tokens, and `rescored` of those are scored exactly:
+// fixed numbers, where the CPU scores likely tokens first and stops when what is left can hardly be
+// among the k best.
 #pragma once
 
 #include <cstddef>

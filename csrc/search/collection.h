@@ -37,16 +37,20 @@ struct Tokens {
       : part(of), first(static_cast<std::size_t>(of.offsets[document - of.base])),
         count(static_cast<std::size_t>(of.offsets[document - of.base + 1]) - first) {}
 
-  // In memory of this thread, until it unpacks another document's.
+  // In memory of this thread, until it unpacks another document's, or of the caller.
   Codes codes() const {
     thread_local AlignedVector<std::int32_t> buffer;
+    return codes(buffer);
+  }
+  Codes codes(AlignedVector<std::int32_t> &buffer) const {
     return part.codes.unpack(first, count, buffer);
   }
-  Residuals residuals(const Decoder &decoder) const {
+  Residuals residuals(const Decoder &decoder) const { return residuals(decoder, codes()); }
+  Residuals residuals(const Decoder &decoder, Codes codes) const {
     const auto from = [this](const std::uint8_t *bytes) {
       return bytes == nullptr ? nullptr : bytes + first;
     };
-    return {codes(), part.residuals + first * decoder.packed_dim, from(part.scales),
+    return {codes, part.residuals + first * decoder.packed_dim, from(part.scales),
             from(part.inverse_norms)};
   }
 };

@@ -1,5 +1,6 @@
 #include "search/gathering.h"
 
+#include <functional>
 #include <stdexcept>
 #include <string>
 
@@ -89,6 +90,25 @@ void Gathering::gather(const Collection &collection, std::vector<std::int32_t> &
       hits.push_back({0.0f, static_cast<std::int32_t>(word * 64 + lowest_bit(bits))});
 }
 
+// The best n hits, in the order they are in.
+void Gathering::keep_best_in_order(std::vector<Hit> &hits, std::size_t n) {
+  if (hits.size() <= n) return;
+  scores_.resize(hits.size());
+  for (std::size_t i = 0; i < hits.size(); ++i) scores_[i] = hits[i].score;
+  const auto last = scores_.begin() + static_cast<std::ptrdiff_t>(n - 1);
+  std::nth_element(scores_.begin(), last, scores_.end(), std::greater<float>());
+  const float bar = *last;
+  // Of those at the bar the first ones.
+  std::size_t level = 1 + static_cast<std::size_t>(std::count(scores_.begin(), last, bar));
+  std::size_t kept = 0;
+  for (const Hit &hit : hits) {
+    if (hit.score < bar || (hit.score == bar && level == 0)) continue;
+    level -= hit.score == bar;
+    hits[kept++] = hit;
+  }
+  hits.resize(n);
+}
+
 void Gathering::screen(const ByteTable &table, const std::uint8_t *usual, std::size_t n,
                        std::vector<Hit> &hits) {
   places_.resize(64 * seen_.size()); // bits of a word
@@ -98,9 +118,7 @@ void Gathering::screen(const ByteTable &table, const std::uint8_t *usual, std::s
                [&](std::size_t begin, std::size_t end) {
                  score(table, usual, hits.data() + begin, begin, end - begin);
                });
-  keep_best(hits, n);
-  std::sort(hits.begin(), hits.end(),
-            [](const Hit &a, const Hit &b) { return a.document < b.document; });
+  keep_best_in_order(hits, n);
 }
 
 // The scores of n neighbouring hits, from the one at `place` on.
@@ -109,9 +127,11 @@ void Gathering::score(const ByteTable &table, const std::uint8_t *usual, Hit *hi
   const Kernels &cpu = kernels();
   thread_local AlignedVector<std::uint8_t> rows;
   thread_local std::vector<std::int32_t> raised;
+  thread_local std::vector<float> scores;
   rows.resize(n * table.stride);
-  for (std::size_t i = 0; i < n; ++i)
-    std::copy_n(usual, table.stride, rows.data() + i * table.stride);
+  std::copy_n(usual, table.stride, rows.data());
+  for (std::size_t i = 1; i < n; i *= 2) // a call for each row would cost more than the copy
+    std::copy_n(rows.data(), std::min(i, n - i) * table.stride, rows.data() + i * table.stride);
   for (const List &list : lists_) {
     const std::int32_t *end = postings_.data() + list.end;
     const std::int32_t *at = std::lower_bound(postings_.data() + list.begin, end, hits[0].document);
@@ -121,9 +141,9 @@ void Gathering::score(const ByteTable &table, const std::uint8_t *usual, Hit *hi
     cpu.raise_rows(rows.data(), table.stride, raised.data(), raised.size(),
                    table.rows + list.cell * table.stride);
   }
-  const ByteTable found{rows.data(), table.stride, table.step};
-  for (std::int32_t i = 0; i < static_cast<std::int32_t>(n); ++i)
-    hits[i].score = cpu.approximate_i8(found, {&i, true}, 1);
+  scores.resize(n);
+  cpu.row_scores_i8({rows.data(), table.stride, table.step}, n, scores.data());
+  for (std::size_t i = 0; i < n; ++i) hits[i].score = scores[i];
 }
 
 std::size_t Gathering::bytes() const {

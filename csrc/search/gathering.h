@@ -66,6 +66,7 @@ private:
 
   void mark(const Collection &collection, std::size_t index, const std::vector<std::int32_t> &cells,
             const Selection &selection);
+  void keep_best_in_order(std::vector<Hit> &hits, std::size_t n);
   void score(const ByteTable &table, const std::uint8_t *usual, Hit *hits, std::size_t place,
              std::size_t n) const;
 
@@ -73,6 +74,7 @@ private:
   // Documents list after list, ascending in each.
   std::vector<std::int32_t> postings_;
   std::vector<List> lists_;
+  std::vector<float> scores_;
   std::vector<std::int32_t> places_; // of a document among the hits; stale for others
 };
 

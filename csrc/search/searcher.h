@@ -10,6 +10,7 @@
 #include "search/collection.h"
 #include "search/gathering.h"
 #include "search/query_panels.h"
+#include "search/refining.h"
 
 namespace colbert_fast {
 
@@ -43,21 +44,11 @@ private:
   void approximate(Arena &arena, const std::uint8_t *keep) const;
   void screen(Arena &arena, const SearchParams &params) const;
   void approximate_i8(Arena &arena) const;
-  void score_int8(Arena &arena, std::size_t k, bool all) const;
   void score_exact(Arena &arena) const;
-  void score_exact_while(Arena &arena, std::size_t k) const;
-  float int8_error(const Arena &arena, std::size_t lane) const;
-  float score_contenders(const Arena &arena, const Decoder &decoder, const float *ratio,
-                         const Tokens &tokens) const;
-  template <class Score>
-  void score_each(Arena &arena, std::size_t begin, std::size_t end, std::size_t grain,
-                  Score score) const;
 
   Collection collection_;
   ByteCentroids bytes_;
-  // Of inverse norms, relative to the product, a standard deviation: half a percent lies between
-  // two bytes. Codecs that go without take them for 1.
-  float norm_error_ = 0.0016f;
+  Spread spread_;
 };
 
 } // namespace colbert_fast

@@ -56,6 +56,18 @@ public:
     return {wide_ ? static_cast<const void *>(int32_.data()) : uint16_.data(), wide_};
   }
 
+  // Those of some tokens.
+  CodeBuffer(const CodeBuffer &of, const colbert_fast::Chosen *chosen, std::size_t n)
+      : wide_(of.wide_), int32_(wide_ ? n : 0), uint16_(wide_ ? 0 : n) {
+    for (std::size_t i = 0; i < n; ++i) {
+      const auto token = static_cast<std::size_t>(chosen[i].token);
+      if (wide_)
+        int32_[i] = of.int32_[token];
+      else
+        uint16_[i] = of.uint16_[token];
+    }
+  }
+
 private:
   bool wide_;
   Buffer<std::int32_t> int32_;
@@ -98,6 +110,19 @@ public:
         scales_(random.integers<std::uint8_t>(c.n, 256)),
         norms_(random.integers<std::uint8_t>(c.n, 256)), with_scales_(random.below(3) > 0),
         with_norms_(random.below(3) > 0) {}
+  // Some of them.
+  Tokens(const Tokens &of, std::size_t packed_dim, const colbert_fast::Chosen *chosen,
+         std::size_t n)
+      : codes_(of.codes_, chosen, n), packed_(n * packed_dim), scales_(n), norms_(n),
+        with_scales_(of.with_scales_), with_norms_(of.with_norms_) {
+    for (std::size_t i = 0; i < n; ++i) {
+      const auto token = static_cast<std::size_t>(chosen[i].token);
+      for (std::size_t d = 0; d < packed_dim; ++d)
+        packed_[i * packed_dim + d] = of.packed_[token * packed_dim + d];
+      scales_[i] = of.scales_[token];
+      norms_[i] = of.norms_[token];
+    }
+  }
   colbert_fast::Residuals view() const {
     return {codes_.view(), packed_.data(), with_scales_ ? scales_.data() : nullptr,
             with_norms_ ? norms_.data() : nullptr};

@@ -98,12 +98,36 @@ private:
     const QueryI8 query(random_, c.count, c.dim, c.whole);
     const ByteTableBuffer table(random_, c.centroids, c.count);
     const Buffer<float> ratio = random_.floats(query.lanes());
-    Buffer<float> got(1), want(1);
-    got[0] = isa_.residual_maxsim_i8(query.view(), ratio.data(), table.view(), codec.view(),
-                                     tokens.view(), c.n);
-    want[0] = scalar_.residual_maxsim_i8(query.view(), ratio.data(), table.view(), codec.view(),
-                                         tokens.view(), c.n);
-    tally_.same(got, want, c.describe(isa_, "residual_maxsim_i8"));
+    const auto run = [&](const Kernels &k, const Residuals *documents, const Chosen *chosen,
+                         std::size_t n, std::size_t n_documents) {
+      Buffer<float> scores(n_documents), scratch(n_documents * kLanes);
+      k.residual_maxsim_i8(query.view(), ratio.data(), table.view(), codec.view(), documents,
+                           chosen, n, n_documents, scratch.poison(0xff).data(),
+                           scores.poison(0xee).data());
+      return scores;
+    };
+    const Residuals all = tokens.view();
+    const Buffer<float> whole = run(scalar_, &all, nullptr, c.n, 1);
+    tally_.same(run(isa_, &all, nullptr, c.n, 1), whole, c.describe(isa_, "residual_maxsim_i8"));
+
+    // A few documents, some tokens of each: as many documents that have no other tokens.
+    std::vector<Residuals> documents;
+    std::vector<Chosen> chosen;
+    std::vector<Tokens> parts;
+    Buffer<float> want(1 + random_.below(9));
+    for (std::size_t i = 0; i < want.size(); ++i) {
+      const std::size_t before = chosen.size(), always = random_.below(c.n);
+      for (std::size_t t = 0; t < c.n; ++t)
+        if (t == always || random_.below(3) == 0)
+          chosen.push_back({static_cast<std::int32_t>(i), static_cast<std::int32_t>(t)});
+      documents.push_back(all);
+      parts.emplace_back(tokens, codec.packed_dim(), chosen.data() + before,
+                         chosen.size() - before);
+      const Residuals some = parts.back().view();
+      want[i] = run(scalar_, &some, nullptr, chosen.size() - before, 1)[0];
+    }
+    tally_.same(run(isa_, documents.data(), chosen.data(), chosen.size(), want.size()), want,
+                c.describe(isa_, "residual_maxsim_i8 of several"));
   }
 
   void contenders(const Case &c) {
@@ -118,14 +142,22 @@ private:
       squares[i] = c.whole ? 0 : 2500 * (squares[i] + 1);
     const float relative = c.whole ? 0.0f : 0.05f;
     const auto run = [&](const Kernels &k, Buffer<std::uint8_t> &marks) {
-      Buffer<float> cells(c.n * query.lanes());
-      k.contenders(query.view(), ratio.data(), table.view(), codec.view(), tokens.view(), c.n,
-                   squares.data(), relative, cells.poison(0xff).data(), marks.data());
+      Buffer<float> cells(c.n * query.lanes()), score(1);
+      score[0] =
+          k.contenders(query.view(), ratio.data(), table.view(), codec.view(), tokens.view(), c.n,
+                       squares.data(), relative, cells.poison(0xff).data(), marks.data());
+      return score;
     };
     Buffer<std::uint8_t> got(c.n * query.view().n_panels), want(c.n * query.view().n_panels);
-    run(isa_, got.poison(0xff));
-    run(scalar_, want.poison(0xee));
+    const Buffer<float> got_score = run(isa_, got.poison(0xff)),
+                        want_score = run(scalar_, want.poison(0xee));
     tally_.same(got, want, c.describe(isa_, "contenders"));
+    tally_.same(got_score, want_score, c.describe(isa_, "contenders' score"));
+    Buffer<float> scratch(kLanes), score(1);
+    const Residuals document = tokens.view();
+    scalar_.residual_maxsim_i8(query.view(), ratio.data(), table.view(), codec.view(), &document,
+                               nullptr, c.n, 1, scratch.data(), score.data());
+    tally_.same(got_score, score, c.describe(isa_, "contenders' score, residual_maxsim_i8"));
   }
 
   void marked(const Case &c) {

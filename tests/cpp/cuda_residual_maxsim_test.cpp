@@ -41,7 +41,10 @@ struct Expected {
   }
   float score(const Residuals &tokens, std::size_t n) const {
     if (n == 0) return -std::numeric_limits<float>::infinity();
-    return kernels().residual_maxsim_i8(levels.view(), ratio, table.table(), decoder, tokens, n);
+    float scratch[kLanes], out;
+    kernels().residual_maxsim_i8(levels.view(), ratio, table.table(), decoder, &tokens, nullptr, n,
+                                 1, scratch, &out);
+    return out;
   }
 
   Decoder decoder;

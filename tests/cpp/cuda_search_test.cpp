@@ -181,8 +181,11 @@ public:
       levels.pack(query_, index_.codec);
       const float *ratio = bytes_.ratio(query_, index_.codec.step());
       score([&](const colbert_fast::Tokens &tokens) {
-        return cpu.residual_maxsim_i8(levels.view(), ratio, bytes_.table(), decoder,
-                                      tokens.residuals(decoder), tokens.count);
+        const Residuals residuals = tokens.residuals(decoder);
+        float scratch[kLanes], score;
+        cpu.residual_maxsim_i8(levels.view(), ratio, bytes_.table(), decoder, &residuals, nullptr,
+                               tokens.count, 1, scratch, &score);
+        return score;
       });
       keep(shape_.rescored());
     }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "cases.h"
 #include "dispatch.h"
@@ -35,6 +36,7 @@ public:
     sweep(random_, 1, [this](const Case &c) { approximate(c); });
     sweep(random_, 2, [this](const Case &c) { scores_i8(c); });
     sweep(random_, 1, [this](const Case &c) { approximate_i8(c); });
+    sweep(random_, 2, [this](const Case &c) { likely_tokens(c); });
     sweep(random_, 1, [this](const Case &c) { raise_rows(c); });
     sweep(random_, 8, [this](const Case &c) { unpack_codes(c); });
   }
@@ -326,6 +328,41 @@ private:
     got[0] = isa_.approximate_i8(table.view(), codes.view(), c.n);
     want[0] = scalar_.approximate_i8(table.view(), codes.view(), c.n);
     tally_.same(got, want, c.describe(isa_, "approximate_i8"));
+    Buffer<float> got_rows(c.centroids), want_rows(c.centroids);
+    isa_.row_scores_i8(table.view(), c.centroids, got_rows.poison(0xff).data());
+    for (std::int32_t i = 0; i < static_cast<std::int32_t>(c.centroids); ++i)
+      want_rows[static_cast<std::size_t>(i)] = scalar_.approximate_i8(table.view(), {&i, true}, 1);
+    tally_.same(got_rows, want_rows, c.describe(isa_, "row_scores_i8"));
+  }
+
+  void likely_tokens(const Case &c) {
+    const ByteTableBuffer buffer(random_, c.centroids, c.count);
+    const ByteTable table = buffer.view();
+    const CodeBuffer codes(random_, c);
+    // Of no lane, of some, or of all; up to what no byte is below.
+    auto reach = random_.integers<std::uint8_t>(table.stride, c.whole ? 60 : 256);
+    for (std::size_t lane = 0; lane < table.stride; ++lane)
+      if (random_.below(4) > c.n % 4) reach[lane] = 0;
+    std::vector<bool> likely(c.n, false);
+    for (std::size_t lane = 0; lane < table.stride; ++lane) {
+      const auto byte = [&](std::size_t i) {
+        return int{table.rows[code_at(codes.view(), i) * table.stride + lane]};
+      };
+      int best = 0;
+      for (std::size_t i = 0; i < c.n; ++i) best = std::max(best, byte(i));
+      for (std::size_t i = 0; i < c.n; ++i)
+        if (byte(i) > std::max(best - int{reach[lane]}, 0)) likely[i] = true;
+    }
+    Buffer<std::uint8_t> bounds(table.stride);
+    Buffer<Chosen> which(c.n);
+    const std::size_t n = isa_.likely_tokens(table, reach.data(), codes.view(), c.n, 7,
+                                             bounds.poison(0xff).data(), which.data());
+    Buffer<std::uint8_t> got(c.n), want(c.n);
+    got.poison(0);
+    for (std::size_t i = 0; i < n; ++i)
+      got[static_cast<std::size_t>(which[i].token)] = which[i].document == 7;
+    for (std::size_t i = 0; i < c.n; ++i) want[i] = likely[i];
+    tally_.same(got, want, c.describe(isa_, "likely_tokens"));
   }
 
   void raise_rows(const Case &c) {

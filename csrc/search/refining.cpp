@@ -1,0 +1,263 @@
+#include "search/refining.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "cpu/dispatch.h"
+#include "search/score_each.h"
+#include "thread_pool.h"
+
+namespace colbert_fast {
+namespace {
+
+// A token is likely to be a query token's best if its centroid scores less than so many standard
+// deviations of what residuals add below the best centroid of the document.
+constexpr float kReach = 1.25f;
+// Documents whose likely tokens are scored together: their tiles have no gaps, and what they need
+// of memory is on its way while those of the next are chosen.
+constexpr std::size_t kGroup = 8;
+// Documents, after the first k, that get scores at once; then it is seen whether the next can still
+// win.
+constexpr std::size_t kLikelyStep = 128, kMarkedStep = 32;
+// How many standard deviations above what its rough score makes one expect a document may score,
+// and above its int8 score exactly.
+constexpr float kRoughSlack = 4.0f, kInt8Slack = 6.0f;
+// Of each part, so many runs of so many tokens are sampled.
+constexpr std::size_t kSampledPlaces = 16, kSampledRun = 64;
+
+Tokens tokens_of(const Collection &collection, const Hit &hit) {
+  const auto document = static_cast<std::size_t>(hit.document);
+  return Tokens(collection.part_of(document), document);
+}
+
+} // namespace
+
+Spread::Spread(const Collection &c) {
+  const Decoder decoder = c.codec->decoder();
+  AlignedVector<float> rows(kSampledRun * c.dim), inverse(kSampledRun);
+  double norms = 0.0, residuals = 0.0;
+  std::size_t sampled = 0;
+  for (const Part &part : c.parts) {
+    const auto n = static_cast<std::size_t>(part.offsets.back());
+    const std::size_t every = std::max(kSampledRun, n / kSampledPlaces);
+    for (std::size_t first = 0; first < n; first += every) {
+      const std::size_t count = std::min(kSampledRun, n - first);
+      const Residuals tokens = Tokens(part, first, count).residuals(decoder);
+      kernels().decompress(decoder, tokens, count, rows.data(), inverse.data());
+      for (std::size_t i = 0; i < count; ++i) {
+        const double length = 1.0 / inverse[i]; // before decoding made it 1
+        norms += (length - 1.0) * (length - 1.0);
+        const float *row = rows.data() + i * c.dim;
+        const float *centroid = c.centroids + code_at(tokens.codes, i) * c.dim;
+        for (std::size_t d = 0; d < c.dim; ++d) {
+          const double added = length * row[d] - centroid[d];
+          residuals += added * added;
+        }
+      }
+      sampled += count;
+    }
+  }
+  if (sampled == 0) return;
+  norm_error = static_cast<float>(std::sqrt(norms / static_cast<double>(sampled)));
+  residual = static_cast<float>(std::sqrt(residuals / static_cast<double>(sampled)));
+}
+
+// The standard deviation of int8 products of one query token around the exact ones: every rounded
+// quantity is off by a uniform error, independent from token to token. To it comes that of norms.
+float Refining::int8_error(const ByteCentroids &centroids, std::size_t lane) const {
+  const float norm = query_->norms()[lane], table = table_.step[lane];
+  const float centroid = norm * centroids.largest_scale(), unit = query_->units()[lane];
+  const float level = norm * 2 * collection_->codec->level_error();
+  return std::sqrt((unit * unit + table * table + centroid * centroid + level * level) / 12);
+}
+
+void Refining::prepare(const Collection &collection, const Spread &spread,
+                       const ByteCentroids &centroids, const QueryPanels &query,
+                       ByteScores &bytes) {
+  collection_ = &collection;
+  query_ = &query;
+  decoder_ = collection.codec->decoder();
+  table_ = bytes.table();
+  levels_.pack(query, *collection.codec);
+  ratio_ = bytes.ratio(query, collection.codec->step());
+  squares_.assign(query.lanes(), 0.0f);
+  reach_.assign(table_.stride, 0);
+  // Of the difference of two products, the best and the exact best one, either of which is off.
+  const float difference = kInt8Slack * std::sqrt(2.0f);
+  relative_ = difference * spread.norm_error;
+  // A residual of this length in any direction.
+  const float added = spread.residual / std::sqrt(static_cast<float>(collection.dim));
+  float variance = 0.0f;
+  for (std::size_t i = 0; i < query.count(); ++i) {
+    const float error = int8_error(centroids, i), length = query.norms()[i];
+    // No product is larger than its query token.
+    const float norm = spread.norm_error * length;
+    variance += error * error + norm * norm;
+    if (!(table_.step[i] > 0.0f)) continue;
+    squares_[i] = std::pow(difference * error / table_.step[i], 2.0f);
+    const float steps = 1.5f + kReach * added * length / table_.step[i]; // one, and rounded
+    reach_[i] = static_cast<std::uint8_t>(std::min(255.0f, steps));
+  }
+  slack_ = kInt8Slack * std::sqrt(variance);
+}
+
+void Refining::score_all(std::vector<Hit> &hits) const {
+  score_each(*collection_, hits, 0, hits.size(), 32, [&](const Tokens &tokens, std::size_t) {
+    const Residuals document = tokens.residuals(decoder_);
+    float scratch[kLanes], score;
+    kernels().residual_maxsim_i8(levels_.view(), ratio_, table_, decoder_, &document, nullptr,
+                                 tokens.count, 1, scratch, &score);
+    return score;
+  });
+}
+
+// Of n <= kGroup hits.
+void Refining::score_group(Hit *hits, std::size_t n) const {
+  const Kernels &cpu = kernels();
+  thread_local AlignedVector<std::int32_t> codes[kGroup];
+  thread_local std::vector<std::uint8_t> bounds;
+  thread_local std::vector<Chosen> likely;
+  bounds.resize(table_.stride);
+  Residuals documents[kGroup];
+  std::size_t count = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    const Tokens tokens = tokens_of(*collection_, hits[i]);
+    const Residuals document = tokens.residuals(decoder_, tokens.codes(codes[i]));
+    documents[i] = document;
+    if (likely.size() < count + tokens.count) likely.resize(count + tokens.count);
+    Chosen *const first = likely.data() + count;
+    std::size_t found = cpu.likely_tokens(table_, reach_.data(), document.codes, tokens.count,
+                                          static_cast<std::int32_t>(i), bounds.data(), first);
+    if (found == 0) { // a query of zeros
+      *first = {static_cast<std::int32_t>(i), 0};
+      found = 1;
+    }
+    count += found;
+#if !defined(_MSC_VER)
+    // Into L2: there are more lines than L1 can wait for at once.
+    for (std::size_t j = 0; j < found; ++j) {
+      const auto token = static_cast<std::size_t>(first[j].token);
+      __builtin_prefetch(document.packed + token * decoder_.packed_dim, 0, 2);
+    }
+    for (std::size_t j = 0; j < tokens.count; j += 64) {
+      if (document.scales != nullptr) __builtin_prefetch(document.scales + j, 0, 2);
+      if (document.inverse_norms != nullptr) __builtin_prefetch(document.inverse_norms + j, 0, 2);
+    }
+#endif
+  }
+  float scratch[kGroup * kLanes], scores[kGroup];
+  cpu.residual_maxsim_i8(levels_.view(), ratio_, table_, decoder_, documents, likely.data(), count,
+                         n, scratch, scores);
+  for (std::size_t i = 0; i < n; ++i) hits[i].score = ordered(scores[i]);
+}
+
+void Refining::score_likely(std::vector<Hit> &hits, std::size_t k) {
+  descend(hits, k, kLikelyStep, 0.0f, [&](std::size_t begin, std::size_t end) {
+    parallel_for(end - begin, kGroup, [&](std::size_t first, std::size_t last) {
+      for (; first < last; first += kGroup)
+        score_group(hits.data() + begin + first, std::min(kGroup, last - first));
+    });
+  });
+}
+
+// The k-th best score of the first n hits; -inf if they are fewer.
+float Refining::kth(const std::vector<Hit> &hits, std::size_t n, std::size_t k) {
+  if (n < k) return -std::numeric_limits<float>::infinity();
+  sorted_.resize(n);
+  for (std::size_t i = 0; i < n; ++i) sorted_[i] = hits[i].score;
+  const auto at = sorted_.begin() + static_cast<std::ptrdiff_t>(k - 1);
+  std::nth_element(sorted_.begin(), at, sorted_.end(), std::greater<float>());
+  return *at;
+}
+
+// Hits get new scores, score(begin, end) a step at a time, from the best on by those they have, as
+// long as the next can still be among the k best: what new scores add varies little from document
+// to document. It may be `slack` more than expected whatever the others say.
+template <class Score>
+void Refining::descend(std::vector<Hit> &hits, std::size_t k, std::size_t step, float slack,
+                       Score score) {
+  std::sort(hits.begin(), hits.end(), better);
+  rough_.resize(hits.size());
+  for (std::size_t i = 0; i < hits.size(); ++i) rough_[i] = hits[i].score;
+  std::size_t end = std::min(k, hits.size());
+  for (std::size_t begin = 0; begin < hits.size(); begin = end) {
+    end = std::min(end + step, hits.size());
+    score(begin, end);
+    if (end == hits.size()) return;
+    float sum = 0.0f, squares = 0.0f;
+    for (std::size_t i = begin; i < end; ++i) {
+      const float added = hits[i].score - rough_[i];
+      sum += added, squares += added * added;
+    }
+    const float n = static_cast<float>(end - begin), mean = sum / n;
+    const float deviation = std::sqrt(std::max(0.0f, squares / n - mean * mean));
+    const float margin = std::max(kRoughSlack * deviation, slack);
+    if (rough_[end] + mean + margin < kth(hits, end, k)) hits.resize(end);
+  }
+}
+
+// Int8 scores of hits [begin, end), and which tokens may hold their exact maxima.
+void Refining::mark(std::vector<Hit> &hits, std::size_t begin, std::size_t end) {
+  const PanelsI8 levels = levels_.view();
+  places_.resize(end + 1);
+  for (std::size_t i = begin; i < end; ++i)
+    places_[i + 1] = places_[i] + levels.n_panels * tokens_of(*collection_, hits[i]).count;
+  marks_.resize(places_[end]);
+  score_each(*collection_, hits, begin, end, 4, [&](const Tokens &tokens, std::size_t i) {
+    thread_local AlignedVector<float> cells;
+    cells.resize(tokens.count * levels.n_panels * kLanes);
+    return kernels().contenders(levels, ratio_, table_, decoder_, tokens.residuals(decoder_),
+                                tokens.count, squares_.data(), relative_, cells.data(),
+                                marks_.data() + places_[i]);
+  });
+}
+
+// Descending hits, and their places.
+void Refining::sort_marked(std::vector<Hit> &hits) {
+  struct Marked {
+    Hit hit;
+    std::size_t place;
+  };
+  std::vector<Marked> marked(hits.size());
+  for (std::size_t i = 0; i < hits.size(); ++i) marked[i] = {hits[i], places_[i]};
+  std::sort(marked.begin(), marked.end(),
+            [](const Marked &a, const Marked &b) { return better(a.hit, b.hit); });
+  for (std::size_t i = 0; i < hits.size(); ++i) {
+    hits[i] = marked[i].hit;
+    places_[i] = marked[i].place;
+  }
+}
+
+void Refining::score_marked(std::vector<Hit> &hits, std::size_t begin, std::size_t end) const {
+  const Panels query = query_->f32();
+  score_each(*collection_, hits, begin, end, 8, [&](const Tokens &tokens, std::size_t i) {
+    thread_local AlignedVector<float> rows;
+    thread_local std::vector<std::int32_t> which;
+    rows.resize(marked_scratch(tokens.count, query.dim));
+    which.resize(tokens.count);
+    return kernels().residual_maxsim_marked(query, decoder_, tokens.residuals(decoder_),
+                                            tokens.count, marks_.data() + places_[i], rows.data(),
+                                            which.data());
+  });
+}
+
+void Refining::score_exactly(std::vector<Hit> &hits, std::size_t k) {
+  places_.assign(1, 0);
+  descend(hits, k, kMarkedStep, slack_,
+          [&](std::size_t begin, std::size_t end) { mark(hits, begin, end); });
+  sort_marked(hits);
+  // In descending int8 order, until the next can hardly reach the k-th best.
+  std::size_t begin = 0, end = std::min(k, hits.size());
+  while (begin < end) {
+    score_marked(hits, begin, end);
+    const float kth_best = kth(hits, end, k);
+    begin = end;
+    while (end < hits.size() && end < begin + kMarkedStep && hits[end].score + slack_ >= kth_best)
+      ++end;
+  }
+  hits.resize(end);
+}
+
+} // namespace colbert_fast
