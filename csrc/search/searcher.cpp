@@ -130,8 +130,7 @@ void Searcher::search_plaid(Arena &arena, const SearchParams &params,
 
 void Searcher::search_default(Arena &arena, const SearchParams &params,
                               const Selection &selection) const {
-  // Finding the ndocs best costs about as much as scoring half as many.
-  if (selection.candidates != nullptr || selection.n_allowed <= params.ndocs + params.ndocs / 2)
+  if (selection.candidates != nullptr || selection.n_allowed <= params.ndocs)
     return scan(arena, params.k, selection);
   const std::size_t nprobe = std::min(params.nprobe, collection_.n_centroids);
   const bool few = nprobe <= kMostProbes;

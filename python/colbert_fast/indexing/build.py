@@ -23,7 +23,7 @@ from colbert_fast.compress.codec import Codec, Float16Codec, ResidualCodec, chec
 from colbert_fast.compress.device import BuildDevice
 from colbert_fast.compress.kmeans import fit_centroids
 from colbert_fast.indexing.assembly import encode_segment, residual_norms
-from colbert_fast.indexing.estimate import BASE_BYTES, announced
+from colbert_fast.indexing.estimate import announced
 from colbert_fast.indexing.ingest import (
     Chunk,
     TokenStream,
@@ -31,7 +31,7 @@ from colbert_fast.indexing.ingest import (
     length_of,
     read_documents,
 )
-from colbert_fast.indexing.options import BuildOptions
+from colbert_fast.indexing.options import BASE_BYTES, BuildOptions
 from colbert_fast.indexing.progress import progress_bar
 from colbert_fast.indexing.resume import ResumableEncoder
 from colbert_fast.kernels import ops

@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from colbert_fast import _core
 from colbert_fast.compress.codec import float16_columns, residual_columns
+from colbert_fast.indexing.options import BASE_BYTES, BuildOptions
 
 if TYPE_CHECKING:
     from colbert_fast.indexing.ingest import Chunk
-    from colbert_fast.indexing.options import BuildOptions
 
-__all__ = ["BASE_BYTES", "Estimate", "announced"]
+__all__ = ["Estimate", "announced"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,6 @@ _TOLD_FROM = 60.0  # seconds
 # change it little, as they are searched in two levels.
 _SECONDS_PER_TOKEN = 2e-5
 _LIST_BYTES = 1.0  # a token, of bit-packed gaps
-BASE_BYTES = 200 << 20  # chunks and buffers, at any size
 
 
 class Estimate(NamedTuple):

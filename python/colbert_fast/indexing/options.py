@@ -7,11 +7,12 @@ from pathlib import Path
 
 from colbert_fast.compress.codec import check_nbits
 from colbert_fast.compress.device import BuildDevice, check_build_device
-from colbert_fast.indexing.estimate import BASE_BYTES
 from colbert_fast.search.params import check_positive
 from colbert_fast.storage.manifest import CODECS, CodecName
 
-__all__ = ["BuildOptions"]
+__all__ = ["BASE_BYTES", "BuildOptions"]
+
+BASE_BYTES = 200 << 20  # what a build takes at any size: chunks and buffers
 
 
 @dataclasses.dataclass(frozen=True)
