@@ -130,7 +130,9 @@ void Searcher::search_plaid(Arena &arena, const SearchParams &params,
 
 void Searcher::search_default(Arena &arena, const SearchParams &params,
                               const Selection &selection) const {
-  if (selection.candidates != nullptr || selection.n_allowed <= params.ndocs)
+  // Ranking candidates first would be faster, but few documents lie in few cells: it might not find
+  // k.
+  if (selection.candidates != nullptr || selection.n_allowed <= params.ndocs + params.ndocs / 2)
     return scan(arena, params.k, selection);
   const std::size_t nprobe = std::min(params.nprobe, collection_.n_centroids);
   const bool few = nprobe <= kMostProbes;

@@ -70,7 +70,7 @@ class SearchParams(NamedTuple):
         Candidates kept after the approximate (centroids only) scores. In mode "default" they are
         scored in int8, best first, until the next can hardly be among the k best, and exactly
         where their int8 score leaves them a chance (with the codec "float16" all ndocs exactly);
-        where there are at most ndocs documents, all are. In mode "plaid" the best
+        where there are at most 1.5 ndocs documents, all are. In mode "plaid" the best
         max(ndocs // 4, k) are scored exactly. In mode "rerank" the candidates are the best by BM25,
         and all of them are scored exactly.
     centroid_score_threshold
