@@ -33,7 +33,7 @@ public:
   void score_all(std::vector<Hit> &hits) const;
   // Int8 scores over the tokens that are likely to be a query token's best, less than half of all,
   // in descending order of the scores that hits have (which are approximate ones), as long as the
-  // next may be among the k best. Drops the others.
+  // next may be among the k best. Drops the others. Where hits are few it leaves them as they are.
   void score_likely(std::vector<Hit> &hits, std::size_t k);
   // The hits that may be among the k best by those scores get exact ones (but for odds of one in a
   // thousand million: only the tokens are decoded that int8 products leave a chance, a third or
