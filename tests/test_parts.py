@@ -88,6 +88,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "default": {"ndocs": 64, "nprobe": 6},
     "many probes": {"ndocs": 32, "nprobe": 100},
     "screened": {"ndocs": 10, "nprobe": 6},
+    "ranked": {"ndocs": 180, "nprobe": 24},
     "scan": {"ndocs": 200},
     "plaid": {"mode": "plaid", "ndocs": 64, "nprobe": 2},
     "exhaustive": {"exhaustive": True},

@@ -153,7 +153,8 @@ HARD_QUERIES = [
 SCANNED = {"ndocs": 200}  # the 300 documents are not more than 1.5 times as many
 FILTERED = {"ndocs": 64, "nprobe": 6}
 SCREENED = {"ndocs": 12, "nprobe": 12}
-WAYS = {"scanned": SCANNED, "filtered": FILTERED, "screened": SCREENED}
+RANKED = {"ndocs": 180, "nprobe": 24}  # so many are ranked by their likely tokens
+WAYS = {"scanned": SCANNED, "filtered": FILTERED, "screened": SCREENED, "ranked": RANKED}
 
 
 @every_isa
@@ -168,11 +169,12 @@ def test_small_collections_are_searched_exactly(codec: str, k: int) -> None:
 
 @every_isa
 @pytest.mark.parametrize("codec", EVERY_CODEC)
-def test_scores_are_exact_and_most_hits_are_found(codec: str) -> None:
+@pytest.mark.parametrize("options", [FILTERED, RANKED], ids=["filtered", "ranked"])
+def test_scores_are_exact_and_most_hits_are_found(codec: str, options: Arguments) -> None:
     searcher = EVERY_CODEC[codec]
     everything = SearchParams.resolve(len(DOCLENS), exhaustive=True)
     all_ids, all_scores = searcher.search(HARD_QUERIES, everything)
-    ids, scores = searcher.search(HARD_QUERIES, SearchParams.resolve(10, **FILTERED))
+    ids, scores = searcher.search(HARD_QUERIES, SearchParams.resolve(10, **options))
     for row in range(len(HARD_QUERIES)):
         exact = dict(zip(all_ids[row].tolist(), all_scores[row].tolist(), strict=True))
         hits = ids[row].tolist()
@@ -302,6 +304,46 @@ def test_more_than_a_step_of_each_stage(nbits: int) -> None:
     assert missed <= 1
 
 
+@pytest.mark.parametrize("nbits", NBITS)
+def test_documents_that_are_all_alike_hide_no_other(nbits: int) -> None:
+    """Copies of a centroid lead; the one document below them gains by its residual.
+
+    They are as many as get scores before it is seen whether the next can still win.
+    """
+    rng = np.random.default_rng(3)
+    axes = np.eye(32, dtype=np.float32)
+    query = axes[:1]
+    centroids = np.stack([0.8 * axes[0] + 0.6 * axes[1], 0.7 * axes[0] + 0.714 * axes[2], axes[3]])
+    centroids = (centroids / np.linalg.norm(centroids, axis=1, keepdims=True)).astype(np.float32)
+    copies = np.repeat(centroids[:1], 138, axis=0)
+    better = 0.93 * axes[:1] + 0.36 * axes[2:3]
+    others = centroids[2] + 0.6 * unit_vectors(rng, 300, 32)
+    embeddings = np.concatenate([copies, better, others]).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    codec = ResidualCodec.fit(centroids, embeddings, nbits=nbits, name="default")
+    columns = dict(codec.encode(embeddings))
+    doclens = np.ones(len(embeddings), np.int32)
+    shared = {"centroids": codec.centroids, "weights": codec.weights, "doclens": doclens}
+    searcher = searcher_of(shared | columns, ops.build_lists(columns["codes"], doclens, 3))
+    found = searcher.search([query], SearchParams.resolve(10, nprobe=3, ndocs=250))[0]
+    assert found[0, 0] == 138
+
+
+@pytest.mark.parametrize("codec", SEARCHERS)
+@pytest.mark.parametrize("options", [FILTERED, RANKED], ids=["filtered", "ranked"])
+def test_a_damaged_list_may_name_a_document_without_tokens(codec: str, options: Arguments) -> None:
+    rng = np.random.default_rng(4)
+    data = make_trellis_collection(rng, **SIZES)
+    empty, neighbour = int(np.flatnonzero(DOCLENS == 0)[0]), int(np.flatnonzero(DOCLENS > 1)[0])
+    said = DOCLENS.copy()
+    said[empty], said[neighbour] = 1, said[neighbour] - 1
+    lists = ops.build_lists(data.codes, said, SIZES["num_centroids"])
+    searcher = searcher_of(arrays_of(data, codec), lists)
+    ids, scores = searcher.search(HARD_QUERIES, SearchParams.resolve(10, **options))
+    assert np.isfinite(scores).all()
+    assert empty not in ids
+
+
 @every_isa
 @pytest.mark.parametrize("num_centroids", [256, 5000])  # of 5,000 a fifth is sampled
 def test_screening_forgives_a_token_that_just_missed(num_centroids: int) -> None:
@@ -406,8 +448,8 @@ def test_documents_that_all_score_below_zero(name: Any) -> None:
 @pytest.mark.parametrize("codec", SEARCHERS)
 @pytest.mark.parametrize(
     "options",
-    [SCANNED, FILTERED, {"mode": "plaid"}, {"exhaustive": True}],
-    ids=["scanned", "filtered", "plaid", "exhaustive"],
+    [SCANNED, FILTERED, RANKED, {"mode": "plaid"}, {"exhaustive": True}],
+    ids=["scanned", "filtered", "ranked", "plaid", "exhaustive"],
 )
 def test_same_bits_alone_in_a_batch_and_on_any_threads(codec: str, options: Arguments) -> None:
     params = SearchParams.resolve(10, **options)

@@ -261,9 +261,9 @@ struct Kernels {
   float (*approximate_i8)(const ByteTable &table, Codes codes, std::size_t n);
   // scores[n] = approximate_i8() of the first n rows, each by itself.
   void (*row_scores_i8)(const ByteTable &table, std::size_t n, float *scores);
-  // The tokens whose centroid's byte is, in some lane, less than reach[lane] below the best of all
-  // n: which[n] receives them in order, as tokens of `document`. Returns how many: none if all
-  // reaches are 0. `bounds`: `stride` bytes of scratch.
+  // The tokens whose centroid's byte is, in some lane, not 0 and less than reach[lane] below the
+  // best of all n: which[n] receives them in order, as tokens of `document`. Returns how many,
+  // maybe none. `bounds`: `stride` bytes of scratch.
   std::size_t (*likely_tokens)(const ByteTable &table, const std::uint8_t *reach, Codes codes,
                                std::size_t n, std::int32_t document, std::uint8_t *bounds,
                                Chosen *which);
@@ -299,15 +299,15 @@ struct Kernels {
   float (*residual_maxsim)(const Panels &query, const Decoder &decoder, const Residuals &tokens,
                            std::size_t n);
   // Approximate MaxSim of documents over n chosen tokens, one at least of each, those of a document
-  // together; null: over the first n of a single one. A token scores (centroid score + scale * int8
-  // query . 7-bit levels) * inverse norm. `ratio[lane]`: the unit of query times levels by the
+  // together; null: over the first n >= 1 of a single one. A token scores (centroid score + scale *
+  // int8 query . 7-bit levels) * inverse norm. `ratio[lane]`: the unit of query times levels by the
   // table's step. The query's dimensions lie in the order that `expand` yields. `scratch`:
   // n_documents * kLanes floats.
   void (*residual_maxsim_i8)(const PanelsI8 &query, const float *ratio, const ByteTable &table,
                              const Decoder &decoder, const Residuals *documents,
                              const Chosen *chosen, std::size_t n, std::size_t n_documents,
                              float *scratch, float *scores);
-  // residual_maxsim_i8 of one document, and which tokens come near a lane's best product:
+  // residual_maxsim_i8 of one document, n >= 1, and which tokens come near a lane's best product:
   // marks[n][n_panels] is 1 where a lane of the panel is within slack of it, else 0. slack^2 =
   // squares[lane] + (relative * best)^2, in steps of the table; if that covers the error, exact
   // maxima are among them. `cells`: n x (n_panels * kLanes) floats of scratch.

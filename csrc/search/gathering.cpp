@@ -148,7 +148,8 @@ void Gathering::score(const ByteTable &table, const std::uint8_t *usual, Hit *hi
 
 std::size_t Gathering::bytes() const {
   return seen_.capacity() * sizeof(std::uint64_t) + lists_.capacity() * sizeof(List) +
-         sizeof(std::int32_t) * (postings_.capacity() + places_.capacity());
+         sizeof(std::int32_t) * (postings_.capacity() + places_.capacity()) +
+         sizeof(float) * scores_.capacity();
 }
 
 } // namespace colbert_fast

@@ -27,8 +27,10 @@ constexpr std::size_t kWorthRanking = 2;
 // How many standard deviations above what its rough score makes one expect a document may score,
 // and above its int8 score exactly.
 constexpr float kRoughSlack = 4.0f, kInt8Slack = 6.0f;
-// Of each part, so many runs of so many tokens are sampled.
+// So many runs of so many tokens are sampled.
 constexpr std::size_t kSampledPlaces = 16, kSampledRun = 64;
+// Of inverse norms as bytes: half a percent lies between two.
+constexpr float kByteNormError = 0.0016f;
 
 Tokens tokens_of(const Collection &collection, const Hit &hit) {
   const auto document = static_cast<std::size_t>(hit.document);
@@ -41,12 +43,14 @@ Spread::Spread(const Collection &c) {
   const Decoder decoder = c.codec->decoder();
   AlignedVector<float> rows(kSampledRun * c.dim), inverse(kSampledRun);
   double norms = 0.0, residuals = 0.0;
-  std::size_t sampled = 0;
+  const std::size_t every = std::max(kSampledRun, c.n_tokens() / kSampledPlaces);
+  std::size_t sampled = 0, before = 0, next = 0; // tokens, of the collection
+  bool stored = true;
+  norm_error = kByteNormError;
   for (const Part &part : c.parts) {
     const auto n = static_cast<std::size_t>(part.offsets.back());
-    const std::size_t every = std::max(kSampledRun, n / kSampledPlaces);
-    for (std::size_t first = 0; first < n; first += every) {
-      const std::size_t count = std::min(kSampledRun, n - first);
+    for (; next < before + n; next += every) {
+      const std::size_t first = next - before, count = std::min(kSampledRun, n - first);
       const Residuals tokens = Tokens(part, first, count).residuals(decoder);
       kernels().decompress(decoder, tokens, count, rows.data(), inverse.data());
       for (std::size_t i = 0; i < count; ++i) {
@@ -61,10 +65,13 @@ Spread::Spread(const Collection &c) {
       }
       sampled += count;
     }
+    before += n;
+    stored = stored && part.inverse_norms != nullptr;
   }
-  if (sampled == 0) return;
-  norm_error = static_cast<float>(std::sqrt(norms / static_cast<double>(sampled)));
-  residual = static_cast<float>(std::sqrt(residuals / static_cast<double>(sampled)));
+  const double n = static_cast<double>(std::max<std::size_t>(sampled, 1));
+  // Codecs that go without inverse norms take them for 1.
+  if (!stored) norm_error = std::max(norm_error, static_cast<float>(std::sqrt(norms / n)));
+  residual = static_cast<float>(std::sqrt(residuals / n));
 }
 
 // The standard deviation of int8 products of one query token around the exact ones: every rounded
@@ -73,7 +80,9 @@ float Refining::int8_error(const ByteCentroids &centroids, std::size_t lane) con
   const float norm = query_->norms()[lane], table = table_.step[lane];
   const float centroid = norm * centroids.largest_scale(), unit = query_->units()[lane];
   const float level = norm * 2 * collection_->codec->level_error();
-  return std::sqrt((unit * unit + table * table + centroid * centroid + level * level) / 12);
+  const auto square = [](double x) { return x * x; }; // of 1e-30 as well
+  const double squares = square(unit) + square(table) + square(centroid) + square(level);
+  return static_cast<float>(std::sqrt(squares / 12));
 }
 
 void Refining::prepare(const Collection &collection, const Spread &spread,
@@ -92,18 +101,20 @@ void Refining::prepare(const Collection &collection, const Spread &spread,
   relative_ = difference * spread.norm_error;
   // A residual of this length in any direction.
   const float added = spread.residual / std::sqrt(static_cast<float>(collection.dim));
-  float variance = 0.0f;
+  double variance = 0.0, rough_variance = 0.0;
   for (std::size_t i = 0; i < query.count(); ++i) {
-    const float error = int8_error(centroids, i), length = query.norms()[i];
+    const double error = int8_error(centroids, i), length = query.norms()[i];
     // No product is larger than its query token.
-    const float norm = spread.norm_error * length;
+    const double norm = spread.norm_error * length;
     variance += error * error + norm * norm;
+    rough_variance += added * length * added * length;
     if (!(table_.step[i] > 0.0f)) continue;
-    squares_[i] = std::pow(difference * error / table_.step[i], 2.0f);
-    const float steps = 1.5f + kReach * added * length / table_.step[i]; // one, and rounded
-    reach_[i] = static_cast<std::uint8_t>(std::min(255.0f, steps));
+    squares_[i] = static_cast<float>(std::pow(difference * error / table_.step[i], 2.0));
+    const double steps = 1.5 + kReach * added * length / table_.step[i]; // one, and rounded
+    reach_[i] = static_cast<std::uint8_t>(std::min(255.0, steps));
   }
-  slack_ = kInt8Slack * std::sqrt(variance);
+  slack_ = kInt8Slack * static_cast<float>(std::sqrt(variance));
+  rough_slack_ = kRoughSlack * static_cast<float>(std::sqrt(rough_variance));
 }
 
 void Refining::score_all(std::vector<Hit> &hits) const {
@@ -133,7 +144,7 @@ void Refining::score_group(Hit *hits, std::size_t n) const {
     Chosen *const first = likely.data() + count;
     std::size_t found = cpu.likely_tokens(table_, reach_.data(), document.codes, tokens.count,
                                           static_cast<std::int32_t>(i), bounds.data(), first);
-    if (found == 0) { // a query of zeros
+    if (found == 0) { // a query of zeros, or a document as far from it as can be
       *first = {static_cast<std::int32_t>(i), 0};
       found = 1;
     }
@@ -142,11 +153,14 @@ void Refining::score_group(Hit *hits, std::size_t n) const {
     // Into L2: there are more lines than L1 can wait for at once.
     for (std::size_t j = 0; j < found; ++j) {
       const auto token = static_cast<std::size_t>(first[j].token);
-      __builtin_prefetch(document.packed + token * decoder_.packed_dim, 0, 2);
+      const std::uint8_t *row = document.packed + token * decoder_.packed_dim;
+      __builtin_prefetch(row, 0, 2);
+      __builtin_prefetch(row + decoder_.packed_dim - 1, 0, 2);
     }
-    for (std::size_t j = 0; j < tokens.count; j += 64) {
-      if (document.scales != nullptr) __builtin_prefetch(document.scales + j, 0, 2);
-      if (document.inverse_norms != nullptr) __builtin_prefetch(document.inverse_norms + j, 0, 2);
+    for (std::size_t j = 0; j < tokens.count + 64; j += 64) {
+      const std::size_t at = std::min(j, tokens.count - 1);
+      if (document.scales != nullptr) __builtin_prefetch(document.scales + at, 0, 2);
+      if (document.inverse_norms != nullptr) __builtin_prefetch(document.inverse_norms + at, 0, 2);
     }
 #endif
   }
@@ -157,11 +171,13 @@ void Refining::score_group(Hit *hits, std::size_t n) const {
 }
 
 void Refining::score_likely(std::vector<Hit> &hits, std::size_t k) {
+  // A damaged list may name such.
+  const auto empty = [&](const Hit &hit) { return tokens_of(*collection_, hit).count == 0; };
+  hits.erase(std::remove_if(hits.begin(), hits.end(), empty), hits.end());
   if (hits.size() <= kWorthRanking * (k + kMarkedStep)) return;
-  descend(hits, k, kLikelyStep, 0.0f, [&](std::size_t begin, std::size_t end) {
+  descend(hits, k, kLikelyStep, rough_slack_, [&](std::size_t begin, std::size_t end) {
     parallel_for(end - begin, kGroup, [&](std::size_t first, std::size_t last) {
-      for (; first < last; first += kGroup)
-        score_group(hits.data() + begin + first, std::min(kGroup, last - first));
+      score_group(hits.data() + begin + first, last - first);
     });
   });
 }
@@ -178,26 +194,27 @@ float Refining::kth(const std::vector<Hit> &hits, std::size_t n, std::size_t k) 
 
 // Hits get new scores, score(begin, end) a step at a time, from the best on by those they have, as
 // long as the next can still be among the k best: what new scores add varies little from document
-// to document. It may be `slack` more than expected whatever the others say.
+// to document. It may be `slack` more than expected whatever the others say: they may be all alike.
 template <class Score>
 void Refining::descend(std::vector<Hit> &hits, std::size_t k, std::size_t step, float slack,
                        Score score) {
   std::sort(hits.begin(), hits.end(), better);
   rough_.resize(hits.size());
   for (std::size_t i = 0; i < hits.size(); ++i) rough_[i] = hits[i].score;
+  step = std::max(step, k / 8); // kth() looks at all
   std::size_t end = std::min(k, hits.size());
   for (std::size_t begin = 0; begin < hits.size(); begin = end) {
     end = std::min(end + step, hits.size());
     score(begin, end);
     if (end == hits.size()) return;
-    float sum = 0.0f, squares = 0.0f;
+    double sum = 0.0, squares = 0.0;
     for (std::size_t i = begin; i < end; ++i) {
-      const float added = hits[i].score - rough_[i];
+      const double added = double{hits[i].score} - double{rough_[i]};
       sum += added, squares += added * added;
     }
-    const float n = static_cast<float>(end - begin), mean = sum / n;
-    const float deviation = std::sqrt(std::max(0.0f, squares / n - mean * mean));
-    const float margin = std::max(kRoughSlack * deviation, slack);
+    const double n = static_cast<double>(end - begin), mean = sum / n;
+    const double deviation = std::sqrt(std::max(0.0, squares / n - mean * mean));
+    const double margin = std::max(kRoughSlack * deviation, double{slack});
     if (rough_[end] + mean + margin < kth(hits, end, k)) hits.resize(end);
   }
 }

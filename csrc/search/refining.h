@@ -35,12 +35,15 @@ public:
   // in descending order of the scores that hits have (which are approximate ones), as long as the
   // next may be among the k best. Drops the others. Where hits are few it leaves them as they are.
   void score_likely(std::vector<Hit> &hits, std::size_t k);
-  // The hits that may be among the k best by those scores get exact ones (but for odds of one in a
-  // thousand million: only the tokens are decoded that int8 products leave a chance, a third or
-  // so). Drops the others.
+  // The hits that may be among the k best by those scores get exact ones. Drops the others. A score
+  // is exact but for odds of one in a thousand million: only the tokens are decoded that int8
+  // products leave a chance, a third or so. The marks of all documents that come so far are held.
   void score_exactly(std::vector<Hit> &hits, std::size_t k);
 
-  std::size_t bytes() const { return marks_.capacity(); }
+  std::size_t bytes() const {
+    return marks_.capacity() + places_.capacity() * sizeof(std::size_t) +
+           (rough_.capacity() + sorted_.capacity()) * sizeof(float);
+  }
 
 private:
   float int8_error(const ByteCentroids &centroids, std::size_t lane) const;
@@ -62,6 +65,7 @@ private:
   // document's score.
   AlignedVector<float> squares_;
   float relative_, slack_;
+  float rough_slack_;                 // what residuals may add to a document's score
   AlignedVector<std::uint8_t> reach_; // as in `likely_tokens`
   // Tokens that may hold exact maxima, as in `contenders`, and where those of each hit begin.
   std::vector<std::uint8_t> marks_;

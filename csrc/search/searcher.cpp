@@ -17,8 +17,6 @@ constexpr std::size_t kKeptBytes = std::size_t{64} << 20;
 constexpr std::size_t kScreenFrom = 9, kScreenTo = 6;
 // A centroid's score costs a third of what an int8 score spares a token of its exact one.
 constexpr std::size_t kCentroidsPerToken = 3;
-// Of inverse norms as bytes: half a percent lies between two.
-constexpr float kByteNormError = 0.0016f;
 
 } // namespace
 
@@ -41,12 +39,7 @@ struct Searcher::Arena {
 Searcher::Searcher(Collection collection)
     : collection_(std::move(collection)),
       bytes_(collection_.centroids, collection_.n_centroids, collection_.dim) {
-  const bool stored = std::all_of(collection_.parts.begin(), collection_.parts.end(),
-                                  [](const Part &part) { return part.inverse_norms != nullptr; });
-  if (collection_.codec == nullptr) return;
-  spread_ = Spread(collection_);
-  // Codecs that go without them take them for 1.
-  spread_.norm_error = stored ? kByteNormError : std::max(kByteNormError, spread_.norm_error);
+  if (collection_.codec != nullptr) spread_ = Spread(collection_);
 }
 
 // Float scores of all centroids, and the best of each query token.

@@ -113,15 +113,16 @@ private:
     // A few documents, some tokens of each: as many documents that have no other tokens.
     std::vector<Residuals> documents;
     std::vector<Chosen> chosen;
-    std::vector<Tokens> parts;
+    std::vector<Tokens> wholes, parts;
     Buffer<float> want(1 + random_.below(9));
     for (std::size_t i = 0; i < want.size(); ++i) {
       const std::size_t before = chosen.size(), always = random_.below(c.n);
       for (std::size_t t = 0; t < c.n; ++t)
         if (t == always || random_.below(3) == 0)
           chosen.push_back({static_cast<std::int32_t>(i), static_cast<std::int32_t>(t)});
-      documents.push_back(all);
-      parts.emplace_back(tokens, codec.packed_dim(), chosen.data() + before,
+      wholes.emplace_back(random_, c, codec.packed_dim());
+      documents.push_back(wholes.back().view());
+      parts.emplace_back(wholes.back(), codec.packed_dim(), chosen.data() + before,
                          chosen.size() - before);
       const Residuals some = parts.back().view();
       want[i] = run(scalar_, &some, nullptr, chosen.size() - before, 1)[0];
