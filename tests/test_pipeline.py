@@ -305,7 +305,8 @@ def test_more_than_a_step_of_each_stage(nbits: int) -> None:
 
 
 @pytest.mark.parametrize("nbits", NBITS)
-def test_documents_that_are_all_alike_hide_no_other(nbits: int) -> None:
+@pytest.mark.parametrize(("alike", "ndocs"), [(138, 250), (42, 80)])
+def test_documents_that_are_all_alike_hide_no_other(nbits: int, alike: int, ndocs: int) -> None:
     """Copies of a centroid lead; the one document below them gains by its residual.
 
     They are as many as get scores before it is seen whether the next can still win.
@@ -315,7 +316,7 @@ def test_documents_that_are_all_alike_hide_no_other(nbits: int) -> None:
     query = axes[:1]
     centroids = np.stack([0.8 * axes[0] + 0.6 * axes[1], 0.7 * axes[0] + 0.714 * axes[2], axes[3]])
     centroids = (centroids / np.linalg.norm(centroids, axis=1, keepdims=True)).astype(np.float32)
-    copies = np.repeat(centroids[:1], 138, axis=0)
+    copies = np.repeat(centroids[:1], alike, axis=0)
     better = 0.93 * axes[:1] + 0.36 * axes[2:3]
     others = centroids[2] + 0.6 * unit_vectors(rng, 300, 32)
     embeddings = np.concatenate([copies, better, others]).astype(np.float32)
@@ -325,8 +326,8 @@ def test_documents_that_are_all_alike_hide_no_other(nbits: int) -> None:
     doclens = np.ones(len(embeddings), np.int32)
     shared = {"centroids": codec.centroids, "weights": codec.weights, "doclens": doclens}
     searcher = searcher_of(shared | columns, ops.build_lists(columns["codes"], doclens, 3))
-    found = searcher.search([query], SearchParams.resolve(10, nprobe=3, ndocs=250))[0]
-    assert found[0, 0] == 138
+    found = searcher.search([query], SearchParams.resolve(10, nprobe=3, ndocs=ndocs))[0]
+    assert found[0, 0] == alike
 
 
 @pytest.mark.parametrize("codec", SEARCHERS)

@@ -122,7 +122,7 @@ struct Residuals {
   Codes codes;
   const std::uint8_t *packed;
   const std::uint8_t *scales;        // null: all 1
-  const std::uint8_t *inverse_norms; // only residual_maxsim_i8 reads them; null: all 1
+  const std::uint8_t *inverse_norms; // only for int8 products; null: all 1
 };
 
 namespace {

@@ -50,6 +50,14 @@ std::size_t all_documents(const Collection &collection, const Selection &selecti
   return tokens;
 }
 
+void drop_empty(const Collection &collection, std::vector<Hit> &hits) {
+  const auto empty = [&](const Hit &hit) {
+    const auto document = static_cast<std::size_t>(hit.document);
+    return Tokens(collection.part_of(document), document).count == 0;
+  };
+  hits.erase(std::remove_if(hits.begin(), hits.end(), empty), hits.end());
+}
+
 // Of one part's lists for `cells`, which ascend, keep the postings whose documents may be found,
 // and mark these.
 void Gathering::mark(const Collection &collection, std::size_t index,

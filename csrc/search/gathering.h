@@ -42,6 +42,9 @@ inline void keep_best(std::vector<Hit> &hits, std::size_t n) {
 std::size_t all_documents(const Collection &collection, const Selection &selection,
                           std::vector<Hit> &hits);
 
+// A damaged list may name documents without tokens.
+void drop_empty(const Collection &collection, std::vector<Hit> &hits);
+
 // Keeps its memory from query to query.
 class Gathering {
 public:

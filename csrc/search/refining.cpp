@@ -18,8 +18,8 @@ constexpr float kReach = 1.25f;
 // Documents whose likely tokens are scored together: their tiles have no gaps, and what they need
 // of memory is on its way while those of the next are chosen.
 constexpr std::size_t kGroup = 8;
-// Documents, after the first k, that get scores at once; then it is seen whether the next can still
-// win.
+// Documents, after the first k, that get scores at once (an eighth of k, if that is more); then it
+// is seen whether the next can still win.
 constexpr std::size_t kLikelyStep = 128, kMarkedStep = 32;
 // Likely tokens take half the time of all. So where there are no more documents than so many times
 // those that get int8 scores over all anyway, it is as well to begin with these.
@@ -27,6 +27,8 @@ constexpr std::size_t kWorthRanking = 2;
 // How many standard deviations above what its rough score makes one expect a document may score,
 // and above its int8 score exactly.
 constexpr float kRoughSlack = 4.0f, kInt8Slack = 6.0f;
+// Marks that are kept, in bytes, and the place of those that are not.
+constexpr std::size_t kMostMarks = std::size_t{16} << 20, kNowhere = ~std::size_t{0};
 // So many runs of so many tokens are sampled.
 constexpr std::size_t kSampledPlaces = 16, kSampledRun = 64;
 // Of inverse norms as bytes: half a percent lies between two.
@@ -114,10 +116,11 @@ void Refining::prepare(const Collection &collection, const Spread &spread,
     reach_[i] = static_cast<std::uint8_t>(std::min(255.0, steps));
   }
   slack_ = kInt8Slack * static_cast<float>(std::sqrt(variance));
-  rough_slack_ = kRoughSlack * static_cast<float>(std::sqrt(rough_variance));
+  floor_ = kRoughSlack * static_cast<float>(std::sqrt(rough_variance));
 }
 
-void Refining::score_all(std::vector<Hit> &hits) const {
+void Refining::score_all(std::vector<Hit> &hits) {
+  floor_ = std::sqrt(2.0f) * slack_;
   score_each(*collection_, hits, 0, hits.size(), 32, [&](const Tokens &tokens, std::size_t) {
     const Residuals document = tokens.residuals(decoder_);
     float scratch[kLanes], score;
@@ -171,15 +174,13 @@ void Refining::score_group(Hit *hits, std::size_t n) const {
 }
 
 void Refining::score_likely(std::vector<Hit> &hits, std::size_t k) {
-  // A damaged list may name such.
-  const auto empty = [&](const Hit &hit) { return tokens_of(*collection_, hit).count == 0; };
-  hits.erase(std::remove_if(hits.begin(), hits.end(), empty), hits.end());
   if (hits.size() <= kWorthRanking * (k + kMarkedStep)) return;
-  descend(hits, k, kLikelyStep, rough_slack_, [&](std::size_t begin, std::size_t end) {
+  descend(hits, k, kLikelyStep, [&](std::size_t begin, std::size_t end) {
     parallel_for(end - begin, kGroup, [&](std::size_t first, std::size_t last) {
       score_group(hits.data() + begin + first, last - first);
     });
   });
+  floor_ = std::sqrt(2.0f) * slack_;
 }
 
 // The k-th best score of the first n hits; -inf if they are fewer.
@@ -194,10 +195,9 @@ float Refining::kth(const std::vector<Hit> &hits, std::size_t n, std::size_t k) 
 
 // Hits get new scores, score(begin, end) a step at a time, from the best on by those they have, as
 // long as the next can still be among the k best: what new scores add varies little from document
-// to document. It may be `slack` more than expected whatever the others say: they may be all alike.
+// to document. It may be `floor_` more than expected whatever the others say: they may be alike.
 template <class Score>
-void Refining::descend(std::vector<Hit> &hits, std::size_t k, std::size_t step, float slack,
-                       Score score) {
+void Refining::descend(std::vector<Hit> &hits, std::size_t k, std::size_t step, Score score) {
   std::sort(hits.begin(), hits.end(), better);
   rough_.resize(hits.size());
   for (std::size_t i = 0; i < hits.size(); ++i) rough_[i] = hits[i].score;
@@ -214,59 +214,73 @@ void Refining::descend(std::vector<Hit> &hits, std::size_t k, std::size_t step, 
     }
     const double n = static_cast<double>(end - begin), mean = sum / n;
     const double deviation = std::sqrt(std::max(0.0, squares / n - mean * mean));
-    const double margin = std::max(kRoughSlack * deviation, double{slack});
+    const double margin = std::max(kRoughSlack * deviation, double{floor_});
     if (rough_[end] + mean + margin < kth(hits, end, k)) hits.resize(end);
   }
 }
 
-// Int8 scores of hits [begin, end), and which tokens may hold their exact maxima.
+// The int8 score of a document, and which tokens may hold its exact maxima.
+float Refining::contend(const Tokens &tokens, std::uint8_t *marks) const {
+  thread_local AlignedVector<float> cells;
+  cells.resize(tokens.count * query_->lanes());
+  return kernels().contenders(levels_.view(), ratio_, table_, decoder_, tokens.residuals(decoder_),
+                              tokens.count, squares_.data(), relative_, cells.data(), marks);
+}
+
+// Scores and marks of hits [begin, end).
 void Refining::mark(std::vector<Hit> &hits, std::size_t begin, std::size_t end) {
-  const PanelsI8 levels = levels_.view();
-  places_.resize(end + 1);
-  for (std::size_t i = begin; i < end; ++i)
-    places_[i + 1] = places_[i] + levels.n_panels * tokens_of(*collection_, hits[i]).count;
-  marks_.resize(places_[end]);
+  const std::size_t n_panels = query_->f32().n_panels;
+  places_.resize(end);
+  std::size_t kept = begin == 0 ? 0 : marks_.size();
+  for (std::size_t i = begin; i < end; ++i) {
+    const std::size_t bytes = n_panels * tokens_of(*collection_, hits[i]).count;
+    places_[i] = kept + bytes <= kMostMarks ? kept : kNowhere;
+    if (places_[i] != kNowhere) kept += bytes;
+  }
+  marks_.resize(kept);
   score_each(*collection_, hits, begin, end, 4, [&](const Tokens &tokens, std::size_t i) {
-    thread_local AlignedVector<float> cells;
-    cells.resize(tokens.count * levels.n_panels * kLanes);
-    return kernels().contenders(levels, ratio_, table_, decoder_, tokens.residuals(decoder_),
-                                tokens.count, squares_.data(), relative_, cells.data(),
-                                marks_.data() + places_[i]);
+    thread_local std::vector<std::uint8_t> passing;
+    if (places_[i] != kNowhere) return contend(tokens, marks_.data() + places_[i]);
+    passing.resize(n_panels * tokens.count);
+    return contend(tokens, passing.data());
   });
 }
 
 // Descending hits, and their places.
 void Refining::sort_marked(std::vector<Hit> &hits) {
-  struct Marked {
-    Hit hit;
-    std::size_t place;
-  };
-  std::vector<Marked> marked(hits.size());
-  for (std::size_t i = 0; i < hits.size(); ++i) marked[i] = {hits[i], places_[i]};
-  std::sort(marked.begin(), marked.end(),
+  marked_.resize(hits.size());
+  for (std::size_t i = 0; i < hits.size(); ++i) marked_[i] = {hits[i], places_[i]};
+  std::sort(marked_.begin(), marked_.end(),
             [](const Marked &a, const Marked &b) { return better(a.hit, b.hit); });
   for (std::size_t i = 0; i < hits.size(); ++i) {
-    hits[i] = marked[i].hit;
-    places_[i] = marked[i].place;
+    hits[i] = marked_[i].hit;
+    places_[i] = marked_[i].place;
   }
 }
 
 void Refining::score_marked(std::vector<Hit> &hits, std::size_t begin, std::size_t end) const {
   const Panels query = query_->f32();
   score_each(*collection_, hits, begin, end, 8, [&](const Tokens &tokens, std::size_t i) {
+    thread_local std::vector<std::uint8_t> again;
     thread_local AlignedVector<float> rows;
     thread_local std::vector<std::int32_t> which;
+    const std::uint8_t *marks;
+    if (places_[i] != kNowhere) {
+      marks = marks_.data() + places_[i];
+    } else {
+      again.resize(query.n_panels * tokens.count);
+      contend(tokens, again.data());
+      marks = again.data();
+    }
     rows.resize(marked_scratch(tokens.count, query.dim));
     which.resize(tokens.count);
     return kernels().residual_maxsim_marked(query, decoder_, tokens.residuals(decoder_),
-                                            tokens.count, marks_.data() + places_[i], rows.data(),
-                                            which.data());
+                                            tokens.count, marks, rows.data(), which.data());
   });
 }
 
 void Refining::score_exactly(std::vector<Hit> &hits, std::size_t k) {
-  places_.assign(1, 0);
-  descend(hits, k, kMarkedStep, slack_,
+  descend(hits, k, kMarkedStep,
           [&](std::size_t begin, std::size_t end) { mark(hits, begin, end); });
   sort_marked(hits);
   // In descending int8 order, until the next can hardly reach the k-th best.

@@ -135,6 +135,7 @@ void Searcher::search_default(Arena &arena, const SearchParams &params,
   if (arena.hits.size() > kScreenFrom * params.ndocs) screen(arena, params);
   approximate_i8(arena);
   keep_best(arena.hits, params.ndocs);
+  drop_empty(collection_, arena.hits);
   if (collection_.codec == nullptr) return score_exact(arena);
   arena.refining.prepare(collection_, spread_, bytes_, arena.query, arena.bytes);
   arena.refining.score_likely(arena.hits, params.k);
