@@ -17,6 +17,7 @@ from colbert_fast.model import ColBERT, pylate
 from tiny_models import (
     DIM,
     HIDDEN,
+    METADATA,
     make_backbone,
     make_matrix,
     stanford_weights,
@@ -28,17 +29,7 @@ from tiny_models import (
 )
 
 TEXTS = ["The sky is blue.", "why", "", "late interaction search engine, plaid"]
-# The layout of a Stanford checkpoint, in the words of each family.
-METADATA = {
-    "query_token_id": "[unused0]",
-    "doc_token_id": "[unused1]",
-    "query_maxlen": 12,
-    "doc_maxlen": 20,
-    "dim": DIM,
-    "attend_to_mask_tokens": False,
-    "mask_punctuation": True,
-    "similarity": "cosine",
-}
+# What METADATA says, in our words.
 SETTINGS = {
     "query_prefix": "[unused0]",
     "document_prefix": "[unused1]",

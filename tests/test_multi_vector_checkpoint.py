@@ -12,7 +12,7 @@ import torch
 
 from colbert_fast.errors import CheckpointError
 from colbert_fast.model import ColBERT
-from tiny_models import DIM, HIDDEN, write_json, write_plain, write_pylate, write_stanford
+from tiny_models import DIM, HIDDEN, METADATA, write_json, write_plain, write_pylate, write_stanford
 
 library: Any = pytest.importorskip("sentence_transformers")
 if not hasattr(library, "MultiVectorEncoder"):
@@ -22,16 +22,6 @@ from sentence_transformers.base.modules import Dense, Normalize, Transformer  # 
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask  # noqa: E402
 
 TEXTS = ["The sky is blue.", "why", "late interaction search engine, plaid " * 20]
-METADATA = {
-    "query_token_id": "[unused0]",
-    "doc_token_id": "[unused1]",
-    "query_maxlen": 12,
-    "doc_maxlen": 20,
-    "dim": DIM,
-    "attend_to_mask_tokens": False,
-    "mask_punctuation": True,
-    "similarity": "cosine",
-}
 TOKENS: dict[str, Any] = {"module_input_name": "token_embeddings"}
 
 

@@ -13,6 +13,17 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 HIDDEN, DIM = 32, 16
+# Settings of a Stanford checkpoint.
+METADATA = {
+    "query_token_id": "[unused0]",
+    "doc_token_id": "[unused1]",
+    "query_maxlen": 12,
+    "doc_maxlen": 20,
+    "dim": DIM,
+    "attend_to_mask_tokens": False,
+    "mask_punctuation": True,
+    "similarity": "cosine",
+}
 TEXT = "the sky is blue why plaid late interaction search engine fast index color of"
 WORDS = TEXT.split()
 SPECIAL = ["[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -69,6 +69,7 @@ struct Collection {
     for (const Part &part : parts) n += static_cast<std::size_t>(part.offsets.back());
     return n;
   }
+  Tokens tokens_of(std::size_t document) const { return Tokens(part_of(document), document); }
   // The last part that begins at or before the document: of several that begin there, all but the
   // last are empty.
   const Part &part_of(std::size_t document) const {

@@ -24,7 +24,7 @@ std::size_t given_documents(const Collection &collection, const Selection &selec
   std::size_t tokens = 0;
   for (const std::int32_t id : ids) {
     const auto document = static_cast<std::size_t>(id);
-    const std::size_t count = Tokens(collection.part_of(document), document).count;
+    const std::size_t count = collection.tokens_of(document).count;
     if (count == 0 || !selection.holds(document)) continue;
     hits.push_back({0.0f, id});
     tokens += count;
@@ -53,7 +53,7 @@ std::size_t all_documents(const Collection &collection, const Selection &selecti
 void drop_empty(const Collection &collection, std::vector<Hit> &hits) {
   const auto empty = [&](const Hit &hit) {
     const auto document = static_cast<std::size_t>(hit.document);
-    return Tokens(collection.part_of(document), document).count == 0;
+    return collection.tokens_of(document).count == 0;
   };
   hits.erase(std::remove_if(hits.begin(), hits.end(), empty), hits.end());
 }

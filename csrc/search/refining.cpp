@@ -34,11 +34,6 @@ constexpr std::size_t kSampledPlaces = 16, kSampledRun = 64;
 // Of inverse norms as bytes: half a percent lies between two.
 constexpr float kByteNormError = 0.0016f;
 
-Tokens tokens_of(const Collection &collection, const Hit &hit) {
-  const auto document = static_cast<std::size_t>(hit.document);
-  return Tokens(collection.part_of(document), document);
-}
-
 } // namespace
 
 Spread::Spread(const Collection &c) {
@@ -140,7 +135,7 @@ void Refining::score_group(Hit *hits, std::size_t n) const {
   Residuals documents[kGroup];
   std::size_t count = 0;
   for (std::size_t i = 0; i < n; ++i) {
-    const Tokens tokens = tokens_of(*collection_, hits[i]);
+    const Tokens tokens = collection_->tokens_of(static_cast<std::size_t>(hits[i].document));
     const Residuals document = tokens.residuals(decoder_, tokens.codes(codes[i]));
     documents[i] = document;
     if (likely.size() < count + tokens.count) likely.resize(count + tokens.count);
@@ -233,7 +228,8 @@ void Refining::mark(std::vector<Hit> &hits, std::size_t begin, std::size_t end) 
   places_.resize(end);
   std::size_t kept = begin == 0 ? 0 : marks_.size();
   for (std::size_t i = begin; i < end; ++i) {
-    const std::size_t bytes = n_panels * tokens_of(*collection_, hits[i]).count;
+    const auto document = static_cast<std::size_t>(hits[i].document);
+    const std::size_t bytes = n_panels * collection_->tokens_of(document).count;
     places_[i] = kept + bytes <= kMostMarks ? kept : kNowhere;
     if (places_[i] != kNowhere) kept += bytes;
   }
